@@ -1,0 +1,98 @@
+"""Tokens, the order they are seen in, and padding: the same for a packed trial and a full run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Batches are cut from this many shuffled batches sorted by length: little padding, enough mixing.
+BUCKET = 32
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Tokenized examples of one split.
+
+    Attributes:
+        ids: token ids, one list an example, without padding.
+        labels: class index of each example.
+        pad_id: id used to pad.
+    """
+
+    ids: list[list[int]]
+    labels: list[int]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def lengths(self) -> list[int]:
+        """Return the number of tokens of each example."""
+        return [len(ids) for ids in self.ids]
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return `rows` as a batch padded on the right to its longest example.
+
+        Returns:
+            `input_ids` and `attention_mask`, [rows, tokens]; `labels`, [rows].
+        """
+        width = max(len(self.ids[row]) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for position, row in enumerate(rows):
+            tokens = self.ids[row]
+            ids[position, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[position, : len(tokens)] = 1
+        labels = torch.tensor([self.labels[row] for row in rows], dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int) -> TokenSet:
+    """Tokenize texts, each cut to `max_length` tokens."""
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
+    ids = [list(tokens) or [int(tokenizer.pad_token_id)] for tokens in encoded["input_ids"]]
+    return TokenSet(ids=ids, labels=list(labels), pad_id=int(tokenizer.pad_token_id))
+
+
+def batch_order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Return the rows of each of `steps` batches.
+
+    Every epoch visits each example once (the incomplete last batch is dropped), in an order that
+    depends on `seed` alone: a longer run begins with the batches of a shorter one. Batches hold
+    examples of similar length.
+
+    Args:
+        lengths: tokens of each example; at least `batch_size` of them.
+        batch_size: examples of a batch.
+        steps: number of batches.
+        seed: of the order.
+    """
+    size = np.asarray(lengths)
+    rng = np.random.default_rng([seed, 11])
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        batches += _epoch(size, batch_size, rng)
+    return batches[:steps]
+
+
+def _epoch(size: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+    order = rng.permutation(len(size))
+    whole = len(order) // batch_size * batch_size
+    epoch: list[list[int]] = []
+    for start in range(0, whole, BUCKET * batch_size):
+        bucket = order[start : min(start + BUCKET * batch_size, whole)]
+        bucket = bucket[np.argsort(size[bucket], kind="stable")]
+        epoch += [bucket[at : at + batch_size].tolist() for at in range(0, len(bucket), batch_size)]
+    return [epoch[position] for position in rng.permutation(len(epoch))]
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield all rows in batches, longest first: for evaluation, where the order does not matter."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

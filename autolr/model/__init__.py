@@ -1,0 +1,1 @@
+"""The frozen base: its weights, its projections by role, and adapters in PEFT's form."""

@@ -1,0 +1,93 @@
+"""LoRA adapters: their first values, and the same adapter in stock PEFT's form."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.projections import Site
+from autolr.study import Targets
+
+
+def initial_a(site: Site, rank: int, seed: int) -> Tensor:
+    """Return A before the first step, float32 [rank, d_in]; B starts at 0.
+
+    The distribution is PEFT's (Kaiming-uniform with a = sqrt(5), so ±1/sqrt(d_in)). Row i is the
+    same for every rank: candidates of different ranks start from the same luck.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(site.name.encode())])
+    bound = 1 / math.sqrt(site.d_in)
+    return torch.from_numpy(rng.uniform(-bound, bound, (rank, site.d_in)).astype(np.float32))
+
+
+def parameters(backbone: Backbone, targets: Targets, rank: int) -> dict[str, int]:
+    """Count what a candidate trains: `{"adapter": ..., "head": ...}`."""
+    adapter = sum(rank * (site.d_in + site.d_out) for site in backbone.projections.of(targets))
+    return {"adapter": adapter, "head": sum(p.numel() for p in backbone.head_parameters().values())}
+
+
+def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, seed: int) -> Any:
+    """Return the base with a stock PEFT LoRA adapter whose first values are those of a slot.
+
+    The base model inside is the backbone's own, changed in place; load the backbone anew to use
+    it elsewhere.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    sites = backbone.projections.of(targets)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=_short_names(backbone, sites),
+        modules_to_save=list(backbone.head),
+    )
+    model = get_peft_model(backbone.model, config)
+    values: dict[str, Tensor] = {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
+    set_values(model, {**values, **fresh_head(backbone, seed)})
+    return model
+
+
+def values_of(model: Any) -> dict[str, Tensor]:
+    """Return the trained tensors of a PEFT model under the names slots use.
+
+    `<site>.lora_A`, `<site>.lora_B` and the head's parameters by their names in the base model.
+    """
+    return {
+        plain_name(name): p
+        for name, p in model.named_parameters()
+        if p.requires_grad and ".original_module." not in name
+    }
+
+
+def set_values(model: Any, values: Mapping[str, Tensor]) -> None:
+    """Copy `values`, named as by `values_of`, into a PEFT model."""
+    own = values_of(model)
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
+
+
+def plain_name(name: str) -> str:
+    """Turn a parameter's name inside a PEFT model into the name slots use."""
+    name = name.removeprefix("base_model.model.")
+    name = name.replace(".modules_to_save.default.", ".")
+    return name.replace(".default.weight", "") if ".lora_" in name else name
+
+
+def _short_names(backbone: Backbone, sites: tuple[Site, ...]) -> list[str]:
+    """Return `["query", "value"]` where these suffixes name the sites and nothing else."""
+    short = sorted({site.name.rpartition(".")[2] for site in sites})
+    matched = {
+        name for name, _ in backbone.model.named_modules() if any(name == s or name.endswith(f".{s}") for s in short)
+    }
+    return short if matched == {site.name for site in sites} else [site.name for site in sites]

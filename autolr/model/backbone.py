@@ -1,0 +1,236 @@
+"""Loading a pretrained model as a frozen base with a fresh head."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autolr.data import demo
+from autolr.errors import ModelError
+from autolr.model import projections
+from autolr.model.projections import Projections
+
+
+@dataclass
+class Backbone:
+    """A pretrained model, frozen, in eval mode and without dropout.
+
+    Attributes:
+        model: the transformers model with a head for the task.
+        tokenizer: its tokenizer, padding on the right.
+        source: what the user calls the model.
+        projections: where its W_q, W_k and W_v are.
+        head: full names of the modules the head consists of; they hold all its parameters.
+        fresh: those of the head's parameters the checkpoint does not hold.
+    """
+
+    model: Any
+    tokenizer: Any
+    source: str
+    projections: Projections
+    head: tuple[str, ...]
+    fresh: frozenset[str]
+    _weights: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, the n of paper 1's Theorem 2."""
+        config = self.model.config.get_text_config()
+        return int(config.hidden_size)
+
+    @property
+    def model_type(self) -> str:
+        """The family's name in transformers."""
+        return str(self.model.config.model_type)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input the position embeddings allow, in tokens; None where unlimited."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return None
+        # RoBERTa and its kin number positions from pad_token_id + 1.
+        offset = 0
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                offset = int(module.padding_idx) + 1
+        return int(limit) - offset
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the head's parameters by their full names, in the model's order."""
+        prefixes = tuple(f"{name}." for name in self.head)
+        return {name: p for name, p in self.model.named_parameters() if name.startswith(prefixes)}
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over the configuration's shape and the frozen weights."""
+        digest = hashlib.sha256()
+        head = self.head_parameters()
+        for name, parameter in self.model.named_parameters():
+            if name not in head:
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load(
+    source: str,
+    classes: list[str],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Backbone:
+    """Load a model for sequence classification.
+
+    Args:
+        source: `demo:all-MiniLM-L6-v2`, a local folder with safetensors, or a hub id.
+        classes: names of the classes; the head gets one output for each.
+        device: where the model goes.
+        dtype: of its weights.
+
+    Raises:
+        ModelError: the model cannot be loaded, or AutoLR does not know its projections.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    location = _locate(source)
+    try:
+        config = AutoConfig.from_pretrained(
+            location,
+            num_labels=len(classes),
+            id2label=dict(enumerate(classes)),
+            label2id={name: index for index, name in enumerate(classes)},
+        )
+        disable_dropout(config)
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except Exception as error:
+        raise ModelError(_cannot_load(source, error)) from None
+    _give_pad_token(tokenizer, config, source)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            location,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise ModelError(_cannot_load(source, error)) from None
+    model.to(device).eval().requires_grad_(False)
+    mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
+    return from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+
+
+def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -> Backbone:
+    """Wrap a loaded classification model; `fresh` names the parameters without pretrained values.
+
+    Raises:
+        ModelError: projections are missing, or so much is fresh that the checkpoint cannot be
+            one of this model.
+    """
+    found = projections.find(model, source)
+    body = model.base_model_prefix
+    head = [name for name, child in model.named_children() if name != body and list(child.parameters())]
+    named = dict(model.named_parameters())
+    extra = [name for name in fresh if name in named and name.split(".")[0] == body]
+    # A checkpoint of another head may lack the body's last layer (BERT's pooler): train it as head.
+    # Anything that lacks more than that is not the checkpoint of this model.
+    inner = sorted({name.rpartition(".")[0] for name in extra})
+    if len(inner) > 1:
+        raise ModelError(
+            f"model {source!r}: its checkpoint lacks {len(extra)} weights of the model itself "
+            f"({', '.join(sorted(extra)[:4])}, ...); it does not fit its config.json"
+        )
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        source=source,
+        projections=found,
+        head=tuple([*inner, *head]),
+        fresh=frozenset(name for name in fresh if name in named),
+    )
+
+
+def disable_dropout(config: Any) -> None:
+    """Set every dropout probability of a configuration to 0.
+
+    Trials of a pack share one forward pass, so dropout would tie a trial's luck to its
+    neighbours; and the full run must train what the trials trained.
+    """
+    for name, value in config.to_dict().items():
+        is_probability = isinstance(value, float) and ("dropout" in name or name.endswith(("pdrop", "drop")))
+        if is_probability:
+            setattr(config, name, 0.0)
+
+
+def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
+    """Return the head's first values: the checkpoint's, or those the family's own rule draws.
+
+    The values depend on `seed` and the parameter's place alone; they are float32 on the CPU.
+    """
+    values: dict[str, torch.Tensor] = {}
+    modules = dict(backbone.model.named_modules())
+    parameters = backbone.head_parameters()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for owner in dict.fromkeys(name.rpartition(".")[0] for name in parameters):
+            leaf = deepcopy(modules[owner]).to("cpu", torch.float32)
+            for child in leaf.modules():
+                child._is_hf_initialized = False  # type: ignore[assignment]
+            for parameter in leaf.parameters():
+                parameter.__dict__.pop("_is_hf_initialized", None)
+            backbone.model._init_weights(leaf)
+            for name, parameter in leaf.named_parameters(recurse=False):
+                values[f"{owner}.{name}"] = parameter.detach().clone()
+    for name, parameter in parameters.items():
+        if name not in backbone.fresh:
+            values[name] = parameter.detach().float().cpu().clone()
+    return {name: values[name] for name in parameters}
+
+
+def _locate(source: str) -> str:
+    if demo.is_demo(source):
+        return str(demo.model_folder(source))
+    path = Path(source).expanduser()
+    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not looks_local:
+        return source
+    if not path.is_dir():
+        raise ModelError(f"model {source!r}: no such folder (--model)")
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(f"model {source!r}: the folder has no config.json; give the folder of a saved model")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise ModelError(f"model {source!r}: its config.json is not readable JSON") from None
+    if not list(path.glob("*.safetensors")):
+        remedy = "; convert it with save_pretrained" if list(path.glob("*.bin")) else ""
+        raise ModelError(
+            f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}"
+        )
+    return str(path)
+
+
+def _give_pad_token(tokenizer: Any, config: Any, source: str) -> None:
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"model {source!r}: its tokenizer has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+def _cannot_load(source: str, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines)[:300]
+    kind = "cannot be loaded" if Path(source).expanduser().exists() or demo.is_demo(source) else (
+        "is no local folder, and cannot be loaded from the hub"
+    )
+    return f"model {source!r}: {kind}: {reason}"

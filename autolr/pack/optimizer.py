@@ -1,0 +1,84 @@
+"""AdamW over the rows of a pack: each slot has its own rates, step count and gradient norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autolr.pack.rows import Layout
+from autolr.study import Role, Training
+
+
+def schedule_factor(training: Training, step: int, steps: int) -> float:
+    """Return what the rate is multiplied by in update `step` (0 is the first) of `steps`.
+
+    Warm-up and linear decay are those of `transformers.get_scheduler`.
+    """
+    warmup = round(training.warmup * steps)
+    if step < warmup:
+        return step / warmup
+    if training.schedule == "constant":
+        return 1.0
+    return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+class RowAdamW:
+    """torch.optim.AdamW, row by row.
+
+    Args:
+        layout: which columns belong to which role.
+        training: betas, eps, weight decay and the largest gradient norm of a slot.
+        rows: parameters, [slots, columns]; updated in place.
+    """
+
+    def __init__(self, layout: Layout, training: Training, rows: Tensor) -> None:
+        self.layout = layout
+        self.training = training
+        self.rows = rows
+        self.mean = torch.zeros_like(rows)
+        self.square = torch.zeros_like(rows)
+
+    def reset(self, slot: int) -> None:
+        """Forget the moments of a row."""
+        self.mean[slot].zero_()
+        self.square[slot].zero_()
+
+    def move(self, source: int, target: int) -> None:
+        """Give the moments of row `source` to row `target`."""
+        self.mean[target].copy_(self.mean[source])
+        self.square[target].copy_(self.square[source])
+
+    def step(self, grad: Tensor, counts: Sequence[int], rates: dict[Role, Sequence[float]]) -> None:
+        """Update the first rows.
+
+        Args:
+            grad: gradients, [active, columns]; overwritten.
+            counts: which update this is for each active row; 1 is its first.
+            rates: for each role the rate of each active row; a role whose rate is 0 at the row's
+                start is frozen: pass a negative number to leave it out of the norm as well.
+        """
+        active = grad.shape[0]
+        beta1, beta2 = self.training.betas
+        as_column = {"dtype": grad.dtype, "device": grad.device}
+        lr = {role: torch.tensor(values, **as_column).unsqueeze(1) for role, values in rates.items()}  # type: ignore[arg-type]
+        for role, columns in self.layout.roles.items():
+            if min(rates[role]) < 0:
+                grad[:, columns].mul_(lr[role] >= 0)
+        if self.training.clip_norm is not None:
+            norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+            # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
+            grad.mul_((self.training.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
+        bias1 = torch.tensor([1 - beta1**count for count in counts], **as_column).unsqueeze(1)  # type: ignore[arg-type]
+        bias2 = torch.tensor([(1 - beta2**count) ** 0.5 for count in counts], **as_column).unsqueeze(1)  # type: ignore[arg-type]
+        rows, mean, square = self.rows[:active], self.mean[:active], self.square[:active]
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        update = mean / square.sqrt().div_(bias2).add_(self.training.eps)
+        for role, columns in self.layout.roles.items():
+            rate = lr[role].clamp_(min=0.0)
+            part = rows[:, columns]
+            if self.training.weight_decay:
+                part.mul_(1 - rate * self.training.weight_decay)
+            part.sub_(update[:, columns].mul_(rate / bias1))

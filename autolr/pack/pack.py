@@ -1,0 +1,304 @@
+"""The pack: trials that train together on one device over one frozen base model.
+
+Each training step runs one forward and backward over the concatenated batches of all slots,
+[slots x batch, tokens]. Hooks on the sites add each slot's own low-rank term to its own rows;
+nothing else in the base model mixes rows, so a slot learns exactly what it would learn alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from autolr.data.batches import TokenSet, batch_order, by_length
+from autolr.data.tasks import Classification
+from autolr.model.adapters import initial_a
+from autolr.model.backbone import Backbone, fresh_head
+from autolr.pack.optimizer import RowAdamW, schedule_factor
+from autolr.pack.rows import Layout
+from autolr.study import Role, Training
+
+# The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
+AVERAGE_C = 8.0
+
+
+@dataclass(frozen=True)
+class SlotConfig:
+    """What sets one slot apart from another.
+
+    Attributes:
+        rates: the rate of each role; 0 freezes it.
+        rank: LoRA rank.
+        seed: of adapter, head and data order.
+        steps: length of the training, the schedule's end.
+    """
+
+    rates: dict[Role, float]
+    rank: int
+    seed: int
+    steps: int
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles that are trained."""
+        return tuple(role for role, rate in self.rates.items() if rate > 0)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A trial inside a pack: its settings, how far it is, and its losses so far."""
+
+    config: SlotConfig
+    order: list[list[int]]
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return len(self.losses)
+
+    @property
+    def done(self) -> bool:
+        """Whether the training is at its end."""
+        return self.step >= self.config.steps
+
+
+class Pack:
+    """Slots over one frozen base model.
+
+    Args:
+        backbone: the frozen base; the pack puts hooks on its modules until `close`.
+        training: batch size and optimizer settings, the same for all slots.
+        task: gives the loss of each example.
+        data: tokenized *train* split.
+        capacity: slots there is room for.
+        max_rank: the largest rank of any slot.
+        alpha: LoRA's alpha; a slot's adapter is scaled by alpha / rank.
+        roles: the roles any slot may train.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        training: Training,
+        task: Classification,
+        data: TokenSet,
+        *,
+        capacity: int,
+        max_rank: int,
+        alpha: float,
+        roles: tuple[Role, ...] = ("q", "k", "v", "head"),
+    ) -> None:
+        self.backbone = backbone
+        self.training = training
+        self.task = task
+        self.data = data
+        self.capacity = capacity
+        self.alpha = alpha
+        self.slots: list[Slot] = []
+        self.layout = Layout(backbone, max_rank, roles)
+        base = next(backbone.model.parameters())
+        self.device = base.device
+        dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
+        self.rows = torch.zeros(capacity, self.layout.columns, dtype=dtype, device=self.device)
+        self.averages = torch.zeros_like(self.rows)
+        self.optimizer = RowAdamW(self.layout, training, self.rows)
+        self._grad = torch.zeros_like(self.rows)
+        self._bound: dict[str, Tensor] = {}
+        self._scale = self.rows.new_zeros(0)
+        self._leaves_for = 0
+        self._leaves: dict[str, Tensor] = {}
+        self._handles = self._attach()
+
+    def __enter__(self) -> Pack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hooks off the base model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @property
+    def free(self) -> int:
+        """Slots without a trial."""
+        return self.capacity - len(self.slots)
+
+    def admit(self, config: SlotConfig) -> Slot:
+        """Start a trial in a free slot, at its own step 0."""
+        if not self.free:
+            raise ValueError(f"all {self.capacity} slots are taken")
+        if config.rank > self.layout.max_rank:
+            raise ValueError(f"rank {config.rank} is above the pack's largest, {self.layout.max_rank}")
+        order = batch_order(self.data.lengths(), self.training.batch_size, config.steps, config.seed)
+        slot = Slot(config, order)
+        index = len(self.slots)
+        self.layout.write(self.rows[index], self.initial_values(config))
+        self.averages[index].copy_(self.rows[index])
+        self.optimizer.reset(index)
+        self.slots.append(slot)
+        return slot
+
+    def initial_values(self, config: SlotConfig) -> dict[str, Tensor]:
+        """Return the tensors a slot starts from; B is zero and left out."""
+        sites = [site for site in self.backbone.projections.sites if site.role in config.roles]
+        values = {f"{site.name}.lora_A": initial_a(site, config.rank, config.seed) for site in sites}
+        return {**values, **fresh_head(self.backbone, config.seed)}
+
+    def evict(self, slot: Slot) -> None:
+        """Free a slot; the last row moves into its place, so active rows stay together."""
+        index, last = self.slots.index(slot), len(self.slots) - 1
+        if index != last:
+            self.rows[index].copy_(self.rows[last])
+            self.averages[index].copy_(self.averages[last])
+            self.optimizer.move(last, index)
+            self.slots[index] = self.slots[last]
+        self.slots.pop()
+
+    def values(self, slot: Slot, *, averaged: bool = False) -> dict[str, Tensor]:
+        """Return copies of a slot's tensors, named as `autolr.model.adapters.values_of` does."""
+        rows = self.averages if averaged else self.rows
+        return self.layout.read(rows[self.slots.index(slot)], slot.config.rank, (*slot.config.roles, "head"))
+
+    def step(self) -> None:
+        """Take one optimizer step in every slot, each on its own next batch."""
+        active = len(self.slots)
+        batch = self._gather()
+        self._bind_leaves(active)
+        grad = self._grad[:active].zero_()
+        for name, leaf in self._leaves.items():
+            leaf.grad = self.layout.view(grad, name)
+        losses = self.task.losses(self._forward(batch), batch["labels"]).view(active, -1).mean(1)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
+        for slot, loss in zip(self.slots, losses.detach().tolist(), strict=True):
+            slot.losses.append(loss)
+        weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
+        column = self.rows.new_tensor(weights).unsqueeze(1)
+        self.averages[:active].lerp_(self.rows[:active], column)
+
+    @torch.no_grad()
+    def evaluate(
+        self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool, max_rows: int = 128
+    ) -> tuple[Tensor, Tensor]:
+        """Score several slots on the same examples, in shared forward passes.
+
+        Args:
+            slots: whom to score.
+            data: the examples.
+            averaged: score the running average of the weights, not the weights.
+            max_rows: examples times slots in one forward pass, about.
+
+        Returns:
+            Losses and hits (see `Classification`), both float64 [slots, examples] on the CPU.
+        """
+        rows = (self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]]
+        self._bind(rows, list(slots))
+        shape = (len(slots), len(data))
+        losses, hits = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        for picked in by_length(data.lengths(), max(1, max_rows // len(slots))):
+            batch = data.collate(picked)
+            repeated = {
+                key: value.repeat(len(slots), *[1] * (value.dim() - 1)).to(self.device)
+                for key, value in batch.items()
+            }
+            logits = self._forward(repeated)
+            losses[:, picked] = self.task.losses(logits, repeated["labels"]).view(len(slots), -1).double().cpu()
+            hits[:, picked] = self.task.hits(logits, repeated["labels"]).view(len(slots), -1).cpu()
+        return losses, hits
+
+    def _gather(self) -> dict[str, Tensor]:
+        picked: list[int] = []
+        lengths = self.data.ids
+        for slot in self.slots:
+            rows = slot.order[slot.step]
+            slot.tokens += sum(len(lengths[row]) for row in rows)
+            picked += rows
+        return {key: value.to(self.device) for key, value in self.data.collate(picked).items()}
+
+    def _forward(self, batch: dict[str, Tensor]) -> Tensor:
+        output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return output.logits.to(self.rows.dtype)  # type: ignore[no-any-return]
+
+    def _rates(self) -> dict[Role, list[float]]:
+        rates: dict[Role, list[float]] = {}
+        for role in self.layout.roles:
+            rates[role] = []
+            for slot in self.slots:
+                base = slot.config.rates.get(role, 0.0)
+                factor = schedule_factor(self.training, slot.step, slot.config.steps)
+                rates[role].append(base * factor if base > 0 else -1.0)
+        return rates
+
+    def _bind_leaves(self, active: int) -> None:
+        """Point the hooks at the active rows, as leaves whose gradients land in one buffer."""
+        if self._leaves_for != active:
+            rows = self.rows[:active]
+            self._leaves = {
+                name: self.layout.view(rows, name).detach().requires_grad_() for name in self.layout.segments
+            }
+            self._leaves_for = active
+        self._bound = self._leaves
+        self._set_scale(self.slots)
+
+    def _bind(self, rows: Tensor, slots: list[Slot]) -> None:
+        self._bound = {name: self.layout.view(rows, name) for name in self.layout.segments}
+        self._set_scale(slots)
+
+    def _set_scale(self, slots: list[Slot]) -> None:
+        self._scale = self.rows.new_tensor([self.alpha / slot.config.rank for slot in slots])
+        self._used = {role for slot in slots for role in slot.config.roles}
+
+    def _attach(self) -> list[Any]:
+        modules = dict(self.backbone.model.named_modules())
+        handles = []
+        for site in self.backbone.projections.sites:
+            if site.role in self.layout.roles:
+                handles.append(modules[site.name].register_forward_hook(self._adapter(site.name, site.role)))
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.head_parameters())
+        for owner in owners:
+            handles.append(modules[owner].register_forward_hook(self._head(owner, modules[owner])))
+        return handles
+
+    def _adapter(self, site: str, role: Role) -> Callable[..., Tensor | None]:
+        name_a, name_b = f"{site}.lora_A", f"{site}.lora_B"
+
+        def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if role not in self._used:
+                return None
+            a, b = self._bound[name_a], self._bound[name_b]  # [slots, rank, d_in], [slots, d_out, rank]
+            x = args[0].reshape(a.shape[0], -1, a.shape[2]).to(a.dtype)  # [slots, batch * tokens, d_in]
+            low = torch.bmm(x, a.transpose(1, 2)) * self._scale.view(-1, 1, 1)
+            return output + torch.bmm(low, b.transpose(1, 2)).view(output.shape).to(output.dtype)
+
+        return add
+
+    def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        # The hook runs inside the module's own call, so per-slot calls go to a copy without hooks.
+        twin = deepcopy(module)
+
+        def replace(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+            own = {name: self._bound[f"{owner}.{name}"] for name in names}
+            slots = next(iter(own.values())).shape[0]
+            x = args[0].unflatten(0, (slots, -1)).to(self.rows.dtype)
+            if isinstance(module, nn.Linear):
+                flat = x.reshape(slots, -1, module.in_features)
+                out = torch.bmm(flat, own["weight"].transpose(1, 2))
+                if "bias" in own:
+                    out = out + own["bias"].unsqueeze(1)
+                return out.view(*args[0].shape[:-1], module.out_features)
+            parts = [functional_call(twin, {n: t[i] for n, t in own.items()}, (x[i],)) for i in range(slots)]
+            return torch.cat(parts)
+
+        return replace

@@ -1,0 +1,97 @@
+"""All that a pack trains, as one matrix: a slot is a row.
+
+Adapters and heads of all slots lie in a buffer [slots, parameters]. A column range belongs to
+one tensor of one role, so the optimizer works on few large blocks, a slot is reset by writing
+one row, and a row can be averaged, copied or saved by itself.
+
+Ranks differ between slots: every adapter has room for the largest, and rows of A and columns of
+B beyond a slot's rank are zero. They stay zero under AdamW by themselves, because the gradient
+of each is a product with the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from autolr.model.backbone import Backbone
+from autolr.study import Role
+
+ROLES: tuple[Role, ...] = ("q", "k", "v", "head")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The columns of one tensor: `start` to `start + prod(shape)`, for one slot of shape `shape`."""
+
+    name: str
+    role: Role
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """First column after the segment."""
+        return self.start + prod(self.shape)
+
+
+class Layout:
+    """Which columns hold which tensor. Segments of a role are neighbours.
+
+    Args:
+        backbone: the base whose sites and head are laid out.
+        max_rank: the largest rank of any slot.
+        roles: the roles any slot may train; the others get no columns.
+    """
+
+    def __init__(self, backbone: Backbone, max_rank: int, roles: tuple[Role, ...]) -> None:
+        self.max_rank = max_rank
+        self.segments: dict[str, Segment] = {}
+        self.roles: dict[Role, slice] = {}
+        at = 0
+        for role in ROLES:
+            start = at
+            shapes: dict[str, tuple[int, ...]] = {}
+            if role == "head":
+                shapes = {name: tuple(p.shape) for name, p in backbone.head_parameters().items()}
+            elif role in roles:
+                for site in (site for site in backbone.projections.sites if site.role == role):
+                    shapes[f"{site.name}.lora_A"] = (max_rank, site.d_in)
+                    shapes[f"{site.name}.lora_B"] = (site.d_out, max_rank)
+            for name, shape in shapes.items():
+                self.segments[name] = Segment(name, role, at, shape)
+                at += prod(shape)
+            if at > start:
+                self.roles[role] = slice(start, at)
+        self.columns = at
+
+    def write(self, row: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Set `row`, [columns], to `values`; what they do not name or fill becomes zero."""
+        row.zero_()
+        for name, value in values.items():
+            segment = self.segments[name]
+            target = row[segment.start : segment.end].view(segment.shape)
+            target[tuple(slice(0, size) for size in value.shape)] = value.to(row)
+
+    def read(self, row: Tensor, rank: int, roles: tuple[Role, ...]) -> dict[str, Tensor]:
+        """Return copies of the tensors of `row` that a slot of this rank and these roles owns."""
+        values = {}
+        for name, segment in self.segments.items():
+            if segment.role not in roles:
+                continue
+            tensor = row[segment.start : segment.end].view(segment.shape)
+            if name.endswith(".lora_A"):
+                tensor = tensor[:rank]
+            elif name.endswith(".lora_B"):
+                tensor = tensor[:, :rank]
+            values[name] = tensor.detach().clone()
+        return values
+
+    def view(self, rows: Tensor, name: str) -> Tensor:
+        """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage."""
+        segment = self.segments[name]
+        return rows[:, segment.start : segment.end].unflatten(1, segment.shape)

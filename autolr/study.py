@@ -1,0 +1,291 @@
+"""The study document: what is searched, on which model and data, and for how much.
+
+A study is a YAML file or `Study(...)`. Nothing in it names a machine; `autolr search` adds
+the device and the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+
+from autolr import documents
+from autolr.documents import Document
+from autolr.errors import DocumentError
+
+Role = Literal["q", "k", "v", "head"]
+Targets = Literal["qv", "qkv"]
+BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
+
+Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+
+
+def _seconds(value: Any) -> Any:
+    """Read `90`, `"90s"`, `"10m"`, `"1.5h"` as seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smh]?)\s*", value)
+    try:
+        number = float(match.group(1)) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if not match or math.isnan(number):
+        raise ValueError("must be a time such as 90s, 10m or 1.5h")
+    return number * {"": 1, "s": 1, "m": 60, "h": 3600}[match.group(2)]
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+
+
+class Range(Document):
+    """A range of a dimension, sampled evenly in its logarithm (`log: true`) or in itself."""
+
+    low: float = Field(gt=0, allow_inf_nan=False)
+    high: float = Field(gt=0, allow_inf_nan=False)
+    log: bool = True
+
+    @model_validator(mode="after")
+    def _upright(self) -> Range:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g}): exchange them")
+        return self
+
+
+def _one_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _rate_choice(value: Any) -> Any:
+    """Turn a single number into a list of one, and say plainly what is accepted."""
+    value = _one_as_list(value)
+    if not isinstance(value, (dict, list, tuple, Range)):
+        raise ValueError(f"must be a range {{low: , high: }}, a list or a number (given: {value!r})")
+    return value
+
+
+class Space(Document):
+    """The dimensions of the search. A list holds choices, a single number fixes the dimension."""
+
+    lr_v: Literal["auto"] | Annotated[Range | list[Rate], BeforeValidator(_rate_choice)] = Field(
+        "auto", description="rate of W_v; auto: a factor of 10 around the rule of thumb for the model's width"
+    )
+    ratio: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
+        Range(low=0.5, high=32.0), description="λ = lr_v / lr_q; below 1 is legal"
+    )
+    rank: Annotated[list[Rank], BeforeValidator(_one_as_list)] = Field([4, 8, 16], min_length=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Space:
+        for name, limit in (("lr_v", 10.0), ("ratio", 1e4)):
+            value = getattr(self, name)
+            if isinstance(value, Range) and value.high > limit:
+                raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")
+            if isinstance(value, list) and (not value or len(set(value)) != len(value)):
+                raise ValueError(f"{name} must list at least one value, and each value once: {value}")
+        if len(set(self.rank)) != len(self.rank):
+            raise ValueError(f"rank lists a value twice: {self.rank}")
+        return self
+
+
+class Data(Document):
+    """Where the examples come from and how they are split.
+
+    One table is split into *train*, *select* (pruning and choosing) and *confirm* (the numbers
+    a user is told), stratified by label; a text that occurs twice stays on one side.
+    """
+
+    source: str = Field(
+        min_length=1, description="demo:rotten-tomatoes, a csv/jsonl/parquet file, or a hub data set"
+    )
+    subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
+    split: str = Field("train", description="split of a hub data set")
+    text_column: str | None = Field(None, description="found by itself where unambiguous")
+    label_column: str | None = Field(None, description="found by itself where unambiguous")
+    select: float = Field(0.1, gt=0, lt=1, description="share of the examples for choosing")
+    confirm: float = Field(0.15, gt=0, lt=1, description="share of the examples for judging")
+    max_length: int = Field(128, ge=4, description="tokens kept of a text")
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Data:
+        if self.select + self.confirm > 0.8:
+            raise ValueError(
+                f"select ({self.select:g}) and confirm ({self.confirm:g}) leave less than 0.2 for training"
+            )
+        return self
+
+
+class Method(Document):
+    """What is trained beside the frozen base: LoRA on W_q and W_v, and the task's new head."""
+
+    kind: Literal["lora"] = "lora"
+    alpha: float = Field(
+        16.0, gt=0, allow_inf_nan=False, description="LoRA's alpha, one for all ranks (PEFT scales by alpha / rank)"
+    )
+    lr_head: Rate = Field(1e-3, description="rate of the new output layer, the same for all candidates")
+
+
+class Horizon(Document):
+    """Length of the full run, in epochs over *train* or in optimizer steps."""
+
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Horizon:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class Training(Document):
+    """Settings that every trial and the full run share."""
+
+    batch_size: int = Field(16, ge=1, description="examples per optimizer step, over all devices")
+    horizon: Horizon = Horizon(epochs=1.0)
+    schedule: Literal["linear", "constant"] = Field("linear", description="linear: down to 0 at the last step")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which rates rise from 0")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null: none")
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be at least 0 and below 1: {list(betas)}")
+        return betas
+
+
+class Search(Document):
+    """How trials are trained, pruned and confirmed."""
+
+    length: int = Field(100, ge=2, description="optimizer steps of a trial")
+    rungs: list[int] | None = Field(
+        None, description="steps at which trials are compared and pruned; none given: 1/4 and 1/2 of the length"
+    )
+    keep: float = Field(0.5, gt=0, le=1, description="share of the trials at a rung that goes on")
+    slots: int = Field(8, ge=1, le=1024, description="trials trained at once")
+    finalists: int = Field(3, ge=1, description="best candidates trained again for the verdict")
+    repeats: int = Field(3, ge=2, description="seeds of each finalist and rule in the verdict")
+
+    @model_validator(mode="after")
+    def _inside(self) -> Search:
+        if self.rungs is not None:
+            wrong = [rung for rung in self.rungs if not 0 < rung < self.length]
+            if wrong:
+                raise ValueError(f"rungs {wrong} must lie between 0 and length ({self.length})")
+            if sorted(set(self.rungs)) != self.rungs:
+                raise ValueError(f"rungs must rise: {self.rungs}")
+        return self
+
+    def rung_steps(self) -> tuple[int, ...]:
+        """Return the steps of all rungs, the trial's end excluded."""
+        if self.rungs is not None:
+            return tuple(self.rungs)
+        return tuple(sorted({self.length // 4, self.length // 2} - {0, self.length}))
+
+
+class Budget(Document):
+    """When the search stops: a total of trials, and a time after which no trial starts."""
+
+    trials: int = Field(24, ge=1, description="a total: a search that goes on counts what it has")
+    time: Annotated[Seconds, PlainSerializer(lambda s: f"{s:g}s", return_type=str)] | None = Field(
+        None, description="such as 90s, 10m, 1.5h; null: none"
+    )
+
+
+class Study(Document):
+    """What is searched: model, data, task, space, budget."""
+
+    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: str = Field(min_length=1, description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
+    data: Data
+    task: Literal["classification"] = "classification"
+    space: Space = Space()
+    method: Method = Method()
+    training: Training = Training()
+    search: Search = Search()
+    baselines: list[BaselineName] = Field(
+        ["rule", "winner_lr", "paper", "qkv"], description="rules of thumb in the comparison; rule is always there"
+    )
+    budget: Budget = Budget()
+    seed: int = Field(0, ge=0, lt=2**31)
+    train: bool = Field(False, description="do the full run after the search")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _source_alone(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("baselines")
+    @classmethod
+    def _with_rule(cls, names: list[BaselineName]) -> list[BaselineName]:
+        if len(set(names)) != len(names):
+            raise ValueError(f"a baseline is listed twice: {names}")
+        return names if "rule" in names else ["rule", *names]
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Study:
+        """Read a study file.
+
+        Args:
+            path: the YAML file.
+            overrides: dotted assignments such as `space.rank=[8,16]`, applied in their order.
+
+        Raises:
+            DocumentError: the file cannot be read, or is wrong; all its problems are listed.
+        """
+        content, text = documents.read_yaml(Path(path))
+        apply_overrides(content, overrides or [])
+        return documents.validate(cls, content, str(path), text)
+
+    def save(self, path: str | Path) -> None:
+        """Write the study, every setting spelled out, as YAML."""
+        documents.write_text(Path(path), documents.to_yaml(self.model_dump(mode="json")))
+
+    def identity(self) -> str:
+        """Return eight characters that change with everything but the budget and `train`."""
+        content = self.model_dump(mode="json", exclude={"budget", "train", "name"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
+    """Apply dotted assignments to the mapping of a study file, in place.
+
+    Raises:
+        DocumentError: an assignment has no `=`, a bad value, or goes through something that
+            has no keys.
+    """
+    problems = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            problems.append(f"{override!r} is not of the form key=value, such as space.rank=[8,16]")
+            continue
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"{override!r}: {value!r} is not a YAML value")
+            continue
+        target = content
+        for part in parts[:-1]:
+            inner = target.setdefault(part, {})
+            if isinstance(inner, str) and part == "data":
+                inner = target[part] = {"source": inner}
+            if not isinstance(inner, dict):
+                inner = target[part] = {}
+            target = inner
+        target[parts[-1]] = parsed
+    if problems:
+        raise DocumentError("command line", problems)
