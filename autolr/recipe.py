@@ -1,0 +1,106 @@
+"""The recipe: what a search returns and a full run consumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from autolr import documents
+from autolr.candidate import Candidate
+from autolr.documents import Document
+from autolr.study import Data, Method, Rate, Training
+
+
+class Rates(Document):
+    """The rate of each role; `k` is absent where W_k stays frozen."""
+
+    q: Rate
+    v: Rate
+    head: Rate
+    k: Rate | None = None
+
+
+class Interval(Document):
+    """An estimate with the bounds of its 90 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Score(Document):
+    """Scores of a candidate over the confirmation's seeds: lower loss is better."""
+
+    label: str = Field(description="finalist 1, rule, winner_lr, paper, qkv, ...")
+    candidate: Candidate
+    select_loss: float = Field(description="mean over seeds; the winner was chosen by it")
+    confirm_loss: float
+    confirm_accuracy: float
+    gain: Interval | None = Field(
+        None, description="confirm loss of this candidate minus the winner's: above 0, the winner is better"
+    )
+
+
+class Cost(Document):
+    """What the search has cost."""
+
+    device_seconds: float
+    trained_tokens: int
+    evaluated_tokens: int
+    full_run_equivalents: float = Field(description="trained tokens / the trained tokens of one full run")
+
+
+class Evidence(Document):
+    """Why this recipe: the verdict, the scores behind it, and what they cost."""
+
+    verdict: str
+    trials: dict[str, int] = Field(description="total, finished, pruned, diverged")
+    repeats: int = Field(description="seeds of each candidate in the confirmation")
+    scores: list[Score]
+    cost: Cost
+
+
+class Recipe(Document):
+    """Every setting of the full run, and the evidence for it."""
+
+    format: int = Field(1, ge=1, le=1)
+    name: str
+    model: str
+    model_fingerprint: str | None = Field(None, description="sha256 of the frozen weights; null: not checked")
+    data: Data
+    data_fingerprint: str | None = Field(None, description="sha256 of texts and labels; null: not checked")
+    classes: list[str]
+    task: str = "classification"
+    method: Method
+    candidate: Candidate
+    rates: Rates
+    training: Training
+    steps: int = Field(ge=1, description="optimizer steps of the full run: the horizon")
+    split_seed: int = Field(0, ge=0, description="of the three splits")
+    seed: int = Field(0, ge=0, description="of adapter, head and data order")
+    evidence: Evidence | None = None
+    versions: dict[str, str] = {}
+    commit: str | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe, from its file or from the folder that holds `recipe.yaml`.
+
+        Raises:
+            DocumentError: the file cannot be read, or is wrong; all its problems are listed.
+        """
+        path = Path(path)
+        path = path / "recipe.yaml" if path.is_dir() else path
+        content, text = documents.read_yaml(path)
+        return documents.validate(cls, content, str(path), text)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe as YAML."""
+        documents.write_text(Path(path), self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML text."""
+        content: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        return documents.to_yaml(content)
