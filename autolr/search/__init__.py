@@ -1,0 +1,1 @@
+"""The search: space, sampler, pruner, loop, confirmation, verdict."""

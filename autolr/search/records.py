@@ -1,0 +1,94 @@
+"""What a search writes down for each trial and each repeat of the confirmation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from autolr.candidate import Candidate
+from autolr.documents import Document
+
+Outcome = Literal["finished", "pruned", "diverged", "interrupted", "running"]
+
+
+class TrialRecord(Document):
+    """One trial of the search.
+
+    Attributes:
+        number: Optuna's number of the trial.
+        rule: name of the rule of thumb the candidate comes from, if any.
+        outcome: how it ended.
+        score: its select loss, the last one measured; None where it never reached a rung.
+        rungs: select loss at each rung it reached, averaged weights; at the end, the weights.
+        accuracy: select accuracy, measured with the score.
+        curve: training loss of each optimizer step.
+        tokens: trained tokens, padding not counted.
+        seconds: its share of the device's time.
+    """
+
+    number: int
+    candidate: Candidate
+    rule: str | None = None
+    outcome: Outcome
+    score: float | None = None
+    rungs: dict[int, float] = {}
+    accuracy: float | None = None
+    curve: list[float] = []
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class RepeatRecord(Document):
+    """One candidate trained once more in the confirmation, with a seed of its own.
+
+    Attributes:
+        label: `finalist 1`, ..., or the rule's name; several where a candidate is both.
+        losses: loss of each example of *confirm*, in the split's order.
+    """
+
+    label: str
+    candidate: Candidate
+    seed: int
+    diverged: bool = False
+    select_loss: float
+    select_accuracy: float
+    confirm_loss: float
+    confirm_accuracy: float
+    losses: list[float] = Field(repr=False)
+    curve: list[float] = Field([], repr=False)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def append(path: Path, record: Document) -> None:
+    """Add a record to a file of JSON lines and see it to the disk.
+
+    A line left incomplete by a crash or a full disk is ended first, so it cannot spoil this one.
+    """
+    line = record.model_dump_json() + "\n"
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def lines(path: Path) -> Iterator[dict[str, object]]:
+    """Yield the complete records of a file of JSON lines; an incomplete line is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            yield content

@@ -1,0 +1,121 @@
+"""What a search returns, in Python or from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from autolr.candidate import Candidate
+from autolr.documents import Document
+from autolr.errors import RunError
+from autolr.recipe import Recipe
+from autolr.search import records
+from autolr.search.folder import RunFolder
+from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.study import Study
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+class Phase(Document):
+    """A visit to a phase of the search: what it took."""
+
+    phase: str
+    seconds: float
+    trained_tokens: int = 0
+    evaluated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search, finished or under way.
+
+    Attributes:
+        folder: where it is kept.
+        study: what was searched.
+        trials: every trial, in the order of their numbers.
+        repeats: every training of the confirmation.
+        phases: time and tokens, phase by phase.
+        recipe: the result; None until the confirmation is through.
+    """
+
+    folder: Path
+    study: Study
+    trials: list[TrialRecord]
+    repeats: list[RepeatRecord]
+    phases: list[Phase]
+    recipe: Recipe | None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SearchResult:
+        """Read a run folder.
+
+        Raises:
+            RunError: it is no run folder.
+            DocumentError: its study or recipe is damaged.
+        """
+        run = RunFolder(folder)
+        if not run.study.is_file():
+            raise RunError(f"{folder}: is no run folder (it has no study.yaml); give the --out of a search")
+        return cls(
+            folder=run.path,
+            study=Study.load(run.study),
+            trials=_trials(run),
+            repeats=_parse(run.confirm, RepeatRecord),
+            phases=_parse(run.phases, Phase),
+            recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
+        )
+
+    def ended(self) -> list[TrialRecord]:
+        """Return the trials that count: finished, pruned or diverged."""
+        return [trial for trial in self.trials if trial.outcome in ("finished", "pruned", "diverged")]
+
+
+def _parse(path: Path, kind: type[records.RepeatRecord] | type[Phase]) -> list:  # type: ignore[type-arg]
+    found = []
+    for content in records.lines(path):
+        try:
+            found.append(kind.model_validate(content))
+        except ValidationError:
+            continue  # a line cut off in the middle of a crash
+    return found
+
+
+def _trials(run: RunFolder) -> list[TrialRecord]:
+    import optuna
+
+    if not run.journal.is_file():
+        return []
+    storage = run.storage()
+    studies = optuna.get_all_study_names(storage)
+    if not studies:
+        return []
+    study = optuna.load_study(study_name=studies[0], storage=storage)
+    curves = {content.get("number"): content for content in records.lines(run.curves)}
+    return [_record(trial, curves.get(trial.number, {})) for trial in study.trials if trial.params]
+
+
+def _record(trial: FrozenTrial, extra: dict[str, object]) -> TrialRecord:
+    attributes = trial.user_attrs
+    outcome = attributes.get("outcome") or ("interrupted" if trial.state.is_finished() else "running")
+    steps = sorted(trial.intermediate_values)
+    return TrialRecord.model_validate(
+        {
+            "curve": extra.get("curve", []),
+            "tokens": extra.get("tokens", 0),
+            "seconds": extra.get("seconds", 0.0),
+            "number": trial.number,
+            "candidate": Candidate(
+                **trial.params, targets="qkv" if attributes.get("rule") == "qkv" else "qv"
+            ),
+            "rule": attributes.get("rule"),
+            "outcome": outcome,
+            "score": trial.intermediate_values[steps[-1]] if steps and outcome != "diverged" else None,
+            "rungs": trial.intermediate_values,
+            "accuracy": attributes.get("accuracy"),
+        }
+    )
