@@ -1,1 +1,58 @@
-"""AutoLR."""
+"""AutoLR: finds how fast W_q and W_v should learn when a transformer is fine-tuned with LoRA.
+
+    import autolr
+
+    result = autolr.search(autolr.Study(model="...", data="reviews.csv"))
+    print(result.recipe.evidence.verdict)
+    autolr.train(result.recipe, out="full-run")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from autolr.candidate import Candidate as Candidate
+    from autolr.errors import AutoLRError as AutoLRError
+    from autolr.recipe import Recipe as Recipe
+    from autolr.report.page import write_report as write_report
+    from autolr.search.result import SearchResult as SearchResult
+    from autolr.search.run import search as search
+    from autolr.study import Study as Study
+    from autolr.train.optimizer import create_optimizer as create_optimizer
+    from autolr.train.optimizer import parameter_groups as parameter_groups
+    from autolr.train.run import TrainResult as TrainResult
+    from autolr.train.run import train as train
+
+# Names and where they live; imported on first use, so that `import autolr` costs nothing.
+_HOMES = {
+    "AutoLRError": "autolr.errors",
+    "Candidate": "autolr.candidate",
+    "Recipe": "autolr.recipe",
+    "SearchResult": "autolr.search.result",
+    "Study": "autolr.study",
+    "TrainResult": "autolr.train.run",
+    "create_optimizer": "autolr.train.optimizer",
+    "parameter_groups": "autolr.train.optimizer",
+    "search": "autolr.search.run",
+    "train": "autolr.train.run",
+    "write_report": "autolr.report.page",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autolr' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    # Importing autolr.search.run sets autolr.search to that package; the public name wins.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -5,6 +5,7 @@ A new task (regression, language modelling) is a new class with these methods.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,11 @@ class Classification:
 
     classes: tuple[str, ...]
     metric: str = "accuracy"
+
+    @property
+    def chance(self) -> float:
+        """Loss of a model that knows nothing, in nats."""
+        return math.log(len(self.classes))
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example in nats, [rows], for `logits` [rows, classes]."""

@@ -7,6 +7,7 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from autolr.model.backbone import Backbone, fresh_head
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Layout
 from autolr.study import Role, Training
+
+# Leaves are views into one wide matrix, which this warning takes for a mistake.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
 AVERAGE_C = 8.0
@@ -82,6 +86,8 @@ class Pack:
         max_rank: the largest rank of any slot.
         alpha: LoRA's alpha; a slot's adapter is scaled by alpha / rank.
         roles: the roles any slot may train.
+        together: slots that share a forward pass; None: all on a GPU, one on a CPU, where
+            a pass of its own for each slot costs nothing and spares padding and memory.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class Pack:
         max_rank: int,
         alpha: float,
         roles: tuple[Role, ...] = ("q", "k", "v", "head"),
+        together: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.training = training
@@ -106,6 +113,7 @@ class Pack:
         self.layout = Layout(backbone, max_rank, roles)
         base = next(backbone.model.parameters())
         self.device = base.device
+        self.together = together or (1 if self.device.type == "cpu" else capacity)
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
         self.rows = torch.zeros(capacity, self.layout.columns, dtype=dtype, device=self.device)
         self.averages = torch.zeros_like(self.rows)
@@ -113,8 +121,8 @@ class Pack:
         self._grad = torch.zeros_like(self.rows)
         self._bound: dict[str, Tensor] = {}
         self._scale = self.rows.new_zeros(0)
-        self._leaves_for = 0
-        self._leaves: dict[str, Tensor] = {}
+        self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._used: set[Role] = set()
         self._handles = self._attach()
 
     def __enter__(self) -> Pack:
@@ -173,15 +181,18 @@ class Pack:
     def step(self) -> None:
         """Take one optimizer step in every slot, each on its own next batch."""
         active = len(self.slots)
-        batch = self._gather()
-        self._bind_leaves(active)
         grad = self._grad[:active].zero_()
-        for name, leaf in self._leaves.items():
-            leaf.grad = self.layout.view(grad, name)
-        losses = self.task.losses(self._forward(batch), batch["labels"]).view(active, -1).mean(1)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses = self.rows.new_zeros(active)
+        for start in range(0, active, self.together):
+            group = slice(start, min(start + self.together, active))
+            slots = self.slots[group]
+            batch = self._gather(slots)
+            self._bind_leaves(group)
+            each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
+            each.sum().backward()  # type: ignore[no-untyped-call]
+            losses[group] = each.detach()
         self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
-        for slot, loss in zip(self.slots, losses.detach().tolist(), strict=True):
+        for slot, loss in zip(self.slots, losses.tolist(), strict=True):
             slot.losses.append(loss)
         weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
         column = self.rows.new_tensor(weights).unsqueeze(1)
@@ -202,27 +213,35 @@ class Pack:
         Returns:
             Losses and hits (see `Classification`), both float64 [slots, examples] on the CPU.
         """
-        rows = (self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]]
-        self._bind(rows, list(slots))
         shape = (len(slots), len(data))
         losses, hits = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-        for picked in by_length(data.lengths(), max(1, max_rows // len(slots))):
-            batch = data.collate(picked)
-            repeated = {
-                key: value.repeat(len(slots), *[1] * (value.dim() - 1)).to(self.device)
-                for key, value in batch.items()
-            }
-            logits = self._forward(repeated)
-            losses[:, picked] = self.task.losses(logits, repeated["labels"]).view(len(slots), -1).double().cpu()
-            hits[:, picked] = self.task.hits(logits, repeated["labels"]).view(len(slots), -1).cpu()
+        for start in range(0, len(slots), self.together):
+            group = slice(start, min(start + self.together, len(slots)))
+            losses[group], hits[group] = self._evaluate(list(slots[group]), data, averaged, max_rows)
         return losses, hits
 
-    def _gather(self) -> dict[str, Tensor]:
+    def _evaluate(
+        self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int
+    ) -> tuple[Tensor, Tensor]:
+        count = len(slots)
+        self._bind((self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]], slots)
+        losses = torch.zeros((count, len(data)), dtype=torch.float64)
+        hits = torch.zeros_like(losses)
+        for picked in by_length(data.lengths(), max(1, max_rows // count)):
+            batch = {
+                key: value.repeat(count, *[1] * (value.dim() - 1)).to(self.device)
+                for key, value in data.collate(picked).items()
+            }
+            logits = self._forward(batch)
+            losses[:, picked] = self.task.losses(logits, batch["labels"]).view(count, -1).double().cpu()
+            hits[:, picked] = self.task.hits(logits, batch["labels"]).view(count, -1).cpu()
+        return losses, hits
+
+    def _gather(self, slots: list[Slot]) -> dict[str, Tensor]:
         picked: list[int] = []
-        lengths = self.data.ids
-        for slot in self.slots:
+        for slot in slots:
             rows = slot.order[slot.step]
-            slot.tokens += sum(len(lengths[row]) for row in rows)
+            slot.tokens += sum(len(self.data.ids[row]) for row in rows)
             picked += rows
         return {key: value.to(self.device) for key, value in self.data.collate(picked).items()}
 
@@ -240,22 +259,24 @@ class Pack:
                 rates[role].append(base * factor if base > 0 else -1.0)
         return rates
 
-    def _bind_leaves(self, active: int) -> None:
-        """Point the hooks at the active rows, as leaves whose gradients land in one buffer."""
-        if self._leaves_for != active:
-            rows = self.rows[:active]
-            self._leaves = {
-                name: self.layout.view(rows, name).detach().requires_grad_() for name in self.layout.segments
+    def _bind_leaves(self, group: slice) -> None:
+        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer."""
+        key = (group.start, group.stop)
+        if key not in self._leaves:
+            self._leaves[key] = {
+                name: self.layout.view(self.rows[group], name).detach().requires_grad_()
+                for name in self.layout.segments
             }
-            self._leaves_for = active
-        self._bound = self._leaves
-        self._set_scale(self.slots)
+            for name, leaf in self._leaves[key].items():
+                leaf.grad = self.layout.view(self._grad[group], name)
+        self._bound = self._leaves[key]
+        self._set_slots(self.slots[group])
 
     def _bind(self, rows: Tensor, slots: list[Slot]) -> None:
         self._bound = {name: self.layout.view(rows, name) for name in self.layout.segments}
-        self._set_scale(slots)
+        self._set_slots(slots)
 
-    def _set_scale(self, slots: list[Slot]) -> None:
+    def _set_slots(self, slots: list[Slot]) -> None:
         self._scale = self.rows.new_tensor([self.alpha / slot.config.rank for slot in slots])
         self._used = {role for slot in slots for role in slot.config.roles}
 

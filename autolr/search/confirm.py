@@ -1,0 +1,125 @@
+"""Confirmation: the finalists and the rules again, several seeds each, on unseen examples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from autolr.candidate import Candidate
+from autolr.data.batches import TokenSet
+from autolr.data.prepared import Prepared
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.search import records
+from autolr.search.folder import RunFolder
+from autolr.search.loop import Job, Running
+from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.space import SearchSpace
+from autolr.study import Study
+
+# Loss recorded for an example where a diverged training gives no finite number, in nats.
+WORST_LOSS = 100.0
+
+
+def finalists(trials: list[TrialRecord], count: int) -> list[Candidate]:
+    """Return the best candidates of the search, best first; W_k is frozen in all of them.
+
+    Finished trials come before pruned ones, and those pruned late before those pruned early.
+    """
+    usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
+    usable = [t for t in usable if t.candidate.targets == "qv"]
+    ranked = sorted(usable, key=lambda t: (-max(t.rungs), t.score, t.number))
+    return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]
+
+
+def line_up(study: Study, space: SearchSpace, best: list[Candidate]) -> dict[Candidate, str]:
+    """Return who is confirmed, and under which label; a finalist may be a rule as well."""
+    labels: dict[Candidate, list[str]] = {}
+    for place, candidate in enumerate(best, 1):
+        labels.setdefault(candidate, []).append(f"finalist {place}")
+    for name in study.baselines:
+        if best or name != "winner_lr":
+            labels.setdefault(space.rule(name, best[0] if best else None), []).append(name)
+    return {candidate: " + ".join(names) for candidate, names in labels.items()}
+
+
+class Confirmation:
+    """The repeats, as a source of jobs for the loop; those already recorded are not repeated.
+
+    Args:
+        study: what is searched.
+        line_up: candidates and their labels.
+        length: steps of a repeat, those of a trial.
+        folder: where repeats are kept.
+        done: repeats recorded before.
+        pack: scores them.
+        data: *select* chooses the winner, *confirm* judges it.
+    """
+
+    rungs: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        study: Study,
+        line_up: dict[Candidate, str],
+        length: int,
+        folder: RunFolder,
+        done: list[RepeatRecord],
+        pack: Pack,
+        data: Prepared,
+    ) -> None:
+        self.folder = folder
+        self.pack = pack
+        self.data = data
+        self.trained_tokens = self.evaluated_tokens = 0
+        there = {(record.candidate, record.seed) for record in done}
+        seeds = range(study.seed + 1, study.seed + 1 + study.search.repeats)
+        wanted = [(c, label, seed) for seed in seeds for c, label in line_up.items()]
+        self.total = len(wanted)
+        self._queue = [
+            Job(label, c, SlotConfig(c.rates(study.method.lr_head), c.rank, seed, length), number)
+            for number, (c, label, seed) in enumerate(wanted)
+            if (c, seed) not in there
+        ]
+        self.done = self.total - len(self._queue)
+
+    def next(self) -> Job | None:
+        """Return the next repeat."""
+        return self._queue.pop(0) if self._queue else None
+
+    def reached(self, running: list[Running]) -> None:
+        """End those that are through; they are scored when they are recorded."""
+        for one in running:
+            one.outcome = "finished"
+
+    def ended(self, running: Running) -> None:
+        """Score a repeat on both splits and record it."""
+        job = running.job
+        select, select_hits = self._evaluate(running, self.data.select)
+        confirm, confirm_hits = self._evaluate(running, self.data.confirm)
+        running.score = float(select.mean())
+        self.trained_tokens += running.slot.tokens
+        records.append(
+            self.folder.confirm,
+            RepeatRecord(
+                label=job.label,
+                candidate=job.candidate,
+                seed=job.config.seed,
+                diverged=running.outcome == "diverged",
+                select_loss=float(select.mean()),
+                select_accuracy=float(select_hits.mean()),
+                confirm_loss=float(confirm.mean()),
+                confirm_accuracy=float(confirm_hits.mean()),
+                losses=[float(f"{loss:.6g}") for loss in confirm.tolist()],
+                curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
+                tokens=running.slot.tokens,
+                seconds=running.seconds,
+            ),
+        )
+
+    def _evaluate(self, running: Running, data: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
+
+        losses, hits = self.pack.evaluate([running.slot], data, averaged=False)
+        self.evaluated_tokens += sum(data.lengths())
+        finite = torch.nan_to_num(losses[0], nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
+        return finite, hits[0]

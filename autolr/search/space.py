@@ -1,0 +1,110 @@
+"""The space as Optuna sees it, and the rules of thumb as points in it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from autolr.candidate import Candidate
+from autolr.errors import ModelError
+from autolr.model.backbone import Backbone
+from autolr.study import BaselineName, Range, Space, Study
+
+# The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
+RULE_EXPONENTS = {"qwen": 0.0775}
+RULE_EXPONENT = 0.781
+# An automatic range reaches this factor below and above the rule's rate.
+AUTO_FACTOR = 10.0
+RULE_RANK = 8
+PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
+
+
+def rule_rate(hidden_size: int, model_type: str) -> float:
+    """Return the rule of thumb for the LoRA rate of a model of this width and family."""
+    exponent = next((p for name, p in RULE_EXPONENTS.items() if model_type.startswith(name)), RULE_EXPONENT)
+    return float(f"{5e-4 * (2000 / hidden_size) ** exponent:.3g}")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A study's space for one model.
+
+    Attributes:
+        distributions: Optuna's, for `lr_v`, `ratio` and `rank`.
+        rate: the rule of thumb's rate for the model.
+    """
+
+    distributions: dict[str, BaseDistribution]
+    rate: float
+
+    @classmethod
+    def of(cls, study: Study, backbone: Backbone) -> SearchSpace:
+        """Fit the study's space to the model.
+
+        Raises:
+            ModelError: a rank is larger than a matrix allows.
+        """
+        limit = backbone.projections.largest_rank
+        if max(study.space.rank) > limit:
+            raise ModelError(
+                f"space.rank {max(study.space.rank)}: the smallest of the tuned matrices of {study.model!r} "
+                f"allows at most {limit}"
+            )
+        rate = rule_rate(backbone.hidden_size, backbone.model_type)
+        return cls(_distributions(study.space, rate), rate)
+
+    def holds(self, candidate: Candidate) -> bool:
+        """Tell whether the candidate is a point of the space."""
+        values = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+        return all(
+            value in d.choices if isinstance(d, CategoricalDistribution) else d.low <= value <= d.high  # type: ignore[attr-defined]
+            for value, d in ((values[name], d) for name, d in self.distributions.items())
+        )
+
+    def points(self) -> list[dict[str, float]] | None:
+        """Return all points of a space of choices alone; None where a dimension is a range."""
+        choices = []
+        for distribution in self.distributions.values():
+            if isinstance(distribution, CategoricalDistribution):
+                choices.append(list(distribution.choices))
+            elif isinstance(distribution, FloatDistribution) and distribution.single():
+                choices.append([distribution.low])
+            else:
+                return None
+        return [dict(zip(self.distributions, point, strict=True)) for point in itertools.product(*choices)]
+
+    def rule(self, name: BaselineName, winner: Candidate | None = None) -> Candidate:
+        """Return a rule of thumb as a candidate.
+
+        Args:
+            name: `rule`: λ = 1 at the rule's rate; `paper`: η_Q = 1e-4 and λ = 4; `qkv`: as
+                `rule`, W_k trained as well; `winner_lr`: λ = 1 at the winner's lr_v and rank.
+            winner: needed for `winner_lr`.
+        """
+        ranks = self.distributions["rank"].choices  # type: ignore[attr-defined]
+        rank = min(ranks, key=lambda r: (abs(r - RULE_RANK), r))
+        if name == "paper":
+            return Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, rank=rank)
+        if name == "winner_lr":
+            assert winner is not None
+            return Candidate(lr_v=winner.lr_v, ratio=1.0, rank=winner.rank)
+        return Candidate(lr_v=self.rate, ratio=1.0, rank=rank, targets="qkv" if name == "qkv" else "qv")
+
+
+def _distributions(space: Space, rate: float) -> dict[str, BaseDistribution]:
+    lr_v = (
+        Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
+    )
+    return {
+        "lr_v": _distribution(lr_v),
+        "ratio": _distribution(space.ratio),
+        "rank": CategoricalDistribution(sorted(space.rank)),
+    }
+
+
+def _distribution(values: Range | list[float]) -> BaseDistribution:
+    if isinstance(values, Range):
+        return FloatDistribution(values.low, values.high, log=values.log)
+    return CategoricalDistribution(sorted(values))

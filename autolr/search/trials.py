@@ -1,0 +1,203 @@
+"""The search's trials: Optuna asks and is told; rungs are scored on *select*."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+
+import numpy as np
+import optuna
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState
+
+from autolr.candidate import Candidate
+from autolr.data.prepared import Prepared
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.search import records
+from autolr.search.folder import RunFolder
+from autolr.search.loop import Job, Running, Watcher
+from autolr.search.pruner import RungPruner
+from autolr.search.records import TrialRecord
+from autolr.search.space import SearchSpace
+from autolr.study import Study
+
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+STARTUP_TRIALS = 8
+
+
+class Trials:
+    """The trials of a search, as a source of jobs for the loop.
+
+    A new search enqueues the rules first. One that goes on counts what has ended, and enqueues
+    again what an interruption cut short.
+
+    Args:
+        study: what is searched.
+        space: its space for the model.
+        length: steps of a trial.
+        folder: where trials are kept.
+        pack: scores them.
+        data: its *select* split judges them.
+        watcher: is told what happens.
+        spent: device-seconds that earlier sittings of this search took.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: SearchSpace,
+        length: int,
+        folder: RunFolder,
+        pack: Pack,
+        data: Prepared,
+        watcher: Watcher,
+        spent: float = 0.0,
+    ) -> None:
+        self.study = study
+        self.space = space
+        self.length = length
+        self.folder = folder
+        self.pack = pack
+        self.data = data
+        self.watcher = watcher
+        self.rungs = tuple(rung for rung in study.search.rung_steps() if rung < length)
+        self.evaluated_tokens = 0
+        self.trained_tokens = 0
+        self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.optuna = optuna.create_study(
+            study_name=study.name,
+            storage=folder.storage(),
+            direction="minimize",
+            pruner=RungPruner(self.rungs, study.search.keep),
+            load_if_exists=True,
+        )
+        self._live: dict[int, optuna.Trial] = {}
+        self._enqueue()
+
+    def counted(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that count towards the budget: finished, pruned, diverged."""
+        return self.optuna.get_trials(deepcopy=False, states=COUNTED)
+
+    def next(self) -> Job | None:
+        """Ask for the next candidate; None when the budget is spent or the space is used up."""
+        if len(self.counted()) + len(self._live) >= self.study.budget.trials or time.monotonic() > self.deadline:
+            return None
+        trial = self._ask()
+        if trial is None:
+            return None
+        rule = trial.user_attrs.get("rule")
+        candidate = Candidate(**trial.params, targets="qkv" if rule == "qkv" else "qv")
+        self._live[trial.number] = trial
+        rates = candidate.rates(self.study.method.lr_head)
+        config = SlotConfig(rates, candidate.rank, self.study.seed, self.length)
+        return Job(rule or f"trial {trial.number}", candidate, config, trial.number)
+
+    def reached(self, running: list[Running]) -> None:
+        """Score those at a rung or at their end; all report before any is judged."""
+        ended = [one for one in running if one.slot.done]
+        going = [one for one in running if not one.slot.done]
+        # On the way a high rate makes raw weights noisy, and their running average predicts the end
+        # better; at the end the decayed rate has done the averaging, and the weights are what counts.
+        for group, averaged in ((going, True), (ended, False)):
+            if group:
+                self._score(group, averaged)
+        for one in ended:
+            one.outcome = "finished"
+        for one in going:
+            if self._live[one.job.number].should_prune():
+                one.outcome = "pruned"
+
+    def ended(self, running: Running) -> None:
+        """Keep a trial's curve, then tell Optuna. A diverged trial counts, as one pruned."""
+        trial = self._live[running.job.number]
+        outcome = running.outcome
+        assert outcome is not None
+        self.trained_tokens += running.slot.tokens
+        record = TrialRecord(
+            number=trial.number,
+            candidate=running.job.candidate,
+            rule=trial.user_attrs.get("rule"),
+            outcome=outcome,
+            curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
+            tokens=running.slot.tokens,
+            seconds=running.seconds,
+        )
+        records.append(self.folder.curves, record)
+        trial.set_user_attr("outcome", outcome)
+        if outcome == "finished":
+            self.optuna.tell(trial, running.score)
+        else:
+            self.optuna.tell(trial, state=TrialState.PRUNED)
+        del self._live[trial.number]
+
+    def _score(self, group: list[Running], averaged: bool) -> None:
+        slots = [one.slot for one in group]
+        losses, hits = self.pack.evaluate(slots, self.data.select, averaged=averaged)
+        self.evaluated_tokens += len(group) * sum(self.data.select.lengths())
+        for one, loss, accuracy in zip(group, losses.mean(1).tolist(), hits.mean(1).tolist(), strict=True):
+            if not math.isfinite(loss):
+                one.outcome = "diverged"
+                continue
+            one.score = loss
+            trial = self._live[one.job.number]
+            trial.report(loss, one.slot.step)
+            trial.set_user_attr("accuracy", accuracy)
+        for one in [one for one in group if one.outcome is not None]:
+            group.remove(one)
+
+    def _ask(self) -> optuna.Trial | None:
+        # A sampler of its own for every trial: what is proposed depends on the seed and on the
+        # trials there are, not on how often the search was interrupted.
+        number = len(self.optuna.get_trials(deepcopy=False))
+        seed = int(np.random.SeedSequence([self.study.seed, number]).generate_state(1)[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.optuna.sampler = TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            points = self.space.points()
+            if points is not None and not self._waiting():
+                seen = [t.params for t in self.optuna.get_trials(deepcopy=False) if self._counts(t)]
+                unseen = [point for point in points if point not in seen]
+                if not unseen:
+                    return None
+                trial = self.optuna.ask(self.space.distributions)
+                if trial.params not in seen:
+                    return trial
+                # The sampler proposed a point again; in a space of choices take another one.
+                self.optuna.tell(trial, state=TrialState.FAIL)
+                self.optuna.enqueue_trial(unseen[seed % len(unseen)])
+            return self.optuna.ask(self.space.distributions)
+
+    def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
+        is_counted = trial.state in COUNTED or trial.number in self._live
+        return is_counted and trial.user_attrs.get("rule") != "qkv"
+
+    def _waiting(self) -> bool:
+        return bool(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _enqueue(self) -> None:
+        trials = self.optuna.get_trials(deepcopy=False)
+        # The folder is locked, so whatever is still marked as running belongs to a search that is gone.
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                self.optuna.tell(trial.number, state=TrialState.FAIL)
+                if trial.params:
+                    self.optuna.enqueue_trial(trial.params, user_attrs=_kept(trial.user_attrs))
+        present = {trial.user_attrs.get("rule") for trial in trials}
+        for name in self.study.baselines:
+            # winner_lr is known only when there is a winner: it joins at the confirmation.
+            if name == "winner_lr" or name in present:
+                continue
+            candidate = self.space.rule(name)
+            if self.space.holds(candidate):
+                params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+                self.optuna.enqueue_trial(params, user_attrs={"rule": name})
+            else:
+                self.watcher.note(
+                    f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched"
+                )
+
+
+def _kept(attributes: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in attributes.items() if key == "rule"}

@@ -1,0 +1,120 @@
+"""What the confirmation says: the winner, its gains with intervals, and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from autolr.candidate import Candidate
+from autolr.recipe import Interval, Score
+from autolr.search.records import RepeatRecord
+
+LEVEL = 0.90
+
+
+def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
+    """Estimate a mean difference that holds for other seeds and other examples.
+
+    Seeds and examples are crossed random effects: d[s, i] = mean + seed[s] + example[i] + rest.
+    The variance of the grand mean is estimated from the spread of the seeds' means, plus that of the
+    examples' means, less the rest, which both contain; Satterthwaite gives the degrees of
+    freedom. With few seeds the interval is wide, and rightly so.
+
+    Args:
+        differences: loss differences on the same examples, [seeds, examples]; at least 2 of each.
+        level: chance that the interval holds the true mean.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    seeds, examples = d.shape
+    mean = float(d.mean())
+    by_seed, by_example = d.mean(1), d.mean(0)
+    rest = d - by_seed[:, None] - by_example[None, :] + mean
+    a = float(by_seed.var(ddof=1)) / seeds
+    b = float(by_example.var(ddof=1)) / examples
+    c = float((rest**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
+    variance = max(a + b - c, a, b)
+    if variance == 0:
+        return Interval(mean=mean, low=mean, high=mean)
+    freedom = (a + b) ** 2 / (a**2 / (seeds - 1) + b**2 / (examples - 1))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def choose(repeats: Sequence[RepeatRecord]) -> Candidate:
+    """Return the candidate with the lowest mean *select* loss; W_k must be frozen in it.
+
+    The comparison with W_k trained is for the verdict only: the recipe is one for W_q and W_v.
+    """
+    means = {c: np.mean([r.select_loss for r in rs]) for c, rs in _by_candidate(repeats).items()}
+    return min((c for c in means if c.targets == "qv"), key=lambda c: (means[c], c.describe()))
+
+
+def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
+    """Return the scores of all confirmed candidates, the winner first, with their distance to it."""
+    groups = _by_candidate(repeats)
+    reference = _losses(groups[winner])
+    found = []
+    for candidate, group in groups.items():
+        gain = None if candidate == winner else paired_interval(_losses(group) - reference)
+        found.append(
+            Score(
+                label=group[0].label,
+                candidate=candidate,
+                select_loss=float(np.mean([r.select_loss for r in group])),
+                confirm_loss=float(np.mean([r.confirm_loss for r in group])),
+                confirm_accuracy=float(np.mean([r.confirm_accuracy for r in group])),
+                gain=gain,
+            )
+        )
+    return sorted(found, key=lambda score: (score.gain is not None, score.confirm_loss))
+
+
+def sentence(found: Sequence[Score]) -> str:
+    """Say what the confirmation has shown, and what it has not."""
+    winner = next(score for score in found if score.gain is None)
+    by_label = {label: score for score in found for label in score.label.split(" + ")}
+    what = f"{winner.candidate.describe()} (confirm loss {winner.confirm_loss:.4f})"
+    rule = by_label.get("rule")
+    if rule is None or rule is winner:
+        text = f"No gain over the rule of thumb: the rule itself, {what}, was best on select."
+    else:
+        text = _against(what, "the rule of thumb λ=1", rule)
+    same_rate = by_label.get("winner_lr")
+    if winner.candidate.ratio == 1.0:
+        text += " The winner's ratio is 1, that of ordinary LoRA."
+    elif same_rate is not None and same_rate is not rule and same_rate.gain is not None:
+        text += " The ratio by itself, against λ=1 at the same lr_v: " + _worth(same_rate.gain)
+    for label, name in (("paper", "the paper's λ=4 at η_Q=1e-4"), ("qkv", "training W_k too (λ=1)")):
+        other = by_label.get(label)
+        if other is not None and other.gain is not None:
+            text += f" Against {name}: {_worth(other.gain)}"
+    return text
+
+
+def _against(what: str, name: str, other: Score) -> str:
+    gain = other.gain
+    assert gain is not None
+    interval = f"{gain.mean:+.4f} nats of confirm loss, 90% interval {gain.low:+.4f} to {gain.high:+.4f}"
+    if gain.low > 0:
+        return f"{what} beats {name}, {other.candidate.describe()}, by {interval}."
+    if gain.high < 0:
+        return f"{what} is worse than {name}, {other.candidate.describe()}, on confirm: {interval}."
+    return f"No gain of {what} over {name}, {other.candidate.describe()}, is shown: {interval}."
+
+
+def _worth(gain: Interval) -> str:
+    said = "a gain" if gain.low > 0 else "a loss" if gain.high < 0 else "no difference shown"
+    return f"{said} ({gain.mean:+.4f}, {gain.low:+.4f} to {gain.high:+.4f})."
+
+
+def _by_candidate(repeats: Sequence[RepeatRecord]) -> dict[Candidate, list[RepeatRecord]]:
+    groups: dict[Candidate, list[RepeatRecord]] = {}
+    for record in sorted(repeats, key=lambda record: record.seed):
+        groups.setdefault(record.candidate, []).append(record)
+    return groups
+
+
+def _losses(group: Sequence[RepeatRecord]) -> np.ndarray:
+    return np.array([record.losses for record in group])
