@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -42,14 +44,25 @@ _HOMES = {
     "write_report": "autolr.report.page",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
+
+
+class _Package(ModuleType):
+    """Keeps `autolr.search` and `autolr.train` the functions, not the rooms of the same names."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing autolr.search.run would bind the package autolr.search here.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'autolr' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    # Importing autolr.search.run sets autolr.search to that package; the public name wins.
     globals()[name] = value
     return value
 

@@ -1,0 +1,77 @@
+"""The command line: one file per verb.
+
+Exit codes: 0 done; 2 the input is at fault (one message, nothing lost); 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from autolr import __version__
+from autolr.cli import report, search, train
+from autolr.errors import AutoLRError
+
+app = typer.Typer(
+    name="autolr",
+    help="Finds how fast W_q and W_v should learn when a transformer is fine-tuned with LoRA, and proves it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autolr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("search")(search.search)
+app.command("train")(train.train)
+app.command("report")(report.report)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    # A terminal that cannot show λ shows a question mark; it does not end the search.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(args=arguments)
+    except AutoLRError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        fail(_disk(error))
+    except BrokenPipeError:
+        sys.exit(2)
+
+
+def fail(message: str) -> None:
+    """Print one clear message to standard error and exit with code 2."""
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(2)
+
+
+def _disk(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device{where}; free some and give the same command again: it goes on"
+    return f"{(error.strerror or 'cannot write').lower()}{where}; choose another folder with --out"

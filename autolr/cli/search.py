@@ -1,0 +1,154 @@
+"""`autolr search`: from a study to a recipe, a report and, where the study says so, a full run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autolr.cli import studies
+
+if TYPE_CHECKING:
+    from autolr.search.result import SearchResult
+    from autolr.search.run import Plan
+    from autolr.study import Study
+
+
+def search(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY] [KEY=VALUE]...",
+            help="A study file or the name of a shipped study (default: sentiment), and overrides such as "
+            "space.rank=[8,16].",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Local folder or hub id of the model.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A csv, tsv, json, jsonl or parquet file, or a hub data set.", show_default=False),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Total of trials.", show_default=False)] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time after which no trial starts, such as 90s, 10m, 1.5h.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder; one that holds this study is gone on with. Default: runs/NAME-ID.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.", show_default=False)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False)
+    ] = None,
+    full_run: Annotated[
+        bool | None, typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+) -> None:
+    """Search the ratio λ = η_V/η_Q, the rate η_V and the rank; confirm the best; write the recipe.
+
+    Given again with the same --out, a search goes on where it stopped.
+    """
+    options = {
+        "model": model,
+        "data.source": data,
+        "budget.trials": trials,
+        "budget.time": budget,
+        "seed": seed,
+        "train": full_run,
+    }
+    study = studies.resolve(words or [], options, out)
+    if dry_run:
+        _show_plan(study, device)
+        return
+    from autolr.cli.live import watch
+    from autolr.search import run
+
+    folder = out or run.default_folder(study)
+    typer.echo(f"study {study.name}: {study.model} on {study.data.source}, run folder {folder}")
+    try:
+        with watch(plain) as watcher:
+            result = run.search(study, folder, device=device, watcher=watcher)
+            _report(result)
+        _show_result(result)
+        if study.train:
+            from autolr.cli.train import full_run as train_recipe
+
+            assert result.recipe is not None
+            train_recipe(result.recipe, _train_folder(result), device)
+            _report(run.SearchResult.load(folder))
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; all that ended is kept. Go on with: autolr search --out {folder}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _report(result: SearchResult) -> None:
+    from autolr.report.page import write_report
+
+    write_report(result)
+
+
+def _train_folder(result: SearchResult) -> Path:
+    """Return where the full run goes; that of an earlier, other recipe is kept beside it."""
+    from autolr.train.run import holds
+
+    folder = result.folder / "train"
+    assert result.recipe is not None
+    if folder.exists() and not holds(folder, result.recipe):
+        number = 1
+        while (result.folder / f"train-{number}").exists():
+            number += 1
+        folder.rename(result.folder / f"train-{number}")
+    return folder
+
+
+def _show_plan(study: Study, device: str | None) -> None:
+    from autolr.search.run import plan
+
+    found: Plan = plan(study, device)
+    space = study.space
+    lines = [
+        f"study         {study.name}: {study.model} on {study.data.source}",
+        f"coverage      {found.coverage}",
+        *(f"parameters    {rank}: {n['adapter']:,} adapter + {n['head']:,} head" for rank, n in found.parameters.items()),
+        "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
+        f"space         lr_v {found.lr_v}; ratio {space.ratio}; rank {space.rank}",
+        f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}, "
+        f"{study.search.slots} slots"
+        + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
+        *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
+        f"confirmation  {found.repeats} repeats ({study.search.finalists} finalists and the rules, "
+        f"{study.search.repeats} seeds each)",
+        f"full run      {found.horizon} steps, batch {study.training.batch_size}"
+        + ("" if study.train else " (not started: train is false)"),
+        f"cost          about {found.trained_tokens:,} trained tokens = {found.full_run_equivalents:.1f} full runs, "
+        f"about {found.seconds / 60:.1f} minutes here",
+        "nothing was written",
+    ]
+    typer.echo("\n".join(lines))
+
+
+def _show_result(result: SearchResult) -> None:
+    recipe = result.recipe
+    assert recipe is not None and recipe.evidence is not None
+    cost = recipe.evidence.cost
+    counts = recipe.evidence.trials
+    typer.echo(
+        f"\nverdict  {recipe.evidence.verdict}\n"
+        f"recipe   {result.folder / 'recipe.yaml'}: {recipe.candidate.describe()}, lr_q={recipe.rates.q:.2e}\n"
+        f"trials   {counts['total']}: {counts['finished']} finished, {counts['pruned']} pruned, "
+        f"{counts['diverged']} diverged\n"
+        f"cost     {cost.device_seconds:.0f} device-seconds, {cost.trained_tokens:,} trained tokens "
+        f"= {cost.full_run_equivalents:.2f} full runs\n"
+        f"report   {result.folder / 'report.html'}"
+    )

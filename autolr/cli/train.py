@@ -1,0 +1,55 @@
+"""`autolr train`: the full run from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from autolr.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, or the run folder that holds it.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the full run; default: train, beside the recipe.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False)
+    ] = None,
+) -> None:
+    """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.
+
+    Given again, a full run that was stopped goes on from its last checkpoint.
+    """
+    from autolr.recipe import Recipe
+
+    found = Recipe.load(recipe)
+    folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
+    try:
+        full_run(found, folder, device)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; give the same command again to go on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+def full_run(recipe: Recipe, folder: Path, device: str | None) -> None:
+    """Do the full run and print what it comes to."""
+    from autolr.search.run import choose_device
+    from autolr.train.run import train
+
+    typer.echo(f"\nfull run {recipe.steps} steps of {recipe.candidate.describe()}")
+    result = train(recipe, folder, device=str(choose_device(device)), on_log=_log)
+    confirm = result.metrics["confirm"]
+    typer.echo(
+        f"confirm  accuracy {confirm['accuracy']:.4f}, loss {confirm['loss']:.4f} "
+        f"(best checkpoint on select: step {result.metrics['best_step']})\n"
+        f"adapter  {result.adapter}"
+    )
+
+
+def _log(entry: dict[str, Any]) -> None:
+    if "eval_loss" in entry:
+        typer.echo(f"  step {entry.get('step', '?')}: select loss {entry['eval_loss']:.4f}")
