@@ -42,6 +42,9 @@ def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, se
     from peft import LoraConfig, TaskType, get_peft_model
 
     sites = backbone.projections.of(targets)
+    # PEFT wraps the head in place, so its first values are read before.
+    values: dict[str, Tensor] = {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
+    values |= fresh_head(backbone, seed)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
@@ -52,8 +55,7 @@ def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, se
         modules_to_save=list(backbone.head),
     )
     model = get_peft_model(backbone.model, config)
-    values: dict[str, Tensor] = {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
-    set_values(model, {**values, **fresh_head(backbone, seed)})
+    set_values(model, values)
     return model
 
 

@@ -7,7 +7,6 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -24,9 +23,6 @@ from autolr.model.backbone import Backbone, fresh_head
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Layout
 from autolr.study import Role, Training
-
-# Leaves are views into one wide matrix, which this warning takes for a mistake.
-warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
 AVERAGE_C = 8.0
