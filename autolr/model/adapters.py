@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autolr.data import demo
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.projections import Site
 from autolr.study import Targets
@@ -77,6 +78,11 @@ def set_values(model: Any, values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
+
+
+def hub_name(source: str) -> str:
+    """Return what an adapter's configuration calls its base model."""
+    return "sentence-transformers/all-MiniLM-L6-v2" if source == demo.MODEL else source
 
 
 def plain_name(name: str) -> str:

@@ -196,7 +196,7 @@ class Pack:
 
     @torch.no_grad()
     def evaluate(
-        self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool, max_rows: int = 128
+        self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool, max_rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Score several slots on the same examples, in shared forward passes.
 
@@ -204,11 +204,12 @@ class Pack:
             slots: whom to score.
             data: the examples.
             averaged: score the running average of the weights, not the weights.
-            max_rows: examples times slots in one forward pass, about.
+            max_rows: examples times slots in one forward pass, about; None: what suits the device.
 
         Returns:
             Losses and hits (see `Classification`), both float64 [slots, examples] on the CPU.
         """
+        max_rows = max_rows or (32 if self.device.type == "cpu" else 512)
         shape = (len(slots), len(data))
         losses, hits = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         for start in range(0, len(slots), self.together):

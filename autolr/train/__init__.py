@@ -1,0 +1,1 @@
+"""The full run from a recipe, and the optimizer users can take home."""

@@ -1,0 +1,91 @@
+"""The model card of a full run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from autolr.model.adapters import hub_name
+from autolr.recipe import Recipe
+
+_CARD = """---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-classification
+tags: [lora, autolr]
+---
+
+# {name}
+
+A LoRA adapter on W_q and W_v of `{model}`, trained by AutoLR with a rate for each of them.
+
+{verdict}
+
+| setting | value |
+|---|---|
+| λ = lr_v / lr_q | {ratio:.4g} |
+| lr_v | {lr_v:.3g} |
+| lr_q | {lr_q:.3g} |
+| lr of the head | {lr_head:.3g} |
+| rank, alpha | {rank}, {alpha:g} |
+| batch size, steps | {batch}, {steps} |
+| data | `{data}` |
+
+| split | loss | accuracy |
+|---|---|---|
+| select (chose the checkpoint, step {best_step}) | {select[loss]:.4f} | {select[accuracy]:.4f} |
+| confirm (seen by no choice) | {confirm[loss]:.4f} | {confirm[accuracy]:.4f} |
+
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = AutoModelForSequenceClassification.from_pretrained({base_code}, num_labels={classes})
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+Classes in their order: {class_names}.
+
+## Paper
+
+```bibtex
+@inproceedings{{yao2025theoretical,
+  title     = {{Theoretical Insights into Fine-Tuning Attention Mechanism: Generalization and Optimization}},
+  author    = {{Yao, Xinhao and Qian, Hongjin and Hu, Xiaolin and Xu, Gengze and Liu, Wei and Luan, Jian
+               and Wang, Bin and Liu, Yong}},
+  booktitle = {{IJCAI}},
+  pages     = {{6830--6838}},
+  year      = {{2025}},
+  doi       = {{10.24963/ijcai.2025/760}}
+}}
+```
+"""
+
+
+def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
+    """Return the card of a finished full run as Markdown with front matter."""
+    base = hub_name(recipe.model)
+    return _CARD.format(
+        base=json.dumps(base),
+        base_code=json.dumps(base),
+        name=recipe.name,
+        model=recipe.model,
+        verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
+        ratio=recipe.candidate.ratio,
+        lr_v=recipe.rates.v,
+        lr_q=recipe.rates.q,
+        lr_head=recipe.rates.head,
+        rank=recipe.candidate.rank,
+        alpha=recipe.method.alpha,
+        batch=recipe.training.batch_size,
+        steps=recipe.steps,
+        data=recipe.data.source,
+        best_step=metrics["best_step"],
+        select=metrics["select"],
+        confirm=metrics["confirm"],
+        classes=len(recipe.classes),
+        class_names=", ".join(f"`{name}`" for name in recipe.classes),
+    )

@@ -1,0 +1,293 @@
+"""The full run: transformers.Trainer and PEFT, with the rates of a recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from autolr import documents
+from autolr.data import sources
+from autolr.data.batches import TokenSet, batch_order, by_length
+from autolr.data.prepared import prepare
+from autolr.data.tasks import Classification
+from autolr.errors import DataError, DocumentError, ModelError, RunError
+from autolr.model import adapters, backbone
+from autolr.model.quiet import quiet
+from autolr.pack.optimizer import schedule_factor
+from autolr.recipe import Recipe
+from autolr.train.card import model_card
+from autolr.train.optimizer import create_optimizer
+
+EVALUATIONS = 8
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished full run.
+
+    Attributes:
+        folder: holds everything of the run.
+        adapter: folder of the adapter, tokenizer and model card; loads in stock PEFT.
+        metrics: `select` and `confirm` scores of the best checkpoint, `best_step`, `seconds`, log.
+    """
+
+    folder: Path
+    adapter: Path
+    metrics: dict[str, Any]
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train a recipe to its horizon, keep what is best on *select*, and report *confirm*.
+
+    A run that was stopped goes on from its last checkpoint; a finished one is returned as it is.
+
+    Args:
+        recipe: what to train.
+        out: folder of the run.
+        device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
+        on_log: is called with each entry of the Trainer's log.
+
+    Raises:
+        DataError: the data is not that of the search.
+        ModelError: the model is not that of the search, or the rank is too large for it.
+        RunError: the folder holds another run, or the training diverged.
+    """
+    folder = Path(out)
+    _check_folder(folder, recipe)
+    metrics_file = folder / "metrics.json"
+    if metrics_file.is_file():
+        return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
+    examples = sources.load(recipe.data)
+    if recipe.data_fingerprint not in (None, examples.fingerprint):
+        raise DataError(
+            f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
+            f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
+        )
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with quiet():
+        base = backbone.load(recipe.model, recipe.classes, where)
+    if recipe.model_fingerprint not in (None, base.fingerprint()):
+        raise ModelError(
+            f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
+            "model_fingerprint from the recipe"
+        )
+    candidate = recipe.candidate
+    if candidate.rank > base.projections.largest_rank:
+        raise ModelError(
+            f"rank {candidate.rank}: the matrices of {recipe.model!r} allow at most {base.projections.largest_rank}"
+        )
+    batch = recipe.training.batch_size
+    data = prepare(examples, recipe.data, base.tokenizer, batch, recipe.split_seed, base.max_length)
+    model = adapters.peft_model(base, candidate.targets, candidate.rank, recipe.method.alpha, recipe.seed)
+    recipe.save(folder / "recipe.yaml")
+    task = Classification(tuple(recipe.classes))
+    checkpoints = folder / "checkpoints"
+    start = time.perf_counter()
+    with quiet():
+        trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, where, on_log)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    best = trainer.state.best_metric
+    if best is None or not math.isfinite(best):
+        raise RunError(f"{folder}: the full run diverged (select loss {best}); lower the recipe's rates")
+    metrics = {
+        "steps": recipe.steps,
+        "best_step": _step_of(trainer.state.best_model_checkpoint),
+        "select": evaluate(model, data.select, task),
+        "confirm": evaluate(model, data.confirm, task),
+        "seconds": round(time.perf_counter() - start, 1),
+        "log": trainer.state.log_history,
+    }
+    adapter = _save(folder, model, base.tokenizer, recipe, metrics)
+    documents.write_text(metrics_file, json.dumps(metrics, indent=1) + "\n")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return TrainResult(folder, adapter, metrics)
+
+
+def holds(folder: Path, recipe: Recipe) -> bool:
+    """Tell whether a folder's run is one of this recipe; the evidence may differ."""
+    try:
+        held = Recipe.load(folder / "recipe.yaml")
+    except DocumentError:
+        return False
+    return _settings(held) == _settings(recipe)
+
+
+@torch.no_grad()
+def evaluate(model: Any, data: TokenSet, task: Classification, batch_size: int = 32) -> dict[str, float]:
+    """Return mean loss and accuracy of a model on `data`, in eval mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    loss = hits = 0.0
+    for rows in by_length(data.lengths(), batch_size):
+        batch = {key: value.to(device) for key, value in data.collate(rows).items()}
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        loss += float(task.losses(logits, batch["labels"]).double().sum())
+        hits += float(task.hits(logits, batch["labels"]).sum())
+    return {"loss": loss / len(data), task.metric: hits / len(data)}
+
+
+class _Rows(Dataset[int]):
+    """Row numbers; the collator looks the examples up."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+class _RecipeTrainer(Trainer):
+    """Trainer with the recipe's batches, rates and schedule: those of a slot in a pack."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Any,
+        train_data: TokenSet,
+        select: TokenSet,
+        checkpoints: Path,
+        device: torch.device,
+        on_log: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.recipe = recipe
+        self.train_data = train_data
+        self.select_data = select
+        every = max(1, math.ceil(recipe.steps / EVALUATIONS))
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints),
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.training.batch_size,
+            per_device_eval_batch_size=32,
+            max_grad_norm=recipe.training.clip_norm or 0.0,
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
+            save_total_limit=2,
+            logging_steps=max(1, min(10, every)),
+            logging_nan_inf_filter=False,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device.type == "cpu",
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            dataloader_pin_memory=device.type != "cpu",
+        )
+        if arguments.n_gpu > 1:
+            raise RunError("the full run uses one GPU; show it one with CUDA_VISIBLE_DEVICES=0")
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=_Rows(len(train_data)),
+            eval_dataset=_Rows(len(select)),
+            data_collator=train_data.collate,
+            callbacks=[_Callback(on_log)],
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        training = self.recipe.training
+        order = batch_order(self.train_data.lengths(), training.batch_size, self.recipe.steps, self.recipe.seed)
+        loader: DataLoader[Any] = DataLoader(
+            _Rows(len(self.train_data)), batch_sampler=order, collate_fn=self.train_data.collate
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        order = list(by_length(self.select_data.lengths(), self.args.per_device_eval_batch_size))
+        loader: DataLoader[Any] = DataLoader(
+            _Rows(len(self.select_data)), batch_sampler=order, collate_fn=self.select_data.collate
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer = create_optimizer(model if model is not None else self.model, self.recipe)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        training, steps = self.recipe.training, self.recipe.steps
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: schedule_factor(training, step, steps)
+        )
+        return self.lr_scheduler
+
+
+class _Callback(TrainerCallback):
+    """Hands the Trainer's log on, and evaluates and saves at the last step as well."""
+
+    def __init__(self, forward: Callable[[dict[str, Any]], None] | None) -> None:
+        self.forward = forward
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if self.forward and logs:
+            self.forward({**logs, "step": state.global_step})
+
+
+def _check_folder(folder: Path, recipe: Recipe) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--out {folder}: is a file, not a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not holds(folder, recipe):
+        raise RunError(f"--out {folder}: holds something else than a run of this recipe; choose another --out")
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"evidence", "versions", "commit", "name"})
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint; one that a crash left incomplete is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda path: _step_of(path.name), reverse=True):
+        # The Trainer writes this file last.
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        return str(path)
+    return None
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+
+
+def _save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, metrics: dict[str, Any]) -> Path:
+    target, draft = folder / "adapter", folder / ".adapter"
+    shutil.rmtree(draft, ignore_errors=True)
+    model.peft_config["default"].base_model_name_or_path = adapters.hub_name(recipe.model)
+    model.save_pretrained(str(draft))
+    tokenizer.save_pretrained(str(draft))
+    (draft / "README.md").write_text(model_card(recipe, metrics), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    return target

@@ -1,0 +1,77 @@
+"""Shared fixtures: small models on disk, a small data file, a study over them. No network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from autolr.study import Study
+from tests import tiny
+
+GOOD = ["good", "fine", "great", "lovely", "superb", "warm"]
+BAD = ["bad", "dull", "awful", "poor", "weak", "cold"]
+OTHER = [f"word{number}" for number in range(30)]
+SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory) -> dict[str, str]:
+    """A tiny BERT and a tiny Llama, saved as users save theirs."""
+    folders = {}
+    for family in ("bert", "llama"):
+        folder = tmp_path_factory.mktemp("models") / family
+        tiny.model(family).save_pretrained(folder)
+        vocabulary = {word: index for index, word in enumerate([*SPECIAL, *GOOD, *BAD, *OTHER])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]"
+        ).save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> str:
+    """A csv of 240 sentences that a word gives away."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rng = random.Random(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for row in range(240):
+            words = [*rng.sample(OTHER, rng.randrange(3, 9)), rng.choice(GOOD if row % 2 else BAD)]
+            rng.shuffle(words)
+            writer.writerow([" ".join(words), "good" if row % 2 else "bad"])
+    return str(path)
+
+
+@pytest.fixture
+def small_study(model_folders, reviews) -> Study:
+    """A study that takes a second or two."""
+    return Study(
+        name="small",
+        model=model_folders["bert"],
+        data={"source": reviews, "select": 0.2, "confirm": 0.2},
+        space={"lr_v": {"low": 1e-3, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
+        training={"batch_size": 8, "horizon": {"steps": 24}},
+        search={"length": 12, "rungs": [4, 8], "slots": 4, "finalists": 2, "repeats": 2},
+        budget={"trials": 9},
+    )
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch) -> Path:
+    """Run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

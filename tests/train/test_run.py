@@ -1,0 +1,133 @@
+"""The full run: the Trainer trains what a slot trains, resumes, and its adapter is a stock one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from autolr.candidate import Candidate
+from autolr.data import sources
+from autolr.data.prepared import prepare
+from autolr.data.tasks import Classification
+from autolr.errors import DataError, ModelError, RunError
+from autolr.model import adapters, backbone
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.recipe import Rates, Recipe
+from autolr.train import run
+from autolr.train.run import evaluate, train
+
+
+@pytest.fixture
+def recipe(small_study) -> Recipe:
+    candidate = Candidate(lr_v=2e-2, ratio=4, rank=4)
+    examples = sources.load(small_study.data)
+    return Recipe(
+        name="small",
+        model=small_study.model,
+        data=small_study.data,
+        data_fingerprint=examples.fingerprint,
+        classes=examples.classes,
+        method=small_study.method,
+        candidate=candidate,
+        rates=Rates(q=candidate.lr_q, v=candidate.lr_v, head=1e-2),
+        training=small_study.training,
+        steps=24,
+    )
+
+
+def test_the_trainer_trains_what_a_slot_trains(recipe, tmp_path, monkeypatch):
+    last = {}
+    monkeypatch.setattr(run, "_save", lambda folder, model, *_: last.update(model=model) or folder)
+    saved = {}
+
+    def keep(self, args, state, control, **_):
+        if state.global_step == state.max_steps:
+            saved.update({n: v.detach().clone() for n, v in adapters.values_of(last_trainer[0].model).items()})
+            control.should_evaluate = control.should_save = True
+
+    last_trainer = []
+    original = run._RecipeTrainer.__init__
+
+    def note(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        last_trainer.append(self)
+
+    monkeypatch.setattr(run._RecipeTrainer, "__init__", note)
+    monkeypatch.setattr(run._Callback, "on_step_end", keep)
+    train(recipe, tmp_path / "run", device="cpu")
+
+    base = backbone.load(recipe.model, recipe.classes)
+    data = prepare(sources.load(recipe.data), recipe.data, base.tokenizer, 8, 0, base.max_length)
+    with Pack(
+        base,
+        recipe.training,
+        Classification(tuple(recipe.classes)),
+        data.train,
+        capacity=2,
+        max_rank=8,
+        alpha=recipe.method.alpha,
+    ) as pack:
+        slot = pack.admit(SlotConfig(recipe.candidate.rates(1e-2), 4, recipe.seed, recipe.steps))
+        for _ in range(recipe.steps):
+            pack.step()
+        values = pack.values(slot)
+    assert saved.keys() == values.keys()
+    for name, value in values.items():
+        assert torch.linalg.vector_norm(value - saved[name]) <= 1e-4 * torch.linalg.vector_norm(value), name
+
+
+def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
+    result = train(recipe, tmp_path / "run", device="cpu")
+    stock = AutoModelForSequenceClassification.from_pretrained(recipe.model, num_labels=2)
+    stock = PeftModel.from_pretrained(stock, result.adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(result.adapter)
+    base = backbone.load(recipe.model, recipe.classes)
+    examples = sources.load(recipe.data)
+    data = prepare(examples, recipe.data, tokenizer, 8, 0, base.max_length)
+    score = evaluate(stock, data.confirm, Classification(tuple(recipe.classes)))
+    assert score["loss"] == pytest.approx(result.metrics["confirm"]["loss"], rel=1e-5)
+    assert score["accuracy"] == result.metrics["confirm"]["accuracy"] > 0.7
+    config = json.loads((result.adapter / "adapter_config.json").read_text())
+    assert sorted(config["target_modules"]) == ["query", "value"]
+    assert "PeftModel.from_pretrained" in (result.adapter / "README.md").read_text()
+    best = min((e["eval_loss"], e["step"]) for e in result.metrics["log"] if "eval_loss" in e)
+    assert result.metrics["best_step"] == best[1]
+    assert result.metrics["select"]["loss"] == pytest.approx(best[0], rel=1e-4)
+    assert train(recipe, tmp_path / "run").metrics == result.metrics  # finished: nothing is trained again
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(recipe, tmp_path):
+    whole = train(recipe, tmp_path / "whole", device="cpu")
+
+    def stop(entry):
+        if entry["step"] >= 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", device="cpu", on_log=stop)
+    checkpoints = sorted((tmp_path / "cut" / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints
+    (checkpoints[-1] / "trainer_state.json").write_text("{")  # and the newest one is damaged
+    entries = []
+    cut = train(recipe, tmp_path / "cut", device="cpu", on_log=entries.append)
+    assert 0 < entries[0]["step"] < 14
+    assert cut.metrics["confirm"] == whole.metrics["confirm"]
+    assert cut.metrics["best_step"] == whole.metrics["best_step"]
+
+
+def test_what_does_not_fit_the_recipe_is_refused(recipe, tmp_path):
+    with pytest.raises(DataError, match="has changed since the search"):
+        train(recipe.model_copy(update={"data_fingerprint": "0" * 64}), tmp_path / "a")
+    with pytest.raises(ModelError, match="has? ?changed|have changed"):
+        train(recipe.model_copy(update={"model_fingerprint": "0" * 64}), tmp_path / "b")
+    large = recipe.candidate.model_copy(update={"rank": 64})
+    with pytest.raises(ModelError, match="rank 64"):
+        train(recipe.model_copy(update={"candidate": large}), tmp_path / "c")
+    assert not any((tmp_path / name).exists() for name in "abc")
+    recipe.save(tmp_path / "d" / "recipe.yaml")
+    with pytest.raises(RunError, match="--out"):
+        train(recipe.model_copy(update={"steps": 30}), tmp_path / "d")
