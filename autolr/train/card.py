@@ -42,7 +42,9 @@ A LoRA adapter on W_q and W_v of `{model}`, trained by AutoLR with a rate for ea
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-base = AutoModelForSequenceClassification.from_pretrained({base_code}, num_labels={classes})
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base_code}, num_labels={classes}, ignore_mismatched_sizes=True
+)
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```

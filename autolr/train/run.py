@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from autolr import documents
 from autolr.data import sources
@@ -207,6 +207,7 @@ class _RecipeTrainer(Trainer):
             data_collator=train_data.collate,
             callbacks=[_Callback(on_log)],
         )
+        self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         training = self.recipe.training

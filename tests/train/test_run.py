@@ -82,7 +82,9 @@ def test_the_trainer_trains_what_a_slot_trains(recipe, tmp_path, monkeypatch):
 
 def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
     result = train(recipe, tmp_path / "run", device="cpu")
-    stock = AutoModelForSequenceClassification.from_pretrained(recipe.model, num_labels=2)
+    stock = AutoModelForSequenceClassification.from_pretrained(
+        recipe.model, num_labels=2, ignore_mismatched_sizes=True
+    )
     stock = PeftModel.from_pretrained(stock, result.adapter).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.adapter)
     base = backbone.load(recipe.model, recipe.classes)
@@ -90,7 +92,10 @@ def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
     data = prepare(examples, recipe.data, tokenizer, 8, 0, base.max_length)
     score = evaluate(stock, data.confirm, Classification(tuple(recipe.classes)))
     assert score["loss"] == pytest.approx(result.metrics["confirm"]["loss"], rel=1e-5)
-    assert score["accuracy"] == result.metrics["confirm"]["accuracy"] > 0.7
+    assert score["accuracy"] == result.metrics["confirm"]["accuracy"]
+    with stock.disable_adapter():
+        bare = evaluate(stock, data.confirm, Classification(tuple(recipe.classes)))
+    assert abs(bare["loss"] - score["loss"]) > 1e-3
     config = json.loads((result.adapter / "adapter_config.json").read_text())
     assert sorted(config["target_modules"]) == ["query", "value"]
     assert "PeftModel.from_pretrained" in (result.adapter / "README.md").read_text()
@@ -114,7 +119,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(recipe, tmp_path):
     (checkpoints[-1] / "trainer_state.json").write_text("{")  # and the newest one is damaged
     entries = []
     cut = train(recipe, tmp_path / "cut", device="cpu", on_log=entries.append)
-    assert 0 < entries[0]["step"] < 14
+    assert 3 < entries[0]["step"] <= 15  # it went on from a checkpoint in the middle
     assert cut.metrics["confirm"] == whole.metrics["confirm"]
     assert cut.metrics["best_step"] == whole.metrics["best_step"]
 

@@ -1,0 +1,1 @@
+"""From a search to figures and a page."""
