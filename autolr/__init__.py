@@ -1,10 +1,10 @@
 """AutoLR: finds how fast W_q and W_v should learn when a transformer is fine-tuned with LoRA.
 
-    import autolr
+import autolr
 
-    result = autolr.search(autolr.Study(model="...", data="reviews.csv"))
-    print(result.recipe.evidence.verdict)
-    autolr.train(result.recipe, out="full-run")
+result = autolr.search(autolr.Study(model="...", data="reviews.csv"))
+print(result.recipe.evidence.verdict)
+autolr.train(result.recipe, out="full-run")
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _problems(kind: type[BaseModel], error: ValidationError, text: str) -> list[
 
 def _is_key(part: int | str) -> bool:
     # pydantic names the branch of a union in the location; those are types, not keys of the file.
-    return isinstance(part, int) or part.isidentifier() and part.islower()
+    return isinstance(part, int) or (part.isidentifier() and part.islower())
 
 
 def _known_keys(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:

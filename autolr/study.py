@@ -103,9 +103,7 @@ class Data(Document):
     a user is told), stratified by label; a text that occurs twice stays on one side.
     """
 
-    source: str = Field(
-        min_length=1, description="demo:rotten-tomatoes, a csv/jsonl/parquet file, or a hub data set"
-    )
+    source: str = Field(min_length=1, description="demo:rotten-tomatoes, a csv/jsonl/parquet file, or a hub data set")
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
     split: str = Field("train", description="split of a hub data set")
     text_column: str | None = Field(None, description="found by itself where unambiguous")
@@ -128,7 +126,10 @@ class Method(Document):
 
     kind: Literal["lora"] = "lora"
     alpha: float = Field(
-        16.0, gt=0, allow_inf_nan=False, description="LoRA's alpha, one for all ranks (PEFT scales by alpha / rank)"
+        16.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="LoRA's alpha, one for all ranks (PEFT scales by alpha / rank)",
     )
     lr_head: Rate = Field(1e-3, description="rate of the new output layer, the same for all candidates")
 
@@ -171,7 +172,8 @@ class Search(Document):
 
     length: int = Field(100, ge=2, description="optimizer steps of a trial")
     rungs: list[int] | None = Field(
-        None, description="steps at which trials are compared and pruned; none given: 1/4 and 1/2 of the length"
+        None,
+        description="steps at which trials are compared and pruned; none given: 1/4 and 1/2 of the length",
     )
     keep: float = Field(0.5, gt=0, le=1, description="share of the trials at a rung that goes on")
     slots: int = Field(8, ge=1, le=1024, description="trials trained at once")
@@ -216,7 +218,8 @@ class Study(Document):
     training: Training = Training()
     search: Search = Search()
     baselines: list[BaselineName] = Field(
-        ["rule", "winner_lr", "paper", "qkv"], description="rules of thumb in the comparison; rule is always there"
+        ["rule", "winner_lr", "paper", "qkv"],
+        description="rules of thumb in the comparison; rule is always there",
     )
     budget: Budget = Budget()
     seed: int = Field(0, ge=0, lt=2**31)

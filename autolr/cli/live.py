@@ -116,7 +116,14 @@ class LiveWatcher(Progress):
         """Return the table as it stands."""
         utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
         table = Table(box=None, padding=(0, 1), expand=False)
-        for column, width in (("trial", 14), ("candidate", 32), ("step", 9), ("loss", 7), ("", 12), ("score", 7)):
+        for column, width in (
+            ("trial", 14),
+            ("candidate", 32),
+            ("step", 9),
+            ("loss", 7),
+            ("", 12),
+            ("score", 7),
+        ):
             table.add_column(column, max_width=width, no_wrap=True, overflow="ellipsis")
         for one in running:
             losses = one.slot.losses

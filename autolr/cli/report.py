@@ -11,7 +11,8 @@ import typer
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder of a search, finished or not.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="The page; default: report.html in the run folder.", show_default=False)
+        Path | None,
+        typer.Option(help="The page; default: report.html in the run folder.", show_default=False),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about a search."""

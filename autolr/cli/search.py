@@ -40,15 +40,18 @@ def search(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder; one that holds this study is gone on with. Default: runs/NAME-ID.", show_default=False
+            help="Run folder; one that holds this study is gone on with. Default: runs/NAME-ID.",
+            show_default=False,
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.", show_default=False)] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False)
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
     ] = None,
     full_run: Annotated[
-        bool | None, typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False)
+        bool | None,
+        typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
@@ -86,7 +89,7 @@ def search(
 
             assert result.recipe is not None
             train_recipe(result.recipe, _train_folder(result), device)
-            _report(run.SearchResult.load(folder))
+            _report(type(result).load(folder))
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; all that ended is kept. Go on with: autolr search --out {folder}", err=True)
         raise typer.Exit(130) from None
@@ -120,12 +123,14 @@ def _show_plan(study: Study, device: str | None) -> None:
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
-        *(f"parameters    {rank}: {n['adapter']:,} adapter + {n['head']:,} head" for rank, n in found.parameters.items()),
+        *(
+            f"parameters    {rank}: {n['adapter']:,} adapter + {n['head']:,} head"
+            for rank, n in found.parameters.items()
+        ),
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
         f"space         lr_v {found.lr_v}; ratio {space.ratio}; rank {space.rank}",
         f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}, "
-        f"{study.search.slots} slots"
-        + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
+        f"{study.search.slots} slots" + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
         *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
         f"confirmation  {found.repeats} repeats ({study.search.finalists} finalists and the rules, "
         f"{study.search.repeats} seeds each)",

@@ -66,5 +66,5 @@ def _path(named: str | None, out: Path | None) -> Path:
 
 def _name(source: str) -> str:
     stem = source.rstrip("/").rpartition("/")[2].partition(":")[2] or Path(source.rstrip("/")).stem
-    name = "".join(letter if letter.isalnum() and letter.isascii() or letter in "._-" else "-" for letter in stem)
+    name = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in stem)
     return name.strip("._-")[:64] or "study"

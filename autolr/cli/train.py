@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[Path, typer.Argument(help="recipe.yaml, or the run folder that holds it.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the full run; default: train, beside the recipe.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of the full run; default: train, beside the recipe.", show_default=False),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False)
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
     ] = None,
 ) -> None:
     """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.

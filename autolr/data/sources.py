@@ -150,9 +150,7 @@ def _read_hub(data: Data) -> tuple[dict[str, list[Any]], list[str] | None]:
             f"data {data.source!r}: is no local file, and as a hub data set (subset {data.subset!r}, "
             f"split {data.split!r}) it cannot be loaded: {reason[:300]}"
         ) from None
-    labels = [
-        (name, feature) for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)
-    ]
+    labels = [(name, feature) for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
     named = dict(labels).get(data.label_column) if data.label_column else labels[0][1] if len(labels) == 1 else None
     table = {name: list(dataset[name]) for name in dataset.column_names}
     return table, list(named.names) if named is not None else None
@@ -187,9 +185,7 @@ def _label_column(table: dict[str, list[Any]], text: str | None) -> str | None:
 
 def _text_column(table: dict[str, list[Any]], label: str) -> str | None:
     strings = [
-        name
-        for name, column in table.items()
-        if name != label and any(isinstance(value, str) for value in column)
+        name for name, column in table.items() if name != label and any(isinstance(value, str) for value in column)
     ]
     named = [name for name in strings if name.lower() in TEXT_NAMES]
     if len(strings) == 1:

@@ -46,7 +46,11 @@ def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
         order = rng.permutation(len(texts))
         confirm = min(max(1, round(data.confirm * len(texts))), len(texts) - 2)
         select = min(max(1, round(data.select * len(texts))), len(texts) - confirm - 1)
-        bounds = {"confirm": (0, confirm), "select": (confirm, confirm + select), "train": (confirm + select, None)}
+        bounds = {
+            "confirm": (0, confirm),
+            "select": (confirm, confirm + select),
+            "train": (confirm + select, None),
+        }
         for name, (start, end) in bounds.items():
             parts[name] += [index for position in order[start:end] for index in texts[position]]
     if small:

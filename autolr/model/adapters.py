@@ -49,7 +49,7 @@ def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, se
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         lora_dropout=0.0,
         bias="none",
         target_modules=_short_names(backbone, sites),

@@ -182,7 +182,7 @@ def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
         for owner in dict.fromkeys(name.rpartition(".")[0] for name in parameters):
             leaf = deepcopy(modules[owner]).to("cpu", torch.float32)
             for child in leaf.modules():
-                child._is_hf_initialized = False  # type: ignore[assignment]
+                child._is_hf_initialized = False
             for parameter in leaf.parameters():
                 parameter.__dict__.pop("_is_hf_initialized", None)
             backbone.model._init_weights(leaf)
@@ -230,7 +230,9 @@ def _give_pad_token(tokenizer: Any, config: Any, source: str) -> None:
 def _cannot_load(source: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines)[:300]
-    kind = "cannot be loaded" if Path(source).expanduser().exists() or demo.is_demo(source) else (
-        "is no local folder, and cannot be loaded from the hub"
+    kind = (
+        "cannot be loaded"
+        if Path(source).expanduser().exists() or demo.is_demo(source)
+        else ("is no local folder, and cannot be loaded from the hub")
     )
     return f"model {source!r}: {kind}: {reason}"

@@ -15,8 +15,8 @@ def quiet() -> Iterator[None]:
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     datasets_verbosity = datasets_logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    logging.set_verbosity(50)  # CRITICAL
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets_logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
@@ -26,4 +26,4 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         datasets_logging.set_verbosity(datasets_verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class RowAdamW:
         self.mean[target].copy_(self.mean[source])
         self.square[target].copy_(self.square[source])
 
-    def step(self, grad: Tensor, counts: Sequence[int], rates: dict[Role, Sequence[float]]) -> None:
+    def step(self, grad: Tensor, counts: Sequence[int], rates: Mapping[Role, Sequence[float]]) -> None:
         """Update the first rows.
 
         Args:

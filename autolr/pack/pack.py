@@ -217,9 +217,7 @@ class Pack:
             losses[group], hits[group] = self._evaluate(list(slots[group]), data, averaged, max_rows)
         return losses, hits
 
-    def _evaluate(
-        self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int
-    ) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
         count = len(slots)
         self._bind((self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]], slots)
         losses = torch.zeros((count, len(data)), dtype=torch.float64)
@@ -309,7 +307,7 @@ class Pack:
         def replace(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
             own = {name: self._bound[f"{owner}.{name}"] for name in names}
             slots = next(iter(own.values())).shape[0]
-            x = args[0].unflatten(0, (slots, -1)).to(self.rows.dtype)
+            x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(self.rows.dtype)
             if isinstance(module, nn.Linear):
                 flat = x.reshape(slots, -1, module.in_features)
                 out = torch.bmm(flat, own["weight"].transpose(1, 2))

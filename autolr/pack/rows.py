@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import Tensor
 
 from autolr.model.backbone import Backbone
@@ -94,4 +93,5 @@ class Layout:
     def view(self, rows: Tensor, name: str) -> Tensor:
         """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage."""
         segment = self.segments[name]
-        return rows[:, segment.start : segment.end].unflatten(1, segment.shape)
+        part: Tensor = rows[:, segment.start : segment.end]
+        return part.unflatten(1, segment.shape)  # type: ignore[no-untyped-call, no-any-return]

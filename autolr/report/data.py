@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ def comparable_scores(result: SearchResult) -> dict[int, float]:
         return {}
     rungs = sorted({rung for trial in trials for rung in trial.rungs})
     shift = {rungs[-1]: 0.0}
-    for early, late in reversed(list(zip(rungs, rungs[1:], strict=False))):
+    for early, late in reversed(list(pairwise(rungs))):
         changes = [t.rungs[late] - t.rungs[early] for t in trials if early in t.rungs and late in t.rungs]
         shift[early] = shift[late] + (float(np.median(changes)) if changes else 0.0)
     return {trial.number: trial.rungs[max(trial.rungs)] + shift[max(trial.rungs)] for trial in trials}

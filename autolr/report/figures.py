@@ -13,7 +13,13 @@ from autolr.report import data
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
 
-SYMBOLS = {"finished": "circle", "pruned": "x", "diverged": "triangle-up", "interrupted": "square", "running": "diamond"}
+SYMBOLS = {
+    "finished": "circle",
+    "pruned": "x",
+    "diverged": "triangle-up",
+    "interrupted": "square",
+    "running": "diamond",
+}
 SCALE = "Viridis"
 GREY = "#8a8f98"
 ACCENT = "#d1495b"
@@ -87,7 +93,8 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
             mode="markers",
             marker=marker,
             text=[describe(row.trial) for row in group],
-            hovertemplate="%{text}<br>" + ("%{y:.2f} of the rule's steps" if group is reached else "not reached")
+            hovertemplate="%{text}<br>"
+            + ("%{y:.2f} of the rule's steps" if group is reached else "not reached")
             + "<extra></extra>",
         )
     figure.add_hline(y=1, line={"color": GREY, "dash": "dot"})
@@ -138,7 +145,12 @@ def rate_map(result: SearchResult) -> go.Figure:
             mode="markers",
             name=outcome,
             showlegend=True,
-            marker={"symbol": SYMBOLS[outcome], "size": 10, "color": "#ffffff", "line": {"color": "#1b1f24", "width": 1.5}},
+            marker={
+                "symbol": SYMBOLS[outcome],
+                "size": 10,
+                "color": "#ffffff",
+                "line": {"color": "#1b1f24", "width": 1.5},
+            },
             text=[describe(trial) for trial in group],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -197,7 +209,11 @@ def history(result: SearchResult) -> go.Figure:
             mode="markers",
             name=outcome,
             showlegend=True,
-            marker={"symbol": SYMBOLS[outcome], "size": 9, "color": ACCENT if outcome == "finished" else GREY},
+            marker={
+                "symbol": SYMBOLS[outcome],
+                "size": 9,
+                "color": ACCENT if outcome == "finished" else GREY,
+            },
             text=[describe(trial) for trial in group],
             hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
         )

@@ -32,9 +32,7 @@ def write_report(result: SearchResult, path: str | Path | None = None) -> Path:
 
 def render(result: SearchResult) -> str:
     """Return the page as HTML; it loads nothing from anywhere."""
-    environment = Environment(
-        loader=PackageLoader("autolr.report", "."), autoescape=select_autoescape(default=True)
-    )
+    environment = Environment(loader=PackageLoader("autolr.report", ""), autoescape=select_autoescape(default=True))
     recipe = result.recipe
     ended = result.ended()
     return environment.get_template("page.html.j2").render(

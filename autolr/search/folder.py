@@ -1,13 +1,13 @@
 """The run folder: everything a search has written, and nothing a search needs elsewhere.
 
-    study.yaml      the study, every setting spelled out
-    journal.log     Optuna's storage: trials, candidates, rungs
-    curves.jsonl    one trial a line: losses of each step
-    confirm.jsonl   one repeat of the confirmation a line
-    phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
-    recipe.yaml     the result
-    report.html     the page
-    train/          the full run
+study.yaml      the study, every setting spelled out
+journal.log     Optuna's storage: trials, candidates, rungs
+curves.jsonl    one trial a line: losses of each step
+confirm.jsonl   one repeat of the confirmation a line
+phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
+recipe.yaml     the result
+report.html     the page
+train/          the full run
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class RunFolder:
             try:
                 held = Study.load(self.study)
             except DocumentError as error:
-                raise RunError(f"--out {self.path}: its study.yaml is damaged; choose another --out\n{error}") from None
+                raise RunError(
+                    f"--out {self.path}: its study.yaml is damaged; choose another --out\n{error}"
+                ) from None
             if held.identity() != study.identity():
                 changed = ", ".join(_differences(held, study))
                 raise RunError(

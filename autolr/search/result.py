@@ -109,9 +109,7 @@ def _record(trial: FrozenTrial, extra: dict[str, object]) -> TrialRecord:
             "tokens": extra.get("tokens", 0),
             "seconds": extra.get("seconds", 0.0),
             "number": trial.number,
-            "candidate": Candidate(
-                **trial.params, targets="qkv" if attributes.get("rule") == "qkv" else "qv"
-            ),
+            "candidate": Candidate(**trial.params, targets="qkv" if attributes.get("rule") == "qkv" else "qv"),
             "rule": attributes.get("rule"),
             "outcome": outcome,
             "score": trial.intermediate_values[steps[-1]] if steps and outcome != "diverged" else None,

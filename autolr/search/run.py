@@ -180,9 +180,7 @@ def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher) -> None:
         )
     candidates = line_up(setting.study, setting.space, best)
     with setting.pack(min(setting.study.search.slots, len(candidates) * setting.study.search.repeats)) as pack:
-        source = Confirmation(
-            setting.study, candidates, setting.length, folder, result.repeats, pack, setting.data
-        )
+        source = Confirmation(setting.study, candidates, setting.length, folder, result.repeats, pack, setting.data)
         if source.done == source.total:
             return
         watcher.phase("confirmation", source.total, source.done)
@@ -241,7 +239,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
             verdict=verdict.sentence(found),
             trials={
                 "total": len(outcomes),
-                **{name: outcomes.count(name) for name in ("finished", "pruned", "diverged")},  # type: ignore[arg-type]
+                **{name: outcomes.count(name) for name in ("finished", "pruned", "diverged")},
             },
             repeats=study.search.repeats,
             scores=found,

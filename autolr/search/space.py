@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -65,7 +66,7 @@ class SearchSpace:
 
     def points(self) -> list[dict[str, float]] | None:
         """Return all points of a space of choices alone; None where a dimension is a range."""
-        choices = []
+        choices: list[list[Any]] = []
         for distribution in self.distributions.values():
             if isinstance(distribution, CategoricalDistribution):
                 choices.append(list(distribution.choices))
@@ -94,9 +95,7 @@ class SearchSpace:
 
 
 def _distributions(space: Space, rate: float) -> dict[str, BaseDistribution]:
-    lr_v = (
-        Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
-    )
+    lr_v = Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
     return {
         "lr_v": _distribution(lr_v),
         "ratio": _distribution(space.ratio),

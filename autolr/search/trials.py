@@ -194,9 +194,7 @@ class Trials:
                 params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
                 self.optuna.enqueue_trial(params, user_attrs={"rule": name})
             else:
-                self.watcher.note(
-                    f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched"
-                )
+                self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
 
 
 def _kept(attributes: dict[str, object]) -> dict[str, object]:

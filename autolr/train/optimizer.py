@@ -50,7 +50,11 @@ def parameter_groups(
         "v": lr_q * ratio,
         "head": lr_q if lr_head is None else lr_head,
     }
-    for name, value in {"lr_q": lr_q, "ratio": ratio, **{f"rate of {r}": v for r, v in rates.items()}}.items():
+    for name, value in {
+        "lr_q": lr_q,
+        "ratio": ratio,
+        **{f"rate of {r}": v for r, v in rates.items()},
+    }.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive, finite number: {value}")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -91,7 +95,7 @@ def role_of(name: str) -> str | None:
     if role is not None:
         return role
     is_adapter = any(part.startswith("lora_") for part in parts)
-    if "modules_to_save" in parts or not is_adapter and not any(part.isdigit() for part in parts):
+    if "modules_to_save" in parts or (not is_adapter and not any(part.isdigit() for part in parts)):
         return "head" if "embeddings" not in parts and "embed_tokens" not in parts else None
     return None
 

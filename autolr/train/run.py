@@ -225,15 +225,17 @@ class _RecipeTrainer(Trainer):
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        self.optimizer = create_optimizer(model if model is not None else self.model, self.recipe)
-        return self.optimizer
+        optimizer = create_optimizer(model if model is not None else self.model, self.recipe)
+        self.optimizer = optimizer
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         training, steps = self.recipe.training, self.recipe.steps
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda step: schedule_factor(training, step, steps)
+            optimizer or self.optimizer,  # type: ignore[arg-type]
+            lambda step: schedule_factor(training, step, steps),
         )
         return self.lr_scheduler
 
