@@ -56,7 +56,7 @@ def reviews(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_study(model_folders, reviews) -> Study:
     """A study that takes a second or two."""
     return Study(

@@ -79,7 +79,8 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
         return None
     target, rows = found
     figure = _figure("λ = η_V / η_Q", f"steps to loss {target:.3f}, rule = 1")
-    figure.update_xaxes(type="log")
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     reached = [row for row in rows if row.fraction is not None]
     missed = [row for row in rows if row.fraction is None]
     top = 1.15 * max([row.fraction or 0 for row in reached] + [1.0])
@@ -105,8 +106,8 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
 def rate_map(result: SearchResult) -> go.Figure:
     """η_Q against η_V: the trials, a surface fitted to their scores, and lines of equal λ."""
     figure = _figure("η_Q", "η_V")
-    figure.update_xaxes(type="log", exponentformat="power")
-    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_xaxes(type="log", exponentformat="e", dtick="D2")
+    figure.update_yaxes(type="log", exponentformat="e", dtick="D2")
     fitted = data.surface(result)
     if fitted is not None:
         figure.add_contour(

@@ -225,7 +225,7 @@ class _RecipeTrainer(Trainer):
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        optimizer = create_optimizer(model if model is not None else self.model, self.recipe)
+        optimizer = create_optimizer(self.model if model is None else model, self.recipe)  # type: ignore[arg-type]
         self.optimizer = optimizer
         return optimizer
 

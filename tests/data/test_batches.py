@@ -1,0 +1,40 @@
+"""The order of batches, and padding."""
+
+from __future__ import annotations
+
+import torch
+
+from autolr.data.batches import TokenSet, batch_order, by_length
+
+LENGTHS = [3 + (n * 7) % 11 for n in range(50)]
+
+
+def test_an_epoch_visits_every_example_once_and_the_incomplete_batch_is_dropped():
+    epoch = batch_order(LENGTHS, 8, steps=6, seed=0)
+    rows = sum(epoch, [])
+    assert len(rows) == len(set(rows)) == 48
+    assert all(len(batch) == 8 for batch in epoch)
+
+
+def test_a_longer_run_begins_as_a_shorter_one_and_the_seed_decides():
+    assert batch_order(LENGTHS, 8, 20, seed=3)[:7] == batch_order(LENGTHS, 8, 7, seed=3)
+    assert batch_order(LENGTHS, 8, 6, seed=3) != batch_order(LENGTHS, 8, 6, seed=4)
+
+
+def test_batches_hold_similar_lengths():
+    lengths = [1 + n % 40 for n in range(2000)]
+    spread = [max(lengths[r] for r in b) - min(lengths[r] for r in b) for b in batch_order(lengths, 16, 100, 0)]
+    assert sum(spread) / len(spread) < 4
+
+
+def test_collate_pads_right_to_the_longest():
+    tokens = TokenSet(ids=[[5, 6, 7], [8]], labels=[0, 1], pad_id=9)
+    batch = tokens.collate([1, 0])
+    assert torch.equal(batch["input_ids"], torch.tensor([[8, 9, 9], [5, 6, 7]]))
+    assert torch.equal(batch["attention_mask"], torch.tensor([[1, 0, 0], [1, 1, 1]]))
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_by_length_covers_all():
+    batches = list(by_length(LENGTHS, 7))
+    assert sorted(sum(batches, [])) == list(range(50))

@@ -1,0 +1,104 @@
+"""From files to labelled texts and three splits; what is wrong is named."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from autolr.data import sources, splits
+from autolr.errors import DataError
+from autolr.study import Data
+
+
+def write(path, table: dict) -> Data:
+    frame = pd.DataFrame(table)
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    return Data(source=str(path))
+
+
+TEXTS = [f"text number {n}" for n in range(40)]
+LABELS = [n % 2 for n in range(40)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_examples(tmp_path, suffix):
+    examples = sources.load(write(tmp_path / f"d{suffix}", {"review": TEXTS, "sentiment": LABELS}))
+    assert examples.texts == TEXTS
+    assert examples.labels == LABELS
+    assert examples.classes == ["0", "1"]
+
+
+def test_words_that_pandas_takes_for_missing_are_words(tmp_path):
+    data = write(tmp_path / "d.csv", {"text": ["null", "NA", "nan", *TEXTS], "label": ["NA", "x", "NA", *["x"] * 40]})
+    examples = sources.load(data)
+    assert examples.texts[:3] == ["null", "NA", "nan"]
+    assert examples.classes == ["NA", "x"]
+
+
+def test_the_embedded_set():
+    examples = sources.load(Data(source="demo:rotten-tomatoes"))
+    assert len(examples) == 8530
+    assert examples.labels.count(0) == examples.labels.count(1) == 4265
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"text": TEXTS, "label": [None, *LABELS[1:]]}, "1 of 40 labels"),
+        ({"text": TEXTS, "label": [-1, *LABELS[1:]]}, "first in row 1"),
+        ({"text": TEXTS, "label": [1] * 40}, "one class only"),
+        ({"text": ["  ", *TEXTS[1:]], "label": LABELS}, "1 of 40 rows have no text"),
+        ({"text": TEXTS, "label": [n / 7 for n in range(40)]}, "regression is not supported"),
+        ({"text": TEXTS, "label": range(40)}, "these are no classes"),
+        ({"a": TEXTS, "b": TEXTS, "label": LABELS}, "which column holds the texts"),
+        ({"text": TEXTS, "x": LABELS, "z": LABELS}, "which column holds the labels"),
+        ({"text": [], "label": []}, "no rows"),
+    ],
+)
+def test_unfit_data_is_refused_with_the_reason(tmp_path, table, expected):
+    with pytest.raises(DataError, match=r"d\.csv") as error:
+        sources.load(write(tmp_path / "d.csv", table))
+    assert expected in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"text": "a", \n')
+    (tmp_path / "fake.parquet").write_text("no parquet")
+    (tmp_path / "what.xyz").write_text("x")
+    for name in ("none.csv", "empty.csv", "broken.jsonl", "fake.parquet", "what.xyz", "."):
+        with pytest.raises(DataError, match="data '"):
+            sources.load(Data(source=str(tmp_path / name)))
+    data = write(tmp_path / "d.csv", {"text": TEXTS, "label": LABELS})
+    with pytest.raises(DataError, match=r"no column 'body' \(text_column\); it has: text, label"):
+        sources.load(data.model_copy(update={"text_column": "body"}))
+
+
+def test_splits_are_disjoint_whole_stratified_and_share_no_text(tmp_path):
+    table = {"text": [f"t{n % 150}" for n in range(300)], "label": [n % 150 % 3 for n in range(300)]}
+    data = write(tmp_path / "d.csv", table)
+    examples = sources.load(data)
+    parts = splits.split(examples, data, batch_size=8, seed=0)
+    rows = [parts.train, parts.select, parts.confirm]
+    assert sorted(sum(rows, [])) == list(range(300))
+    texts = [{examples.texts[row] for row in part} for part in rows]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    for part, share in zip(rows, (0.75, 0.1, 0.15), strict=True):
+        for label in range(3):
+            count = sum(examples.labels[row] == label for row in part)
+            assert count == pytest.approx(share * 100, abs=3)
+    assert splits.split(examples, data, 8, seed=0) == parts != splits.split(examples, data, 8, seed=1)
+
+
+def test_too_few_examples(tmp_path):
+    few = write(tmp_path / "d.csv", {"text": TEXTS, "label": LABELS})
+    with pytest.raises(DataError, match="fewer than one batch of 64"):
+        splits.split(sources.load(few), few, batch_size=64, seed=0)
+    rare = write(tmp_path / "e.csv", {"text": TEXTS, "label": ["rare", *["a", "b"] * 19, "a"]})
+    with pytest.raises(DataError, match="'rare' has 1"):
+        splits.split(sources.load(rare), rare, batch_size=4, seed=0)

@@ -1,0 +1,59 @@
+"""The pruner: the set of scores decides, not their order."""
+
+from __future__ import annotations
+
+import itertools
+
+import optuna
+import pytest
+
+from autolr.search.pruner import RungPruner
+
+RUNG = 10
+SCORES = [0.5, 0.1, 0.9, 0.3]
+
+
+def pruned(scores: list[float], direction: str = "minimize", **options) -> set[float]:
+    study = optuna.create_study(direction=direction, pruner=RungPruner((RUNG,), **options))
+    trials = [study.ask() for _ in scores]
+    for trial, score in zip(trials, scores, strict=True):
+        trial.report(score, RUNG)
+    return {score for trial, score in zip(trials, scores, strict=True) if trial.should_prune()}
+
+
+@pytest.mark.parametrize("order", itertools.permutations(SCORES))
+def test_trials_that_report_together_are_judged_alike_in_any_order(order):
+    assert pruned(list(order)) == {0.5, 0.9}
+    assert pruned(list(order), "maximize") == {0.1, 0.3}
+
+
+def test_the_share_kept_is_rounded_up_and_ties_stay():
+    assert pruned([1.0, 2.0, 3.0, 4.0, 5.0]) == {4.0, 5.0}
+    assert pruned([1.0, 2.0, 3.0, 4.0], keep=0.25) == {2.0, 3.0, 4.0}
+    assert pruned([1.0] * 6) == set()
+
+
+def test_few_scores_and_other_steps_prune_nobody():
+    assert pruned([1.0, 2.0, 3.0]) == set()
+    study = optuna.create_study(pruner=RungPruner((RUNG,), min_scores=1))
+    for score in (1.0, 2.0, 3.0):
+        trial = study.ask()
+        trial.report(score, RUNG + 1)
+        assert not trial.should_prune()
+
+
+def test_a_later_trial_is_measured_against_all_before_it():
+    study = optuna.create_study(pruner=RungPruner((RUNG,)))
+    for score in (1.0, 2.0, 3.0, 4.0):
+        trial = study.ask()
+        trial.report(score, RUNG)
+        study.tell(trial, score)
+    for score, expected in ((1.5, False), (3.5, True), (float("nan"), True)):
+        trial = study.ask()
+        trial.report(score, RUNG)
+        assert trial.should_prune() is expected
+
+
+def test_keep_must_be_a_share():
+    with pytest.raises(ValueError, match="keep"):
+        RungPruner((1,), keep=0)

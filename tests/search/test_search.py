@@ -1,0 +1,169 @@
+"""A whole search on a small model: the same twice, resumed, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from autolr.candidate import Candidate
+from autolr.errors import ModelError, RunError
+from autolr.recipe import Recipe
+from autolr.search.loop import Watcher, diverged
+from autolr.search.result import SearchResult
+from autolr.search.run import plan, search
+
+
+class Stop(Watcher):
+    """Presses Ctrl-C after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stepped(self, running, capacity) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+class Slots(Watcher):
+    """Notes how many slots were busy at each step of the search."""
+
+    def __init__(self) -> None:
+        self.busy: list[int] = []
+        self.name = ""
+
+    def phase(self, name, total, done) -> None:
+        self.name = name
+
+    def stepped(self, running, capacity) -> None:
+        if self.name == "search":
+            self.busy.append(len(running))
+
+
+def facts(result: SearchResult):
+    """All that must not differ between two equal searches."""
+    trials = [(t.candidate, t.rule, t.outcome, t.rungs, t.curve, t.tokens) for t in result.trials]
+    repeats = sorted((r.label, r.seed, r.select_loss, r.confirm_loss, r.losses) for r in result.repeats)
+    evidence = result.recipe.evidence.model_copy(update={"cost": None})
+    return trials, repeats, result.recipe.model_copy(update={"evidence": evidence})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_study):
+    slots = Slots()
+    return search(small_study, tmp_path_factory.mktemp("search") / "run", device="cpu", watcher=slots), slots
+
+
+def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
+    result, slots = finished
+    assert [trial.rule for trial in result.trials[:4]] == ["rule", "paper", "qkv", None]
+    assert len(result.ended()) == 9
+    outcomes = [trial.outcome for trial in result.trials]
+    assert "pruned" in outcomes and "finished" in outcomes
+    for trial in result.ended():
+        assert len(trial.curve) == {"finished": 12}.get(trial.outcome, max(trial.rungs))
+        assert trial.tokens > 0 and trial.seconds > 0
+    # Freed slots are filled at once: the pack is full until there is nothing left to start.
+    assert set(slots.busy[: slots.busy.index(min(slots.busy))]) <= {4, 3, 2, 1}
+    assert slots.busy[:8] == [4] * 8
+    recipe = Recipe.load(result.folder)
+    assert recipe == result.recipe
+    assert recipe.rates.v == pytest.approx(recipe.candidate.ratio * recipe.rates.q)
+    evidence = recipe.evidence
+    assert evidence.trials == {"total": 9, **{n: outcomes.count(n) for n in ("finished", "pruned", "diverged")}}
+    labels = " + ".join(score.label for score in evidence.scores)
+    assert all(name in labels for name in ("finalist 1", "finalist 2", "rule", "winner_lr", "paper", "qkv"))
+    assert len(result.repeats) == 2 * len(evidence.scores)
+    assert evidence.cost.trained_tokens == sum(t.tokens for t in result.trials) + sum(r.tokens for r in result.repeats)
+    winner = min((s for s in evidence.scores if s.candidate.targets == "qv"), key=lambda s: s.select_loss)
+    assert recipe.candidate == winner.candidate
+
+
+def test_the_same_seed_gives_the_same_search(finished, tmp_path):
+    result, _ = finished
+    again = search(result.study, tmp_path / "again", device="cpu")
+    assert facts(again) == facts(result)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 40])
+def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path, steps):
+    result, _ = finished
+    with pytest.raises(KeyboardInterrupt):
+        search(result.study, tmp_path / "run", device="cpu", watcher=Stop(steps))
+    before = SearchResult.load(tmp_path / "run")
+    resumed = search(result.study, tmp_path / "run", device="cpu")
+    assert len(resumed.ended()) == 9
+    ended = {trial.number: trial for trial in resumed.ended()}
+    assert all(ended[trial.number] == trial for trial in before.ended())
+    assert all(record in resumed.repeats for record in before.repeats)
+    assert {trial.rule for trial in resumed.ended()} == {"rule", "paper", "qkv", None}
+    assert resumed.recipe is not None
+
+
+def test_a_finished_search_is_not_repeated_and_takes_more_trials(finished, tmp_path):
+    result, _ = finished
+    shutil.copytree(result.folder, tmp_path / "run")
+    steps = Slots()
+    assert facts(search(result.study, tmp_path / "run", device="cpu", watcher=steps)) == facts(result)
+    assert steps.busy == []
+    more = result.study.model_copy(update={"budget": result.study.budget.model_copy(update={"trials": 11})})
+    assert len(search(more, tmp_path / "run", device="cpu").ended()) == 11
+
+
+def test_a_folder_of_another_study_is_left_alone(finished, tmp_path):
+    result, _ = finished
+    before = (result.folder / "study.yaml").read_text()
+    with pytest.raises(RunError, match="another study .*differs in seed"):
+        search(result.study.model_copy(update={"seed": 5}), result.folder)
+    assert (result.folder / "study.yaml").read_text() == before
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        search(result.study, tmp_path)
+    with pytest.raises(RunError, match="is a file"):
+        search(result.study, tmp_path / "precious.txt")
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["precious.txt"]
+
+
+def test_a_space_of_choices_is_used_up_without_repeats(small_study, tmp_path):
+    space = {"lr_v": [1e-3, 1e-2], "ratio": [1, 4], "rank": [2]}
+    study = small_study.model_validate({**small_study.model_dump(), "space": space})
+    result = search(study, tmp_path / "run", device="cpu")
+    tried = [trial.candidate for trial in result.ended() if trial.rule is None]
+    assert len(tried) == len(set(tried)) == 4
+
+
+def test_a_candidate_that_diverges_ends_and_counts(small_study, tmp_path):
+    space = {"lr_v": [10.0, 1e-2], "ratio": [0.001, 1], "rank": [2]}
+    study = small_study.model_validate(
+        {**small_study.model_dump(), "space": space, "search": {"length": 24, "slots": 4, "rungs": [12], "repeats": 2}}
+    )
+    study = study.model_validate({**study.model_dump(), "training": {"batch_size": 8, "clip_norm": None}})
+    result = search(study, tmp_path / "run", device="cpu")
+    assert len(result.ended()) == 4
+    assert result.recipe.candidate.lr_v == 1e-2 or result.recipe.candidate.lr_v < 1
+
+
+def test_divergence_is_no_number_or_far_worse_than_the_start():
+    start = [0.7] * 10
+    assert diverged([*start, float("nan")], chance=0.69)
+    assert diverged([*start, float("inf")], chance=0.69)
+    assert not diverged([*start, *[1.3] * 10], chance=0.69)
+    assert diverged([*start, *[1.5] * 10], chance=0.69)
+    assert not diverged([0.01] * 10 + [0.5] * 10, chance=0.69)
+
+
+def test_a_rank_larger_than_the_matrix(small_study, tmp_path):
+    study = small_study.model_validate({**small_study.model_dump(), "space": {"rank": [8, 64]}})
+    with pytest.raises(ModelError, match="at most 32"):
+        search(study, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_writes_nothing(small_study, in_folder):
+    found = plan(small_study, "cpu")
+    assert found.coverage == "q and v in 2 of 2 layers"
+    assert found.parameters["r=4"] == {"adapter": 4 * 2 * 2 * 64, "head": 66}
+    assert found.rules["paper"] == Candidate(lr_v=4e-4, ratio=4, rank=8)
+    assert found.seconds > 0 and found.trained_tokens > 0
+    assert list(in_folder.iterdir()) == []

@@ -1,0 +1,39 @@
+"""Rules of thumb as points of the space."""
+
+from __future__ import annotations
+
+import pytest
+
+from autolr.candidate import Candidate
+from autolr.search.space import SearchSpace, rule_rate
+from autolr.study import Study
+from tests import tiny
+
+
+def test_the_rule_of_thumb_is_the_published_formula():
+    assert rule_rate(2000, "llama") == 5e-4
+    assert rule_rate(4096, "llama") == pytest.approx(5e-4 * (2000 / 4096) ** 0.781, rel=5e-3)
+    assert rule_rate(4096, "qwen3") == pytest.approx(5e-4 * (2000 / 4096) ** 0.0775, rel=5e-3)
+
+
+def space(**dimensions) -> SearchSpace:
+    return SearchSpace.of(Study(model="m", data="d", space=dimensions), tiny.base("bert"))
+
+
+def test_rules():
+    found = space()
+    assert found.rule("rule") == Candidate(lr_v=found.rate, ratio=1, rank=8)
+    assert found.rule("paper").lr_q == pytest.approx(1e-4)
+    assert found.rule("qkv").rates(1e-3) == {"q": found.rate, "k": found.rate, "v": found.rate, "head": 1e-3}
+    winner = Candidate(lr_v=3e-3, ratio=6, rank=16)
+    assert found.rule("winner_lr", winner) == Candidate(lr_v=3e-3, ratio=1, rank=16)
+    assert winner.rates(1e-3)["k"] == 0
+
+
+def test_which_rules_lie_in_the_space():
+    assert space().holds(space().rule("rule"))
+    narrow = space(lr_v=[1e-3], ratio={"low": 2, "high": 8}, rank=[4, 6])
+    assert not narrow.holds(narrow.rule("rule"))
+    assert narrow.rule("rule").rank == 6
+    assert narrow.points() is None
+    assert len(space(lr_v=[1e-3, 2e-3], ratio=4, rank=[2, 4]).points()) == 4

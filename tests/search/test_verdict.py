@@ -1,0 +1,76 @@
+"""The interval holds the truth as often as it says; the winner comes from select."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from autolr.candidate import Candidate
+from autolr.search import verdict
+from autolr.search.records import RepeatRecord
+
+A, B = Candidate(lr_v=1e-3, ratio=4, rank=8), Candidate(lr_v=1e-3, ratio=1, rank=8)
+K = Candidate(lr_v=1e-3, ratio=1, rank=8, targets="qkv")
+
+
+@pytest.mark.parametrize(("seed_sd", "example_sd"), [(0.02, 0.3), (0.0, 0.3), (0.05, 0.0)])
+def test_the_interval_holds_the_truth_in_about_nine_of_ten_cases(seed_sd, example_sd):
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(600):
+        seeds = rng.normal(0, seed_sd, (3, 1))
+        examples = rng.normal(0, example_sd, (1, 200))
+        interval = verdict.paired_interval(0.01 + seeds + examples + rng.normal(0, 0.1, (3, 200)))
+        held += interval.low <= 0.01 <= interval.high
+    assert 0.86 <= held / 600 <= 0.99
+
+
+def test_without_differences_between_seeds_it_is_the_paired_t_interval():
+    d = np.tile(np.random.default_rng(1).normal(0.1, 1, 400), (3, 1))
+    low, high = stats.t.interval(0.9, 399, loc=d[0].mean(), scale=stats.sem(d[0]))
+    interval = verdict.paired_interval(d)
+    assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-6)
+
+
+def record(candidate: Candidate, seed: int, select: float, confirm: float, label: str) -> RepeatRecord:
+    rng = np.random.default_rng(seed)
+    return RepeatRecord(
+        label=label,
+        candidate=candidate,
+        seed=seed,
+        select_loss=select,
+        select_accuracy=0.8,
+        confirm_loss=confirm,
+        confirm_accuracy=0.8,
+        losses=(confirm + rng.normal(0, 0.001, 50)).tolist(),
+    )
+
+
+def test_the_winner_is_chosen_on_select_and_w_k_stays_frozen():
+    repeats = [record(A, s, 0.40, 0.50, "finalist 1") for s in (1, 2)]
+    repeats += [record(B, s, 0.41, 0.30, "rule") for s in (1, 2)]
+    repeats += [record(K, s, 0.20, 0.20, "qkv") for s in (1, 2)]
+    winner = verdict.choose(repeats)
+    assert winner == A
+    scores = verdict.scores(repeats, winner)
+    assert scores[0].candidate == A and scores[0].gain is None
+    text = verdict.sentence(scores)
+    assert "is worse than the rule" in text and "-0.2000" in text
+    assert "training W_k too (λ=1): a loss" in text
+
+
+def test_the_sentence_says_no_gain_where_there_is_none():
+    rng = np.random.default_rng(0)
+    close = [record(A, s, 0.40, 0.400, "finalist 1") for s in (1, 2, 3)]
+    rule = [
+        r.model_copy(update={"candidate": B, "label": "rule", "losses": (np.array(r.losses) + rng.normal(0, 0.1, 50))})
+        for r in close
+    ]
+    text = verdict.sentence(verdict.scores([*close, *rule], A))
+    assert text.startswith("No gain of λ=4")
+    alone = verdict.sentence(verdict.scores([r.model_copy(update={"label": "finalist 1 + rule"}) for r in close], A))
+    assert alone.startswith("No gain over the rule of thumb: the rule itself")
+    better = [record(A, s, 0.40, 0.3, "finalist 1") for s in (1, 2, 3)]
+    worse = [record(B, s, 0.45, 0.4, "rule") for s in (1, 2, 3)]
+    assert "beats the rule" in verdict.sentence(verdict.scores([*better, *worse], A))
