@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import report, search, train
+from autolr.cli import report, search, studies, train
 from autolr.errors import AutoLRError
 
 app = typer.Typer(

@@ -18,9 +18,10 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     """Estimate a mean difference that holds for other seeds and other examples.
 
     Seeds and examples are crossed random effects: d[s, i] = mean + seed[s] + example[i] + rest.
-    The variance of the grand mean is estimated from the spread of the seeds' means, plus that of the
-    examples' means, less the rest, which both contain; Satterthwaite gives the degrees of
-    freedom. With few seeds the interval is wide, and rightly so.
+    The spread of the seeds' means gives one variance of the grand mean, with `seeds - 1` degrees
+    of freedom; the spread of the examples' means, less the rest that the seeds' means
+    contain already, another with `examples - 1`. Each part gets Student's quantile of its own, and the
+    half-width is the root of their sum of squares. With few seeds it is wide, and rightly so.
 
     Args:
         differences: loss differences on the same examples, [seeds, examples]; at least 2 of each.
@@ -31,14 +32,11 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     mean = float(d.mean())
     by_seed, by_example = d.mean(1), d.mean(0)
     rest = d - by_seed[:, None] - by_example[None, :] + mean
-    a = float(by_seed.var(ddof=1)) / seeds
-    b = float(by_example.var(ddof=1)) / examples
-    c = float((rest**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
-    variance = max(a + b - c, a, b)
-    if variance == 0:
-        return Interval(mean=mean, low=mean, high=mean)
-    freedom = (a + b) ** 2 / (a**2 / (seeds - 1) + b**2 / (examples - 1))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    of_rest = float((rest**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    of_examples = max(0.0, float(by_example.var(ddof=1)) / examples - of_rest)
+    t_seeds, t_examples = stats.t.ppf((1 + level) / 2, [seeds - 1, examples - 1])
+    half = float(np.sqrt(t_seeds**2 * of_seeds + t_examples**2 * of_examples))
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
 

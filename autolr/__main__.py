@@ -1,0 +1,5 @@
+"""`python -m autolr`: the command line."""
+
+from autolr.cli import main
+
+main()

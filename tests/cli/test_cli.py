@@ -1,0 +1,166 @@
+"""The command line as a user meets it, in processes of their own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autolr import cli
+from autolr.cli import live
+from autolr.search.result import SearchResult
+from autolr.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def autolr(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "autolr", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def study_file(small_study, tmp_path) -> Path:
+    small_study.save(tmp_path / "study.yaml")
+    return tmp_path / "study.yaml"
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported():
+    check = (
+        "import sys, autolr, autolr.cli\n"
+        "heavy = {'torch', 'transformers', 'optuna', 'peft', 'datasets', 'plotly', 'pandas', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    text = autolr("search", "--help").stdout
+    for option in ("--model", "--data", "--trials", "--budget", "--out", "--seed", "--device", "--dry-run", "--plain"):
+        assert option in text
+
+
+def test_search_train_report(study_file, in_folder):
+    out = in_folder / "run"
+    done = autolr("search", study_file, "--out", out, "--train", "budget.trials=6", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "verdict " in done.stdout and "confirm  accuracy" in done.stdout
+    result = SearchResult.load(out)
+    assert len(result.ended()) == 6 and result.recipe is not None
+    assert (out / "train" / "adapter" / "adapter_model.safetensors").is_file()
+    page = (out / "report.html").read_text()
+    assert "confirm accuracy of the full run" in page
+    again = autolr("train", out)
+    assert again.returncode == 0 and "confirm  accuracy" in again.stdout
+    assert autolr("report", out, "--out", in_folder / "page.html").returncode == 0
+    assert (in_folder / "page.html").stat().st_size > 1_000_000
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(study_file, in_folder):
+    before = sorted(in_folder.iterdir())
+    done = autolr("search", study_file, "--dry-run", "space.rank=[4]", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "q and v in 2 of 2 layers" in done.stdout
+    assert "r=4: 1,024 adapter + 66 head" in done.stdout and "r=8" not in done.stdout
+    assert sorted(in_folder.iterdir()) == before
+
+
+BAD = {
+    "no such study": ["search", "none.yaml"],
+    "unknown key": ["search", "FILE", "colour=blue"],
+    "bad override": ["search", "FILE", "space.lr_v={low: 1, high: 0.1}"],
+    "no such model": ["search", "FILE", "--model", "./none"],
+    "no such data": ["search", "FILE", "--data", "none.csv"],
+    "no such column": ["search", "FILE", "data.text_column=body"],
+    "no such device": ["search", "FILE", "--device", "cuda:7"],
+    "trials": ["search", "FILE", "--trials", "0"],
+    "budget": ["search", "FILE", "--budget", "soon"],
+    "rank": ["search", "FILE", "space.rank=[64]"],
+    "two studies": ["search", "FILE", "FILE"],
+    "no recipe": ["train", "none.yaml"],
+    "study for a recipe": ["train", "FILE"],
+    "no run": ["report", "none"],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_message_and_code_2(name, study_file, in_folder, monkeypatch, capsys):
+    before = sorted(in_folder.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        cli.main([word if word != "FILE" else str(study_file) for word in BAD[name]])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2, captured.err
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    assert sorted(in_folder.iterdir()) == before
+
+
+def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_folder):
+    out = in_folder / "run"
+    command = [sys.executable, "-m", "autolr", "search", str(study_file), "--out", str(out), "--plain"]
+    command += ["budget.trials=40", "search.length=40", "training.horizon={steps: 60}", "search.rungs=[8,16]"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "pruned at step" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: autolr search --out {out}".lower() in errors.lower() and "Traceback" not in errors
+    before = len(SearchResult.load(out).ended())
+    assert 0 < before < 40
+    done = autolr("search", "--out", out, "--trials", before + 2, "--plain")
+    assert done.returncode == 0, done.stderr
+    assert f"search: {before + 2} to do, {before} of them there from before" in done.stdout
+    assert len(SearchResult.load(out).ended()) == before + 2
+
+
+def test_two_searches_in_one_folder(study_file, in_folder):
+    out = in_folder / "run"
+    command = [sys.executable, "-m", "autolr", "search", str(study_file), "--out", str(out), "budget.trials=500"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            if (out / "journal.log").exists():
+                break
+            time.sleep(0.1)
+        second = autolr("search", study_file, "--out", out)
+        assert second.returncode == 2 and "another search is at work" in second.stderr
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert autolr("search", "--out", out, "--trials", 4).returncode == 0  # what kill -9 left is gone on with
+
+
+def test_a_full_disk_is_said_so(study_file, in_folder, monkeypatch, capsys):
+    from autolr.search import records
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "curves.jsonl")
+
+    monkeypatch.setattr(records, "append", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["search", str(study_file), "--out", "run", "--device", "cpu"])
+    assert stop.value.code == 2
+    assert "no space left on the device (curves.jsonl)" in capsys.readouterr().err
+    monkeypatch.undo()
+    os.chdir(in_folder)
+    assert autolr("search", "--out", in_folder / "run", cwd=in_folder).returncode == 0
+
+
+def test_own_data_without_a_study_is_a_study_of_its_own(reviews, model_folders):
+    study = cli.studies.resolve([], {"data.source": reviews, "model": model_folders["bert"]}, None)
+    assert study.name == "reviews" and study.data.source == reviews and study.data.text_column is None
+    default = cli.studies.resolve([], {"seed": 3}, None)
+    assert default.name == "sentiment" and default.seed == 3
+    assert isinstance(default, Study)
+
+
+def test_spark_lines():
+    assert live.spark([1, 2, 3, 4], 4) == "▁▃▆█"
+    assert live.spark([], 4) == "" and live.spark([float("nan")], 4) == ""
+    assert len(live.spark(list(range(100)), 12)) == 12
