@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import autolr
-
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -36,7 +34,7 @@ def test_examples_are_short(path):
 
 def test_public_names_are_documented_functions_and_classes():
     import autolr.search.run
-    import autolr.train.run  # noqa: F401
+    import autolr.train.run
 
     for name in autolr.__all__:
         value = getattr(autolr, name)

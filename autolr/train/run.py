@@ -73,15 +73,24 @@ def train(
     metrics_file = folder / "metrics.json"
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
+    with quiet():
+        return _train(recipe, folder, torch.device(device or _default_device()), on_log)
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _train(
+    recipe: Recipe, folder: Path, device: torch.device, on_log: Callable[[dict[str, Any]], None] | None
+) -> TrainResult:
     examples = sources.load(recipe.data)
     if recipe.data_fingerprint not in (None, examples.fingerprint):
         raise DataError(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with quiet():
-        base = backbone.load(recipe.model, recipe.classes, where)
+    base = backbone.load(recipe.model, recipe.classes, device)
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
@@ -99,9 +108,8 @@ def train(
     task = Classification(tuple(recipe.classes))
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
-    with quiet():
-        trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, where, on_log)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     best = trainer.state.best_metric
     if best is None or not math.isfinite(best):
         raise RunError(f"{folder}: the full run diverged (select loss {best}); lower the recipe's rates")
@@ -114,7 +122,7 @@ def train(
         "log": trainer.state.log_history,
     }
     adapter = _save(folder, model, base.tokenizer, recipe, metrics)
-    documents.write_text(metrics_file, json.dumps(metrics, indent=1) + "\n")
+    documents.write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     shutil.rmtree(checkpoints, ignore_errors=True)
     return TrainResult(folder, adapter, metrics)
 

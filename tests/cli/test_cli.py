@@ -40,7 +40,17 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     text = autolr("search", "--help").stdout
-    for option in ("--model", "--data", "--trials", "--budget", "--out", "--seed", "--device", "--dry-run", "--plain"):
+    for option in (
+        "--model",
+        "--data",
+        "--trials",
+        "--budget",
+        "--out",
+        "--seed",
+        "--device",
+        "--dry-run",
+        "--plain",
+    ):
         assert option in text
 
 

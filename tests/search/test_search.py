@@ -75,7 +75,9 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     labels = " + ".join(score.label for score in evidence.scores)
     assert all(name in labels for name in ("finalist 1", "finalist 2", "rule", "winner_lr", "paper", "qkv"))
     assert len(result.repeats) == 2 * len(evidence.scores)
-    assert evidence.cost.trained_tokens == sum(t.tokens for t in result.trials) + sum(r.tokens for r in result.repeats)
+    assert evidence.cost.trained_tokens == sum(t.tokens for t in result.trials) + sum(
+        r.tokens for r in result.repeats
+    )
     winner = min((s for s in evidence.scores if s.candidate.targets == "qv"), key=lambda s: s.select_loss)
     assert recipe.candidate == winner.candidate
 
@@ -136,7 +138,11 @@ def test_a_space_of_choices_is_used_up_without_repeats(small_study, tmp_path):
 def test_a_candidate_that_diverges_ends_and_counts(small_study, tmp_path):
     space = {"lr_v": [10.0, 1e-2], "ratio": [0.001, 1], "rank": [2]}
     study = small_study.model_validate(
-        {**small_study.model_dump(), "space": space, "search": {"length": 24, "slots": 4, "rungs": [12], "repeats": 2}}
+        {
+            **small_study.model_dump(),
+            "space": space,
+            "search": {"length": 24, "slots": 4, "rungs": [12], "repeats": 2},
+        }
     )
     study = study.model_validate({**study.model_dump(), "training": {"batch_size": 8, "clip_norm": None}})
     result = search(study, tmp_path / "run", device="cpu")

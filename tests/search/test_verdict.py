@@ -64,7 +64,9 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     rng = np.random.default_rng(0)
     close = [record(A, s, 0.40, 0.400, "finalist 1") for s in (1, 2, 3)]
     rule = [
-        r.model_copy(update={"candidate": B, "label": "rule", "losses": (np.array(r.losses) + rng.normal(0, 0.1, 50))})
+        r.model_copy(
+            update={"candidate": B, "label": "rule", "losses": (np.array(r.losses) + rng.normal(0, 0.1, 50))}
+        )
         for r in close
     ]
     text = verdict.sentence(verdict.scores([*close, *rule], A))
