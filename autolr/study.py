@@ -131,7 +131,9 @@ class Method(Document):
         allow_inf_nan=False,
         description="LoRA's alpha, one for all ranks (PEFT scales by alpha / rank)",
     )
-    lr_head: Rate = Field(1e-3, description="rate of the new output layer, the same for all candidates")
+    lr_head: Literal["auto"] | Rate = Field(
+        "auto", description="rate of the new output layer, the same for all candidates; auto: 2 / the model's width"
+    )
 
 
 class Horizon(Document):

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import report, search, studies, train
+from autolr.cli import report, search, train
 from autolr.errors import AutoLRError
 
 app = typer.Typer(
@@ -56,12 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments)
     except AutoLRError as error:
         fail(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        fail(_disk(error))
     except BrokenPipeError:
         sys.exit(2)
+    except Exception as error:
+        message = _disk(error)
+        if message is None:
+            raise
+        fail(message)
 
 
 def fail(message: str) -> None:
@@ -70,8 +71,14 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
-def _disk(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _disk(error: Exception) -> str | None:
+    """Return what to say where the disk is at fault; None where it is not."""
+    number = error.errno if isinstance(error, OSError) else None
+    name = error.filename if isinstance(error, OSError) else None
+    where = f" ({name})" if name else ""
+    # safetensors and torch raise errors of their own, which carry the system's words.
+    if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC).lower() in str(error).lower():
         return f"no space left on the device{where}; free some and give the same command again: it goes on"
-    return f"{(error.strerror or 'cannot write').lower()}{where}; choose another folder with --out"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{os.strerror(number).lower()}{where}; choose another folder with --out"
+    return None

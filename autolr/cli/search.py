@@ -119,7 +119,6 @@ def _show_plan(study: Study, device: str | None) -> None:
     from autolr.search.run import plan
 
     found: Plan = plan(study, device)
-    space = study.space
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
@@ -128,7 +127,7 @@ def _show_plan(study: Study, device: str | None) -> None:
             for rank, n in found.parameters.items()
         ),
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
-        f"space         lr_v {found.lr_v}; ratio {space.ratio}; rank {space.rank}",
+        "space         " + "; ".join(f"{name} {values}" for name, values in found.space.items()),
         f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}, "
         f"{study.search.slots} slots" + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
         *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),

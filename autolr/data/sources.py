@@ -58,7 +58,9 @@ def load(data: Data) -> Examples:
     where = f"data {data.source!r}"
     texts, labels = table[text_column], table[label_column]
     _require_text(texts, where, text_column)
-    missing = [row for row, label in enumerate(labels) if _is_missing(label)]
+    # -1 is how hub data sets with named classes mark the labels of a hidden test split; elsewhere it is a label.
+    hidden = -1 if names is not None else None
+    missing = [row for row, label in enumerate(labels) if _is_missing(label) or label == hidden]
     if missing:
         raise DataError(
             f"{where}: {len(missing)} of {len(labels)} labels in column {label_column!r} are missing "
@@ -210,8 +212,7 @@ def _require_text(texts: list[Any], where: str, column: str) -> None:
 
 
 def _is_missing(value: Any) -> bool:
-    # -1 is how GLUE and many hub data sets mark the labels of a hidden test split.
-    return value is None or value == "" or value == -1 or (isinstance(value, float) and math.isnan(value))
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _fingerprint(texts: list[Any], labels: list[Any]) -> str:

@@ -32,14 +32,25 @@ def finalists(trials: list[TrialRecord], count: int) -> list[Candidate]:
     return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]
 
 
-def line_up(study: Study, space: SearchSpace, best: list[Candidate]) -> dict[Candidate, str]:
-    """Return who is confirmed, and under which label; a finalist may be a rule as well."""
+def line_up(
+    study: Study, space: SearchSpace, best: list[Candidate], winner: Candidate | None = None
+) -> dict[Candidate, str]:
+    """Return who is confirmed, and under which label; a finalist may be a rule as well.
+
+    Args:
+        study: names the rules in the comparison.
+        space: gives their candidates.
+        best: the finalists.
+        winner: the best of those confirmed so far; its rule `winner_lr` joins when it is known.
+    """
     labels: dict[Candidate, list[str]] = {}
     for place, candidate in enumerate(best, 1):
         labels.setdefault(candidate, []).append(f"finalist {place}")
     for name in study.baselines:
-        if best or name != "winner_lr":
-            labels.setdefault(space.rule(name, best[0] if best else None), []).append(name)
+        if name != "winner_lr":
+            labels.setdefault(space.rule(name), []).append(name)
+        elif winner is not None:
+            labels.setdefault(space.rule(name, winner), []).append(name)
     return {candidate: " + ".join(names) for candidate, names in labels.items()}
 
 
@@ -48,7 +59,8 @@ class Confirmation:
 
     Args:
         study: what is searched.
-        line_up: candidates and their labels.
+        space: gives the rate of the head.
+        candidates: whom to confirm, and their labels.
         length: steps of a repeat, those of a trial.
         folder: where repeats are kept.
         done: repeats recorded before.
@@ -61,7 +73,8 @@ class Confirmation:
     def __init__(
         self,
         study: Study,
-        line_up: dict[Candidate, str],
+        space: SearchSpace,
+        candidates: dict[Candidate, str],
         length: int,
         folder: RunFolder,
         done: list[RepeatRecord],
@@ -74,10 +87,10 @@ class Confirmation:
         self.trained_tokens = self.evaluated_tokens = 0
         there = {(record.candidate, record.seed) for record in done}
         seeds = range(study.seed + 1, study.seed + 1 + study.search.repeats)
-        wanted = [(c, label, seed) for seed in seeds for c, label in line_up.items()]
+        wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
         self.total = len(wanted)
         self._queue = [
-            Job(label, c, SlotConfig(c.rates(study.method.lr_head), c.rank, seed, length), number)
+            Job(label, c, SlotConfig(c.rates(space.lr_head), c.rank, seed, length), number)
             for number, (c, label, seed) in enumerate(wanted)
             if (c, seed) not in there
         ]

@@ -27,7 +27,7 @@ from autolr.search.confirm import Confirmation, finalists, line_up
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, drive
 from autolr.search.result import Phase, SearchResult
-from autolr.search.space import SearchSpace
+from autolr.search.space import SearchSpace, describe
 from autolr.search.trials import Trials
 from autolr.study import Role, Study
 
@@ -171,6 +171,7 @@ def _search(setting: Setting, folder: RunFolder, watcher: Watcher) -> None:
 
 
 def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher) -> None:
+    """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
     result = SearchResult.load(folder.path)
     best = finalists(result.trials, setting.study.search.finalists)
     if not best:
@@ -179,13 +180,25 @@ def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher) -> None:
             "space.lr_v or method.lr_head, or give more trials"
         )
     candidates = line_up(setting.study, setting.space, best)
-    with setting.pack(min(setting.study.search.slots, len(candidates) * setting.study.search.repeats)) as pack:
-        source = Confirmation(setting.study, candidates, setting.length, folder, result.repeats, pack, setting.data)
-        if source.done == source.total:
-            return
-        watcher.phase("confirmation", source.total, source.done)
-        with _timed(folder, "confirmation", source):
-            drive(pack, source, watcher)
+    _repeat(setting, folder, watcher, candidates)
+    _repeat(setting, folder, watcher, _with_winner(setting, folder, best))
+
+
+def _repeat(setting: Setting, folder: RunFolder, watcher: Watcher, candidates: dict[Candidate, str]) -> None:
+    study, done = setting.study, SearchResult.load(folder.path).repeats
+    with setting.pack(min(study.search.slots, len(candidates) * study.search.repeats)) as pack:
+        source = Confirmation(study, setting.space, candidates, setting.length, folder, done, pack, setting.data)
+        if source.done < source.total:
+            watcher.phase("confirmation", source.total, source.done)
+            with _timed(folder, "confirmation", source):
+                drive(pack, source, watcher)
+
+
+def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> dict[Candidate, str]:
+    """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
+    first = line_up(setting.study, setting.space, best)
+    repeats = [record for record in SearchResult.load(folder.path).repeats if record.candidate in first]
+    return line_up(setting.study, setting.space, best, verdict.choose(repeats))
 
 
 @contextmanager
@@ -209,7 +222,7 @@ def _timed(folder: RunFolder, name: str, source: Trials | Confirmation) -> Itera
 def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
     best = finalists(result.trials, study.search.finalists)
-    wanted = line_up(study, setting.space, best)
+    wanted = _with_winner(setting, RunFolder(result.folder), best)
     repeats = [
         record.model_copy(update={"label": wanted[record.candidate]})
         for record in result.repeats
@@ -219,7 +232,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     found = verdict.scores(repeats, winner)
     trained = sum(phase.trained_tokens for phase in result.phases)
     outcomes = [trial.outcome for trial in result.ended()]
-    rates = winner.rates(study.method.lr_head)
+    rates = winner.rates(setting.space.lr_head)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -228,7 +241,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         data_fingerprint=setting.examples.fingerprint,
         classes=setting.examples.classes,
         task=study.task,
-        method=study.method,
+        method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
         candidate=winner,
         rates=Rates(q=rates["q"], v=rates["v"], head=rates["head"]),
         training=study.training,
@@ -266,7 +279,7 @@ class Plan:
     length: int
     rungs: tuple[int, ...]
     rules: dict[str, Candidate]
-    lr_v: str
+    space: dict[str, str]
     repeats: int
     trained_tokens: int
     full_run_equivalents: float
@@ -295,7 +308,6 @@ def plan(study: Study, device: str | None = None) -> Plan:
     evaluated = study.budget.trials * scorings * sum(data.select.lengths())
     evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
-    distribution = setting.space.distributions["lr_v"]
     ranks = sorted(study.space.rank)
     return Plan(
         coverage=setting.backbone.projections.coverage,
@@ -305,7 +317,7 @@ def plan(study: Study, device: str | None = None) -> Plan:
         length=setting.length,
         rungs=rungs,
         rules={name: setting.space.rule(name) for name in names},
-        lr_v=str(distribution),
+        space={name: describe(d) for name, d in setting.space.distributions.items()},
         repeats=repeats,
         trained_tokens=round(tokens),
         full_run_equivalents=tokens / setting.full_run_tokens,
@@ -317,7 +329,7 @@ def _probe(setting: Setting, steps: int = 4) -> tuple[float, float]:
     """Return seconds of one step of one trial, and of scoring one token."""
     slots = min(setting.study.search.slots, setting.study.budget.trials)
     candidate = setting.space.rule("rule")
-    config = SlotConfig(candidate.rates(setting.study.method.lr_head), candidate.rank, 0, steps + 1)
+    config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, 0, steps + 1)
     with setting.pack(slots) as pack:
         probes: list[Slot] = [pack.admit(config) for _ in range(slots)]
         pack.step()

@@ -19,6 +19,7 @@ RULE_EXPONENT = 0.781
 # An automatic range reaches this factor below and above the rule's rate.
 AUTO_FACTOR = 10.0
 RULE_RANK = 8
+HEAD_STEP = 2.0
 PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
 
 
@@ -28,6 +29,14 @@ def rule_rate(hidden_size: int, model_type: str) -> float:
     return float(f"{5e-4 * (2000 / hidden_size) ** exponent:.3g}")
 
 
+def describe(distribution: BaseDistribution) -> str:
+    """Say in words what a dimension ranges over."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(f"{choice:g}" for choice in distribution.choices)
+    assert isinstance(distribution, FloatDistribution)
+    return f"{distribution.low:.3g} to {distribution.high:.3g}" + (" (log)" if distribution.log else "")
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """A study's space for one model.
@@ -35,10 +44,12 @@ class SearchSpace:
     Attributes:
         distributions: Optuna's, for `lr_v`, `ratio` and `rank`.
         rate: the rule of thumb's rate for the model.
+        lr_head: rate of the head, the same for all candidates.
     """
 
     distributions: dict[str, BaseDistribution]
     rate: float
+    lr_head: float
 
     @classmethod
     def of(cls, study: Study, backbone: Backbone) -> SearchSpace:
@@ -54,7 +65,11 @@ class SearchSpace:
                 f"allows at most {limit}"
             )
         rate = rule_rate(backbone.hidden_size, backbone.model_type)
-        return cls(_distributions(study.space, rate), rate)
+        lr_head = study.method.lr_head
+        if lr_head == "auto":
+            # Adam moves each weight of the head by about the rate, and a logit sums them over the width.
+            lr_head = float(f"{HEAD_STEP / backbone.hidden_size:.3g}")
+        return cls(_distributions(study.space, rate), rate, lr_head)
 
     def holds(self, candidate: Candidate) -> bool:
         """Tell whether the candidate is a point of the space."""

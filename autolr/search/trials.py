@@ -90,7 +90,7 @@ class Trials:
         rule = trial.user_attrs.get("rule")
         candidate = Candidate(**trial.params, targets="qkv" if rule == "qkv" else "qv")
         self._live[trial.number] = trial
-        rates = candidate.rates(self.study.method.lr_head)
+        rates = candidate.rates(self.space.lr_head)
         config = SlotConfig(rates, candidate.rank, self.study.seed, self.length)
         return Job(rule or f"trial {trial.number}", candidate, config, trial.number)
 

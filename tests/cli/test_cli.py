@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autolr import cli
-from autolr.cli import live
+from autolr.cli import live, studies
 from autolr.search.result import SearchResult
 from autolr.study import Study
 
@@ -163,9 +163,9 @@ def test_a_full_disk_is_said_so(study_file, in_folder, monkeypatch, capsys):
 
 
 def test_own_data_without_a_study_is_a_study_of_its_own(reviews, model_folders):
-    study = cli.studies.resolve([], {"data.source": reviews, "model": model_folders["bert"]}, None)
+    study = studies.resolve([], {"data.source": reviews, "model": model_folders["bert"]}, None)
     assert study.name == "reviews" and study.data.source == reviews and study.data.text_column is None
-    default = cli.studies.resolve([], {"seed": 3}, None)
+    default = studies.resolve([], {"seed": 3}, None)
     assert default.name == "sentiment" and default.seed == 3
     assert isinstance(default, Study)
 

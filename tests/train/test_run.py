@@ -95,7 +95,7 @@ def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
     assert score["accuracy"] == result.metrics["confirm"]["accuracy"]
     with stock.disable_adapter():
         bare = evaluate(stock, data.confirm, Classification(tuple(recipe.classes)))
-    assert abs(bare["loss"] - score["loss"]) > 1e-3
+    assert abs(bare["loss"] - score["loss"]) > 1e-4
     config = json.loads((result.adapter / "adapter_config.json").read_text())
     assert sorted(config["target_modules"]) == ["query", "value"]
     assert "PeftModel.from_pretrained" in (result.adapter / "README.md").read_text()
