@@ -153,7 +153,7 @@ class Training(Document):
     """Settings that every trial and the full run share."""
 
     batch_size: int = Field(16, ge=1, description="examples per optimizer step, over all devices")
-    horizon: Horizon = Horizon(epochs=1.0)
+    horizon: Horizon = Horizon(epochs=3.0)
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: down to 0 at the last step")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which rates rise from 0")
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -192,11 +192,10 @@ class Search(Document):
                 raise ValueError(f"rungs must rise: {self.rungs}")
         return self
 
-    def rung_steps(self) -> tuple[int, ...]:
-        """Return the steps of all rungs, the trial's end excluded."""
-        if self.rungs is not None:
-            return tuple(self.rungs)
-        return tuple(sorted({self.length // 4, self.length // 2} - {0, self.length}))
+    def rung_steps(self, length: int) -> tuple[int, ...]:
+        """Return the steps of all rungs of trials of `length` steps, their end excluded."""
+        rungs = {length // 4, length // 2} if self.rungs is None else set(self.rungs)
+        return tuple(sorted(rung for rung in rungs if 0 < rung < length))
 
 
 class Budget(Document):

@@ -36,34 +36,40 @@ class Progress(Watcher):
         self.outcomes: dict[str, int] = {}
         self.best: Running | None = None
         self.started = time.monotonic()
+        self.running: list[Running] = []
 
     def phase(self, name: str, total: int, done: int) -> None:
         """Start counting anew."""
         self.name, self.total, self.before, self.done = name, total, done, done
         self.outcomes, self.best, self.started = {}, None, time.monotonic()
 
+    def stepped(self, running: list[Running], capacity: int) -> None:
+        """Remember who is under way."""
+        self.running = list(running)
+
     def ended(self, running: Running) -> None:
         """Count a job."""
         self.done += 1
+        self.running = [one for one in self.running if one is not running]
         self.outcomes[str(running.outcome)] = self.outcomes.get(str(running.outcome), 0) + 1
         is_better = self.best is None or (running.score or 0) < (self.best.score or 0)
         if running.outcome == "finished" and running.score is not None and is_better:
             self.best = running
 
-    def summary(self, running: Sequence[Running] = ()) -> str:
+    def summary(self) -> str:
         """Say how far the phase is."""
         parts = [f"{self.name} {self.done}/{self.total}"]
         parts += [f"{self.outcomes[name]} {name}" for name in ("pruned", "diverged") if self.outcomes.get(name)]
         if self.best is not None:
             parts.append(f"best {self.best.score:.4f} ({self.best.job.candidate.describe()})")
-        left = self.time_left(running)
+        left = self.time_left()
         if left is not None:
             parts.append(f"{left / 60:.1f} min left" if left >= 60 else f"{left:.0f} s left")
         return ", ".join(parts)
 
-    def time_left(self, running: Sequence[Running]) -> float | None:
+    def time_left(self) -> float | None:
         """Estimate the seconds to the end of the phase from its pace so far."""
-        under_way = sum(one.slot.step / one.slot.config.steps for one in running if one.outcome is None)
+        under_way = sum(one.slot.step / one.slot.config.steps for one in self.running)
         progress = self.done - self.before + under_way
         if progress < 0.5:
             return None
@@ -107,6 +113,7 @@ class LiveWatcher(Progress):
 
     def stepped(self, running: list[Running], capacity: int) -> None:
         """Draw the slots, at most four times a second."""
+        super().stepped(running, capacity)
         if time.monotonic() - self._drawn < 0.25:
             return
         self._drawn = time.monotonic()
@@ -138,7 +145,7 @@ class LiveWatcher(Progress):
             )
         for _ in range(capacity - len(running)):
             table.add_row("-", "", "", "", "", "")
-        return Group(Text(self.summary(running)), table)
+        return Group(Text(self.summary()), table)
 
 
 def spark(values: Sequence[float], width: int) -> str:

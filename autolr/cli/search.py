@@ -91,7 +91,9 @@ def search(
             train_recipe(result.recipe, _train_folder(result), device)
             _report(type(result).load(folder))
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; all that ended is kept. Go on with: autolr search --out {folder}", err=True)
+        kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
+        said = kept if (folder / "study.yaml").is_file() else "nothing had begun"
+        typer.echo(f"\nstopped; {said}", err=True)
         raise typer.Exit(130) from None
 
 

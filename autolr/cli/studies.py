@@ -39,12 +39,12 @@ def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Stud
     path = _path(named[0] if named else None, out)
     given = {key: value for key, value in options.items() if value is not None}
     content, text = documents.read_yaml(path)
-    own_data = not named and path == shipped()[DEFAULT] and ("model" in given or "data.source" in given)
-    if own_data:
-        # The embedded study's settings serve as defaults, but another model or data is another study.
-        content["name"] = _name(str(given.get("data.source") or given["model"]))
+    if not named and path == shipped()[DEFAULT]:
+        # Another model or other data is another study; other data gets the default settings.
         if "data.source" in given:
-            content["data"] = {"source": given["data.source"]}
+            content, text = {"model": content["model"], "data": {}, "train": True}, ""
+        if "data.source" in given or "model" in given:
+            content["name"] = _name(str(given.get("data.source") or given["model"]))
     # JSON is YAML on one line.
     apply_overrides(content, [f"{key}={json.dumps(value)}" for key, value in given.items()])
     apply_overrides(content, overrides)

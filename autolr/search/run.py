@@ -293,7 +293,7 @@ def plan(study: Study, device: str | None = None) -> Plan:
         AutoLRError: as `search`.
     """
     setting = read_setting(study, choose_device(device))
-    rungs = tuple(rung for rung in study.search.rung_steps() if rung < setting.length)
+    rungs = study.search.rung_steps(setting.length)
     trial_steps, share, at = 0.0, 1.0, 0
     scorings = 0.0
     for rung in (*rungs, setting.length):

@@ -61,7 +61,7 @@ class Trials:
         self.pack = pack
         self.data = data
         self.watcher = watcher
-        self.rungs = tuple(rung for rung in study.search.rung_steps() if rung < length)
+        self.rungs = study.search.rung_steps(length)
         self.evaluated_tokens = 0
         self.trained_tokens = 0
         self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from autolr.model.adapters import hub_name
@@ -17,7 +18,7 @@ tags: [lora, autolr]
 
 # {name}
 
-A LoRA adapter on W_q and W_v of `{model}`, trained by AutoLR with a rate for each of them.
+A LoRA adapter on {matrices} of `{model}`, trained by AutoLR with a rate for each role.
 
 {verdict}
 
@@ -26,7 +27,7 @@ A LoRA adapter on W_q and W_v of `{model}`, trained by AutoLR with a rate for ea
 | λ = lr_v / lr_q | {ratio:.4g} |
 | lr_v | {lr_v:.3g} |
 | lr_q | {lr_q:.3g} |
-| lr of the head | {lr_head:.3g} |
+{lr_k}| lr of the head | {lr_head:.3g} |
 | rank, alpha | {rank}, {alpha:g} |
 | batch size, steps | {batch}, {steps} |
 | data | `{data}` |
@@ -42,11 +43,15 @@ A LoRA adapter on W_q and W_v of `{model}`, trained by AutoLR with a rate for ea
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 base = AutoModelForSequenceClassification.from_pretrained(
-    {base_code}, num_labels={classes}, ignore_mismatched_sizes=True
+    {base_code},
+    num_labels={classes},
+    pad_token_id=tokenizer.pad_token_id,
+    dtype="float32",
+    ignore_mismatched_sizes=True,
 )
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
 Classes in their order: {class_names}.
@@ -61,20 +66,36 @@ Classes in their order: {class_names}.
   booktitle = {{IJCAI}},
   pages     = {{6830--6838}},
   year      = {{2025}},
+  eprint    = {{2410.02247}},
+  archivePrefix = {{arXiv}},
   doi       = {{10.24963/ijcai.2025/760}}
 }}
 ```
 """
 
 
+def base_name(model: str) -> str:
+    """Return what card and adapter call the base model: nothing of the machine's folders is published."""
+    return _without_folder(hub_name(model))
+
+
+def _without_folder(source: str) -> str:
+    path = Path(source).expanduser()
+    return path.name if path.is_absolute() else source
+
+
 def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """Return the card of a finished full run as Markdown with front matter."""
-    base = hub_name(recipe.model)
+    base = base_name(recipe.model)
+    on_this_machine = base != hub_name(recipe.model)
+    k = recipe.rates.k
     return _CARD.format(
         base=json.dumps(base),
-        base_code=json.dumps(base),
+        base_code=json.dumps(f"path/to/{base}" if on_this_machine else base),
+        matrices="W_q and W_v" if k is None else "W_q, W_k and W_v",
+        lr_k="" if k is None else f"| lr_k | {k:.3g} |\n",
         name=recipe.name,
-        model=recipe.model,
+        model=base if on_this_machine else recipe.model,
         verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
         ratio=recipe.candidate.ratio,
         lr_v=recipe.rates.v,
@@ -84,7 +105,7 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         alpha=recipe.method.alpha,
         batch=recipe.training.batch_size,
         steps=recipe.steps,
-        data=recipe.data.source,
+        data=_without_folder(recipe.data.source),
         best_step=metrics["best_step"],
         select=metrics["select"],
         confirm=metrics["confirm"],

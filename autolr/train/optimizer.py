@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def parameter_groups(
         Together they hold every trainable parameter exactly once.
 
     Raises:
-        ValueError: a rate is not positive and finite, W_q or W_v is not trained, or something is
-            trained that has no role.
+        ValueError: a rate is not positive and finite, W_q or W_v is not trained, something is
+            trained that has no role, or one tensor is shared by two roles.
     """
     rates = {
         "q": lr_q,
@@ -57,15 +58,25 @@ def parameter_groups(
     }.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive, finite number: {value}")
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # Every name of a shared tensor counts: each must say the same role.
+    named = list(model.named_parameters(remove_duplicate=False))
+    stacks = _layer_stacks(name for name, _ in named)
     members: dict[str, list[nn.Parameter]] = {role: [] for role in rates}
+    seen: dict[int, tuple[str, str]] = {}
     strangers = []
-    for name, parameter in trainable.items():
-        role = role_of(name)
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        role = role_of(name, stacks)
         if role is None:
             strangers.append(name)
-        else:
+        elif id(parameter) not in seen:
+            seen[id(parameter)] = role, name
             members[role].append(parameter)
+        elif seen[id(parameter)][0] != role:
+            raise ValueError(
+                f"{seen[id(parameter)][1]} and {name} share one tensor, which cannot learn at two rates; untie them"
+            )
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise ValueError(
@@ -75,8 +86,9 @@ def parameter_groups(
     for role in ("q", "v"):
         if not members[role]:
             raise ValueError(f"no W_{role} is trained; give the adapter targets such as q_proj and v_proj")
-    # named_parameters names a shared tensor once, so a tensor can be in one group only.
-    assert sum(len(params) for params in members.values()) == len({id(p) for p in trainable.values()})
+    grouped = [id(p) for params in members.values() for p in params]
+    if sorted(grouped) != sorted(id(p) for p in model.parameters() if p.requires_grad):
+        raise ValueError("the groups do not hold every trainable parameter exactly once")
     return [
         {"params": params, "lr": rates[role], "weight_decay": weight_decay, "name": role}
         for role, params in members.items()
@@ -84,20 +96,53 @@ def parameter_groups(
     ]
 
 
-def role_of(name: str) -> str | None:
+def role_of(name: str, stacks: Collection[str] = ()) -> str | None:
     """Return the role of a parameter by its full name; None where it has none.
 
-    A matrix inside an attention layer has its own role; whatever PEFT keeps as `modules_to_save`,
-    and whatever is no adapter and lies in no numbered layer, is the head.
+    W_q, W_k and W_v themselves, and what LoRA adds to them, have their own roles. Whatever PEFT
+    keeps as `modules_to_save`, and whatever is no adapter and lies outside the model's layers and
+    input embeddings, is the head.
+
+    Args:
+        name: such as `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.default.weight`.
+        stacks: where the model keeps its layers, such as `base_model.model.bert.encoder.layer.`.
     """
     parts = name.split(".")
-    role = next((_ROLE_OF[part] for part in parts if part in _ROLE_OF), None)
-    if role is not None:
-        return role
+    matrix = _matrix(parts)
+    if matrix is not None:
+        return _ROLE_OF[parts[matrix]]
     is_adapter = any(part.startswith("lora_") for part in parts)
-    if "modules_to_save" in parts or (not is_adapter and not any(part.isdigit() for part in parts)):
+    if "modules_to_save" in parts or (not is_adapter and not name.startswith(tuple(stacks))):
         return "head" if "embeddings" not in parts and "embed_tokens" not in parts else None
     return None
+
+
+def _matrix(parts: list[str]) -> int | None:
+    """Return which part names W_q, W_k or W_v, if the parameter is its own or its adapter's."""
+    for index, part in enumerate(parts):
+        if part not in _ROLE_OF:
+            continue
+        rest = parts[index + 1 :]
+        if rest[:1] == ["modules_to_save"]:
+            rest = rest[2:]
+        if rest[:1] == ["base_layer"]:
+            rest = rest[1:]
+        # A module that is merely called `value`, such as a critic, has parameters further down.
+        if rest in (["weight"], ["bias"]) or (rest and rest[0].startswith("lora_")):
+            return index
+    return None
+
+
+def _layer_stacks(names: Iterable[str]) -> set[str]:
+    """Return the prefixes under which the numbered layers with W_q, W_k and W_v lie."""
+    stacks = set()
+    for name in names:
+        parts = name.split(".")
+        matrix = _matrix(parts)
+        number = next((i for i, part in enumerate(parts[:matrix]) if part.isdigit()), None)
+        if matrix is not None and number is not None:
+            stacks.add(".".join(parts[:number]) + ".")
+    return stacks
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

@@ -6,12 +6,14 @@ import json
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -25,7 +27,7 @@ from autolr.model import adapters, backbone
 from autolr.model.quiet import quiet
 from autolr.pack.optimizer import schedule_factor
 from autolr.recipe import Recipe
-from autolr.train.card import model_card
+from autolr.train.card import base_name, model_card
 from autolr.train.optimizer import create_optimizer
 
 EVALUATIONS = 8
@@ -44,6 +46,16 @@ class TrainResult:
     folder: Path
     adapter: Path
     metrics: dict[str, Any]
+
+    @property
+    def select(self) -> dict[str, float]:
+        """Loss and accuracy on *select*, by which the checkpoint was chosen."""
+        return dict(self.metrics["select"])
+
+    @property
+    def confirm(self) -> dict[str, float]:
+        """Loss and accuracy on *confirm*, seen by no choice."""
+        return dict(self.metrics["confirm"])
 
 
 def train(
@@ -278,14 +290,28 @@ def _last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint; one that a crash left incomplete is passed over."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for path in sorted(found, key=lambda path: _step_of(path.name), reverse=True):
-        # The Trainer writes this file last.
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        return str(path)
+        if _is_whole(path):
+            return str(path)
+        shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether all that a run needs to go on is there, and nothing of it cut short.
+
+    The Trainer writes its state last, but a machine that dies may lose any file's end.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        with safe_open(checkpoint / "adapter_model.safetensors", framework="pt") as tensors:
+            tensors.keys()
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(checkpoint / name) as archive:
+                if archive.testzip() is not None:
+                    return False
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+        return False
+    return True
 
 
 def _step_of(checkpoint: str | None) -> int:
@@ -295,7 +321,7 @@ def _step_of(checkpoint: str | None) -> int:
 def _save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, metrics: dict[str, Any]) -> Path:
     target, draft = folder / "adapter", folder / ".adapter"
     shutil.rmtree(draft, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = adapters.hub_name(recipe.model)
+    model.peft_config["default"].base_model_name_or_path = base_name(recipe.model)
     model.save_pretrained(str(draft))
     tokenizer.save_pretrained(str(draft))
     (draft / "README.md").write_text(model_card(recipe, metrics), encoding="utf-8")
