@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
 
 from autolr.train.optimizer import parameter_groups
 from tests import tiny
@@ -53,3 +54,39 @@ def test_what_has_no_role_is_named():
 def test_rates_must_be_positive(bad):
     with pytest.raises(ValueError, match="positive"):
         parameter_groups(lora("bert", ["query", "value"]), **{"lr_q": 1e-4, "ratio": 4, **bad})
+
+
+class Net(nn.Module):
+    """One layer with W_q and W_v, and whatever else is given."""
+
+    def __init__(self, **others: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(4, 4), "v_proj": nn.Linear(4, 4)})])
+        for name, module in others.items():
+            setattr(self, name, module)
+
+
+def role_by_name(net):
+    names = {id(p): name for name, p in net.named_parameters()}
+    return {names[id(p)]: g["name"] for g in parameter_groups(net, lr_q=1e-4, ratio=4) for p in g["params"]}
+
+
+def test_a_head_of_numbered_parts_and_a_head_called_value_are_heads():
+    roles = role_by_name(Net(classifier=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))))
+    assert roles["classifier.0.weight"] == roles["classifier.1.bias"] == "head"
+    assert role_by_name(Net(value=nn.ModuleDict({"dense": nn.Linear(4, 1)})))["value.dense.weight"] == "head"
+    net = Net()
+    net.layers[0]["mlp"] = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="layers.0.mlp.weight"):
+        parameter_groups(net, lr_q=1e-4, ratio=4)
+
+
+def test_a_tensor_shared_within_a_role_is_grouped_once_and_across_roles_refused():
+    net = Net()
+    net.layers.append(nn.ModuleDict({"q_proj": nn.Linear(4, 4), "v_proj": nn.Linear(4, 4)}))
+    net.layers[1]["q_proj"].weight = net.layers[0]["q_proj"].weight
+    groups = parameter_groups(net, lr_q=1e-4, ratio=4)
+    assert {group["name"]: len(group["params"]) for group in groups} == {"q": 3, "v": 4}
+    net.layers[1]["v_proj"].weight = net.layers[0]["q_proj"].weight
+    with pytest.raises(ValueError, match="share one tensor"):
+        parameter_groups(net, lr_q=1e-4, ratio=4)
