@@ -113,7 +113,14 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_f
     out = in_folder / "run"
     command = [sys.executable, "-m", "autolr", "search", str(study_file), "--out", str(out), "--plain"]
     command += ["budget.trials=40", "search.length=40", "training.horizon={steps: 60}", "search.rungs=[8,16]"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores Ctrl-C, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stdout:
         if "pruned at step" in line:
             break
