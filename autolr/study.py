@@ -23,6 +23,7 @@ from autolr.errors import DocumentError
 Role = Literal["q", "k", "v", "head"]
 Targets = Literal["qv", "qkv"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
@@ -160,6 +161,10 @@ class Training(Document):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null: none")
+    precision: Precision = Field(
+        "auto",
+        description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32",
+    )
 
     @field_validator("betas")
     @classmethod
@@ -181,6 +186,12 @@ class Search(Document):
     slots: int = Field(8, ge=1, le=1024, description="trials trained at once")
     finalists: int = Field(3, ge=1, description="best candidates trained again for the verdict")
     repeats: int = Field(3, ge=2, description="seeds of each finalist and rule in the verdict")
+    carry: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="the full run's lr_q and lr_v are the winner's times (length / horizon) to this power; 0: copied",
+    )
 
     @model_validator(mode="after")
     def _inside(self) -> Search:

@@ -42,7 +42,8 @@ def full_run(recipe: Recipe, folder: Path, device: str | None) -> None:
     from autolr.search.run import choose_device
     from autolr.train.run import train
 
-    typer.echo(f"\nfull run {recipe.steps} steps of {recipe.candidate.describe()}")
+    rates = f"lr_q={recipe.rates.q:.2e} lr_v={recipe.rates.v:.2e} lr_head={recipe.rates.head:.2e}"
+    typer.echo(f"\nfull run {recipe.steps} steps, {rates} r={recipe.candidate.rank}")
     result = train(recipe, folder, device=str(choose_device(device)), on_log=_log)
     confirm = result.metrics["confirm"]
     typer.echo(

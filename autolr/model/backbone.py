@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import nn
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import projections
+from autolr.model import precision, projections
 from autolr.model.projections import Projections
+from autolr.study import Precision
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Backbone:
         projections: where its W_q, W_k and W_v are.
         head: full names of the modules the head consists of; they hold all its parameters.
         fresh: those of the head's parameters the checkpoint does not hold.
+        precision: of products with the frozen weights.
     """
 
     model: Any
@@ -37,7 +39,7 @@ class Backbone:
     projections: Projections
     head: tuple[str, ...]
     fresh: frozenset[str]
-    _weights: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    precision: Precision = "fp32"
 
     @property
     def hidden_size(self) -> int:
@@ -83,7 +85,7 @@ def load(
     source: str,
     classes: list[str],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    wanted: Precision = "fp32",
 ) -> Backbone:
     """Load a model for sequence classification.
 
@@ -91,7 +93,7 @@ def load(
         source: `demo:all-MiniLM-L6-v2`, a local folder with safetensors, or a hub id.
         classes: names of the classes; the head gets one output for each.
         device: where the model goes.
-        dtype: of its weights.
+        wanted: precision of products with the frozen weights; see `autolr.model.precision`.
 
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
@@ -115,7 +117,7 @@ def load(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             location,
             config=config,
-            dtype=dtype,
+            dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -124,7 +126,11 @@ def load(
         raise ModelError(_cannot_load(source, error)) from None
     model.to(device).eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
-    return from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    base.precision = precision.choose(wanted, torch.device(device))
+    if base.precision == "bf16":
+        precision.round_products(model, base.head)
+    return base
 
 
 def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -> Backbone:

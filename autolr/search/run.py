@@ -25,6 +25,7 @@ from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import provenance, records, verdict
 from autolr.search.confirm import Confirmation, finalists, line_up
 from autolr.search.folder import RunFolder
+from autolr.search.horizon import carry
 from autolr.search.loop import Watcher, drive
 from autolr.search.result import Phase, SearchResult
 from autolr.search.space import SearchSpace, describe
@@ -100,7 +101,7 @@ def read_setting(study: Study, device: torch.device) -> Setting:
     """
     examples = sources.load(study.data)
     with quiet():
-        base = backbone.load(study.model, examples.classes, device)
+        base = backbone.load(study.model, examples.classes, device, study.training.precision)
         space = SearchSpace.of(study, base)
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
@@ -233,6 +234,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     trained = sum(phase.trained_tokens for phase in result.phases)
     outcomes = [trial.outcome for trial in result.ended()]
     rates = winner.rates(setting.space.lr_head)
+    carried = carry(setting.length, setting.steps, study.search.carry)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -243,7 +245,8 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         task=study.task,
         method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
         candidate=winner,
-        rates=Rates(q=rates["q"], v=rates["v"], head=rates["head"]),
+        carried=carried,
+        rates=Rates(q=rates["q"] * carried, v=rates["v"] * carried, head=rates["head"]),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,

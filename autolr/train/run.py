@@ -23,7 +23,7 @@ from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.prepared import prepare
 from autolr.data.tasks import Classification
 from autolr.errors import DataError, DocumentError, ModelError, RunError
-from autolr.model import adapters, backbone
+from autolr.model import adapters, backbone, precision
 from autolr.model.quiet import quiet
 from autolr.pack.optimizer import schedule_factor
 from autolr.recipe import Recipe
@@ -102,7 +102,7 @@ def _train(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
-    base = backbone.load(recipe.model, recipe.classes, device)
+    base = backbone.load(recipe.model, recipe.classes, device, recipe.training.precision)
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
@@ -150,15 +150,16 @@ def holds(folder: Path, recipe: Recipe) -> bool:
 
 @torch.no_grad()
 def evaluate(model: Any, data: TokenSet, task: Classification, batch_size: int = 32) -> dict[str, float]:
-    """Return mean loss and accuracy of a model on `data`, in eval mode."""
+    """Return mean loss and accuracy of a model on `data`, in eval mode, as anybody who loads it gets them."""
     model.eval()
     device = next(model.parameters()).device
     loss = hits = 0.0
-    for rows in by_length(data.lengths(), batch_size):
-        batch = {key: value.to(device) for key, value in data.collate(rows).items()}
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-        loss += float(task.losses(logits, batch["labels"]).double().sum())
-        hits += float(task.hits(logits, batch["labels"]).sum())
+    with precision.exact(model):
+        for rows in by_length(data.lengths(), batch_size):
+            batch = {key: value.to(device) for key, value in data.collate(rows).items()}
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+            loss += float(task.losses(logits, batch["labels"]).double().sum())
+            hits += float(task.hits(logits, batch["labels"]).sum())
     return {"loss": loss / len(data), task.metric: hits / len(data)}
 
 

@@ -1,0 +1,153 @@
+"""Measure an oracle: learning curves of a grid of candidates, each to the full horizon.
+
+    python studies/oracle/measure.py sentiment [--seeds 2] [--limit 20]
+
+Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *select* and *confirm*, as
+they are and averaged. What is measured is kept run by run in `<name>.jsonl`, so the command can be stopped and given
+again; `<name>.parquet` is written from it, its provenance in the file's own metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autolr.candidate import Candidate
+from autolr.data.batches import TokenSet
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.search import provenance
+from autolr.search.loop import Job, Running, Watcher, drive
+from autolr.search.run import Setting, choose_device, read_setting
+from autolr.study import Study
+
+HERE = Path(__file__).parent
+GRIDS: dict[str, dict[str, Any]] = {
+    "sentiment": {
+        "study": "studies/sentiment.yaml",
+        "overrides": ["training.horizon.epochs=1"],
+        "lr_v": [3e-4, 8e-4, 2e-3, 4e-3, 8e-3, 1.6e-2],
+        "ratio": [0.5, 1.0, 2.0, 4.0, 8.0, 32.0],
+        "rank": [4, 16],
+        "rungs": [24, 60, 120, 240],
+    },
+}
+
+
+class Grid:
+    """The grid's runs that are not there yet, as a source of jobs for the loop."""
+
+    def __init__(self, name: str, setting: Setting, pack: Pack, seeds: int, limit: int | None) -> None:
+        grid = GRIDS[name]
+        self.file = HERE / f"{name}.jsonl"
+        self.rungs = tuple(grid["rungs"])
+        self.pack = pack
+        self.started = time.time()
+        select, confirm = setting.data.select, setting.data.confirm
+        self.parts = {"select": slice(0, len(select)), "confirm": slice(len(select), None)}
+        self.data = TokenSet(select.ids + confirm.ids, select.labels + confirm.labels, select.pad_id)
+        self.rows: dict[Running, list[dict[str, Any]]] = {}
+        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"]) for r in read(self.file)}
+        jobs = []
+        for seed in range(seeds):
+            points = list(itertools.product(grid["lr_v"], grid["ratio"], grid["rank"]))
+            np.random.default_rng(seed).shuffle(points)  # an oracle that is not complete is spread out
+            for lr_v, ratio, rank in points:
+                candidate = Candidate(lr_v=float(lr_v), ratio=float(ratio), rank=int(rank))
+                if (candidate.lr_v, candidate.ratio, candidate.rank, seed) not in there:
+                    config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, seed, setting.steps)
+                    jobs.append(Job(name, candidate, config, len(jobs)))
+        self.jobs = jobs[:limit]
+        self.total = len(self.jobs)
+
+    def next(self) -> Job | None:
+        return self.jobs.pop(0) if self.jobs else None
+
+    def reached(self, running: list[Running]) -> None:
+        for averaged in (False, True):
+            losses, hits = self.pack.evaluate([one.slot for one in running], self.data, averaged=averaged)
+            for place, one in enumerate(running):
+                row: dict[str, Any] = {"step": one.slot.step, "averaged": averaged, "tokens": one.slot.tokens}
+                row["train_loss"] = float(np.mean(one.slot.losses[-10:]))
+                for part, rows in self.parts.items():
+                    row[f"{part}_loss"] = float(losses[place, rows].mean())
+                    row[f"{part}_accuracy"] = float(hits[place, rows].mean())
+                self.rows.setdefault(one, []).append(row)
+        for one in running:
+            if one.slot.done:
+                one.outcome = "finished"
+
+    def ended(self, running: Running) -> None:
+        candidate = running.job.candidate
+        run = {
+            **candidate.model_dump(include={"lr_v", "ratio", "rank"}),
+            "seed": running.job.config.seed,
+            "outcome": running.outcome,
+            "seconds": round(running.seconds, 2),
+            "rungs": self.rows.pop(running, []),
+        }
+        with self.file.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        took = time.time() - self.started
+        print(f"{took / 60:6.1f} min  {candidate.describe()} seed {run['seed']}: {running.outcome}", flush=True)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the runs measured so far; a line cut short by a crash is left out."""
+    runs = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            runs.append(json.loads(line))
+        except ValueError:
+            continue
+    return runs
+
+
+def export(name: str, setting: Setting) -> Path:
+    """Write all runs as one table, a row a rung."""
+    runs = read(HERE / f"{name}.jsonl")
+    rows = [
+        {**{key: value for key, value in run.items() if key != "rungs"}, **rung}
+        for run in runs
+        for rung in run["rungs"]
+    ]
+    about = {
+        "grid": GRIDS[name],
+        "study": setting.study.model_dump(mode="json"),
+        "steps": setting.steps,
+        "lr_head": setting.space.lr_head,
+        "precision": setting.backbone.precision,
+        "model_fingerprint": setting.backbone.fingerprint(),
+        "data_fingerprint": setting.examples.fingerprint,
+        "environment": {"versions": provenance.versions(), "commit": provenance.commit()},
+        "command": f"python studies/oracle/measure.py {name}",
+    }
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"autolr": json.dumps(about)})
+    target = HERE / f"{name}.parquet"
+    pq.write_table(table, target, compression="zstd")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=GRIDS)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="runs of this sitting")
+    parser.add_argument("--device")
+    arguments = parser.parse_args()
+    study = Study.load(HERE.parents[1] / GRIDS[arguments.name]["study"], GRIDS[arguments.name]["overrides"])
+    setting = read_setting(study, choose_device(arguments.device))
+    with setting.pack(study.search.slots) as pack:
+        drive(pack, Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit), Watcher())
+    print(export(arguments.name, setting))
+
+
+if __name__ == "__main__":
+    main()
