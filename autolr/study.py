@@ -177,13 +177,15 @@ class Training(Document):
 class Search(Document):
     """How trials are trained, pruned and confirmed."""
 
-    length: int = Field(100, ge=2, description="optimizer steps of a trial")
+    length: int = Field(96, ge=2, description="optimizer steps of a trial")
     rungs: list[int] | None = Field(
         None,
-        description="steps at which trials are compared and pruned; none given: 1/4 and 1/2 of the length",
+        description="steps at which trials are compared and pruned; none given: about 1/4 and 1/2 of the length",
     )
     keep: float = Field(0.5, gt=0, le=1, description="share of the trials at a rung that goes on")
-    slots: int = Field(8, ge=1, le=1024, description="trials trained at once")
+    slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
+    )
     finalists: int = Field(3, ge=1, description="best candidates trained again for the verdict")
     repeats: int = Field(3, ge=2, description="seeds of each finalist and rule in the verdict")
     carry: float = Field(
@@ -205,7 +207,8 @@ class Search(Document):
 
     def rung_steps(self, length: int) -> tuple[int, ...]:
         """Return the steps of all rungs of trials of `length` steps, their end excluded."""
-        rungs = {length // 4, length // 2} if self.rungs is None else set(self.rungs)
+        # Multiples of the batches' cycle of lengths, so that trials which refill a slot stay in phase.
+        rungs = {max(1, round(length / part / 8)) * 8 for part in (4, 2)} if self.rungs is None else set(self.rungs)
         return tuple(sorted(rung for rung in rungs if 0 < rung < length))
 
 
@@ -216,6 +219,10 @@ class Budget(Document):
     time: Annotated[Seconds, PlainSerializer(lambda s: f"{s:g}s", return_type=str)] | None = Field(
         None, description="such as 90s, 10m, 1.5h; null: none"
     )
+
+
+# What a search that goes on may change: how much it does and how fast, not what it finds.
+NOT_IDENTITY: dict[str, Any] = {"budget": True, "train": True, "name": True, "search": {"slots"}}
 
 
 class Study(Document):
@@ -269,8 +276,8 @@ class Study(Document):
         documents.write_text(Path(path), documents.to_yaml(self.model_dump(mode="json")))
 
     def identity(self) -> str:
-        """Return eight characters that change with everything but the budget and `train`."""
-        content = self.model_dump(mode="json", exclude={"budget", "train", "name"})
+        """Return eight characters that change with everything but the budget, the slots and `train`."""
+        content = self.model_dump(mode="json", exclude=NOT_IDENTITY)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 

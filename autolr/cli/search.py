@@ -10,8 +10,8 @@ import typer
 from autolr.cli import studies
 
 if TYPE_CHECKING:
+    from autolr.search.plan import Plan
     from autolr.search.result import SearchResult
-    from autolr.search.run import Plan
     from autolr.study import Study
 
 
@@ -53,6 +53,10 @@ def search(
         bool | None,
         typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False),
     ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(help="Trials trained at once; default: as many as pay and fit the memory.", show_default=False),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
     ] = False,
@@ -68,6 +72,7 @@ def search(
         "budget.trials": trials,
         "budget.time": budget,
         "seed": seed,
+        "search.slots": slots,
         "train": full_run,
     }
     study = studies.resolve(words or [], options, out)
@@ -118,7 +123,7 @@ def _train_folder(result: SearchResult) -> Path:
 
 
 def _show_plan(study: Study, device: str | None) -> None:
-    from autolr.search.run import plan
+    from autolr.search.plan import plan
 
     found: Plan = plan(study, device)
     lines = [
@@ -130,8 +135,8 @@ def _show_plan(study: Study, device: str | None) -> None:
         ),
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
         "space         " + "; ".join(f"{name} {values}" for name, values in found.space.items()),
-        f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}, "
-        f"{study.search.slots} slots" + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
+        f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}"
+        + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
         *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
         f"confirmation  {found.repeats} repeats ({study.search.finalists} finalists and the rules, "
         f"{study.search.repeats} seeds each)",
@@ -139,6 +144,7 @@ def _show_plan(study: Study, device: str | None) -> None:
         + ("" if study.train else " (not started: train is false)"),
         f"cost          about {found.trained_tokens:,} trained tokens = {found.full_run_equivalents:.1f} full runs, "
         f"about {found.seconds / 60:.1f} minutes here",
+        f"machine       {found.machine}",
         "nothing was written",
     ]
     typer.echo("\n".join(lines))

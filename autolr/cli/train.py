@@ -39,7 +39,7 @@ def train(
 
 def full_run(recipe: Recipe, folder: Path, device: str | None) -> None:
     """Do the full run and print what it comes to."""
-    from autolr.search.run import choose_device
+    from autolr.search.setting import choose_device
     from autolr.train.run import train
 
     rates = f"lr_q={recipe.rates.q:.2e} lr_v={recipe.rates.v:.2e} lr_head={recipe.rates.head:.2e}"

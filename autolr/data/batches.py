@@ -12,6 +12,10 @@ from torch import Tensor
 
 # Batches are cut from this many shuffled batches sorted by length: little padding, enough mixing.
 BUCKET = 32
+# Lengths come round after this many steps, so trials that started a multiple of it apart have batches of like
+# lengths, and share a forward pass with little padding between them.
+CYCLE = 8
+STRIDE = 5  # from one step's place among the lengths to the next; short and long batches alternate
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def batch_order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) 
 
     Every epoch visits each example once (the incomplete last batch is dropped), in an order that
     depends on `seed` alone: a longer run begins with the batches of a shorter one. Batches hold
-    examples of similar length.
+    examples of similar length, and lengths come round after `CYCLE` steps.
 
     Args:
         lengths: tokens of each example; at least `batch_size` of them.
@@ -76,19 +80,28 @@ def batch_order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) 
     rng = np.random.default_rng([seed, 11])
     batches: list[list[int]] = []
     while len(batches) < steps:
-        batches += _epoch(size, batch_size, rng)
+        batches += _epoch(size, batch_size, rng, len(batches))
     return batches[:steps]
 
 
-def _epoch(size: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+def _epoch(size: np.ndarray, batch_size: int, rng: np.random.Generator, first: int) -> list[list[int]]:
     order = rng.permutation(len(size))
     whole = len(order) // batch_size * batch_size
-    epoch: list[list[int]] = []
+    by_place: list[list[list[int]]] = [[] for _ in range(CYCLE)]
     for start in range(0, whole, BUCKET * batch_size):
         bucket = order[start : min(start + BUCKET * batch_size, whole)]
         bucket = bucket[np.argsort(size[bucket], kind="stable")]
-        epoch += [bucket[at : at + batch_size].tolist() for at in range(0, len(bucket), batch_size)]
-    return [epoch[position] for position in rng.permutation(len(epoch))]
+        count = len(bucket) // batch_size
+        for at, batch in enumerate(bucket.reshape(count, batch_size)):
+            by_place[at * CYCLE // count].append(batch.tolist())
+    for batches in by_place:
+        rng.shuffle(batches)
+    epoch = []
+    for step in range(first, first + whole // batch_size):
+        wanted = step * STRIDE % CYCLE
+        nearest = min((place for place in range(CYCLE) if by_place[place]), key=lambda place: abs(place - wanted))
+        epoch.append(by_place[nearest].pop())
+    return epoch
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

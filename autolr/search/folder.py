@@ -5,6 +5,7 @@ journal.log     Optuna's storage: trials, candidates, rungs
 curves.jsonl    one trial a line: losses of each step
 confirm.jsonl   one repeat of the confirmation a line
 phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
+machine.json    device, precision, slots and memory of the last visit
 recipe.yaml     the result
 report.html     the page
 train/          the full run
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from autolr.errors import DocumentError, RunError
-from autolr.study import Study
+from autolr.study import NOT_IDENTITY, Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ class RunFolder:
         self.curves = self.path / "curves.jsonl"
         self.confirm = self.path / "confirm.jsonl"
         self.phases = self.path / "phases.jsonl"
+        self.machine = self.path / "machine.json"
         self.recipe = self.path / "recipe.yaml"
         self.report = self.path / "report.html"
         self.train = self.path / "train"
@@ -101,5 +103,5 @@ class RunFolder:
 
 
 def _differences(one: Study, other: Study) -> list[str]:
-    a, b = one.model_dump(mode="json"), other.model_dump(mode="json")
-    return [key for key in a if key not in ("budget", "train", "name") and a[key] != b[key]]
+    a, b = (study.model_dump(mode="json", exclude=NOT_IDENTITY) for study in (one, other))
+    return [key for key in a if a[key] != b[key]]

@@ -25,7 +25,7 @@ from autolr.data.batches import TokenSet
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.search import provenance
 from autolr.search.loop import Job, Running, Watcher, drive
-from autolr.search.run import Setting, choose_device, read_setting
+from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ GRIDS: dict[str, dict[str, Any]] = {
         "lr_v": [3e-4, 8e-4, 2e-3, 4e-3, 8e-3, 1.6e-2],
         "ratio": [0.5, 1.0, 2.0, 4.0, 8.0, 32.0],
         "rank": [4, 16],
-        "rungs": [24, 60, 120, 240],
+        "rungs": [24, 64, 128, 256],
     },
 }
 
@@ -144,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Study.load(HERE.parents[1] / GRIDS[arguments.name]["study"], GRIDS[arguments.name]["overrides"])
     setting = read_setting(study, choose_device(arguments.device))
-    with setting.pack(study.search.slots) as pack:
+    with setting.pack(8) as pack:
         drive(pack, Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit), Watcher())
     print(export(arguments.name, setting))
 

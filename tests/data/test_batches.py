@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
-from autolr.data.batches import TokenSet, batch_order, by_length
+from autolr.data.batches import CYCLE, TokenSet, batch_order, by_length
 
 LENGTHS = [3 + (n * 7) % 11 for n in range(50)]
 
@@ -25,6 +27,15 @@ def test_batches_hold_similar_lengths():
     lengths = [1 + n % 40 for n in range(2000)]
     spread = [max(lengths[r] for r in b) - min(lengths[r] for r in b) for b in batch_order(lengths, 16, 100, 0)]
     assert sum(spread) / len(spread) < 4
+
+
+def test_lengths_come_round():
+    rng = random.Random(0)
+    lengths = [rng.randrange(5, 60) for _ in range(4000)]
+    widths = [max(lengths[row] for row in batch) for batch in batch_order(lengths, 16, 500, 0)]
+    apart = lambda shift: sum(abs(a - b) for a, b in zip(widths, widths[shift:], strict=False)) / 480  # noqa: E731
+    assert apart(CYCLE) < apart(3) / 3
+    assert apart(2 * CYCLE) < apart(13) / 3
 
 
 def test_collate_pads_right_to_the_longest():

@@ -10,8 +10,9 @@ from autolr.candidate import Candidate
 from autolr.errors import ModelError, RunError
 from autolr.recipe import Recipe
 from autolr.search.loop import Watcher, diverged
+from autolr.search.plan import plan
 from autolr.search.result import SearchResult
-from autolr.search.run import plan, search
+from autolr.search.run import search
 
 
 class Stop(Watcher):

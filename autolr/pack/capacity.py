@@ -1,0 +1,195 @@
+"""How many slots a pack gets: what the device's memory holds, and no more than pay.
+
+The memory of a pack is a straight line in its slots: the base model once, and for each slot its
+row in the five buffers (weights, averages, gradients, two moments: 20 bytes a parameter) and,
+where slots share a forward pass, its activations. The line is measured on the widest batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from autolr.pack.pack import Pack, SlotConfig
+
+# Of the memory that is free, this share is used: other processes, fragmentation.
+SHARE = 0.85
+# On a CPU slots do not train faster together; this many give a rung enough to compare.
+CPU_SLOTS = 8
+# Twice the slots must train this much faster in sum to be worth their memory.
+WORTHWHILE = 1.1
+MOST_SLOTS = 256
+WARM_UP, TIMED = 2, 8
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What was found out about a device.
+
+    Attributes:
+        slots: the number chosen.
+        reason: why, in words.
+        peak_bytes: memory in use at the highest, predicted for this number of slots.
+        slot_bytes: what one more slot takes.
+        free_bytes: memory that was free before.
+        rates: trial-steps per second, all slots together, for each number that was tried.
+    """
+
+    slots: int
+    reason: str
+    peak_bytes: int
+    slot_bytes: int
+    free_bytes: int
+    rates: dict[int, float]
+
+    def describe(self) -> str:
+        """Return the choice in one line."""
+        return (
+            f"{self.slots} slots ({self.reason}), about {self.peak_bytes / GIB:.1f} GiB at the peak, "
+            f"{self.free_bytes / GIB:.1f} GiB free"
+        )
+
+
+def measure(make_pack: Callable[[int], Pack], config: SlotConfig, most: int, wanted: int | None = None) -> Capacity:
+    """Choose the number of slots by trying.
+
+    Args:
+        make_pack: returns an empty pack with room for so many slots.
+        config: of a trial that takes as much memory as any.
+        most: more slots are never needed.
+        wanted: the user's own choice; it is kept, and its memory predicted.
+
+    Raises:
+        torch.OutOfMemoryError: not even one slot fits.
+    """
+    with make_pack(1) as pack:
+        on_gpu = pack.device.type == "cuda"
+        row_bytes = 5 * pack.rows.element_size() * pack.rows.shape[1]
+    if not on_gpu:
+        return _on_cpu(make_pack, config, most, wanted, row_bytes)
+    free = free_memory(cuda=True)
+    limit = int(SHARE * free) + torch.cuda.memory_allocated()
+    slots, reason, peaks, rates = knee(lambda count: _probe(make_pack, config, count), limit, most, wanted)
+    return Capacity(slots, reason, predict(peaks, slots), slope(peaks), free, rates)
+
+
+def _on_cpu(
+    make_pack: Callable[[int], Pack], config: SlotConfig, most: int, wanted: int | None, row_bytes: int
+) -> Capacity:
+    free = free_memory()
+    with make_pack(1) as pack:
+        _fill(pack, config, 1, widest=True)
+        pack.step()
+        peak = psutil.Process().memory_info().rss
+    fitting = max(1, int(SHARE * free) // max(1, row_bytes))
+    slots = wanted or max(1, min(CPU_SLOTS, most, fitting))
+    if wanted:
+        reason = "as asked"
+    elif slots == fitting:
+        reason = "more do not fit the memory"
+    elif slots == most:
+        reason = "there are no more trials"
+    else:
+        reason = "on a CPU more do not train faster"
+    return Capacity(slots, reason, peak + (slots - 1) * row_bytes, row_bytes, free, {})
+
+
+def knee(
+    probe: Callable[[int], tuple[int, float]], limit: int, most: int, wanted: int | None = None
+) -> tuple[int, str, dict[int, int], dict[int, float]]:
+    """Double the slots as long as it pays and fits.
+
+    Args:
+        probe: returns peak bytes and trial-steps per second of so many slots.
+        limit: bytes the peak may reach; a number of slots that is predicted to need more is not tried.
+        most: more slots are never needed.
+        wanted: a number that is given: only the memory is learned, from one and two slots.
+
+    Returns:
+        The number of slots, why, and the peaks and rates that were measured.
+    """
+    peaks: dict[int, int] = {}
+    rates: dict[int, float] = {}
+    slots = 1
+    while True:
+        if wanted is None and predict(peaks, slots) > limit:
+            return slots // 2, "twice as many do not fit the memory", peaks, rates
+        peaks[slots], rates[slots] = probe(slots)
+        if wanted is not None and slots >= min(2, wanted):
+            return wanted, "as asked", peaks, rates
+        if slots > 1 and rates[slots] < WORTHWHILE * rates[slots // 2]:
+            times = rates[slots] / rates[slots // 2]
+            return slots // 2, f"twice as many train {times:.2f} times as fast in sum", peaks, rates
+        if 2 * slots > min(most, MOST_SLOTS):
+            return slots, "there are no more trials", peaks, rates
+        slots *= 2
+
+
+def predict(peaks: dict[int, int], slots: int) -> int:
+    """Return the peak of so many slots: the line through the last two measured, or in proportion to the only one."""
+    if not peaks:
+        return 0
+    last = max(peaks)
+    return peaks[last] + (slots - last) * slope(peaks)
+
+
+def slope(peaks: dict[int, int]) -> int:
+    """Return what one more slot takes."""
+    counts = sorted(peaks)
+    if len(counts) < 2:
+        return peaks[counts[0]] // counts[0]
+    return (peaks[counts[-1]] - peaks[counts[-2]]) // (counts[-1] - counts[-2])
+
+
+def _probe(make_pack: Callable[[int], Pack], config: SlotConfig, slots: int) -> tuple[int, float]:
+    """Return peak bytes on the widest batch, and trial-steps per second on ordinary ones."""
+    torch.cuda.reset_peak_memory_stats()
+    with make_pack(slots) as pack:
+        _fill(pack, config, slots, widest=True)
+        pack.step()
+        peak = torch.cuda.max_memory_allocated()
+    with make_pack(slots) as pack:
+        _fill(pack, config, slots, widest=False)
+        for _ in range(WARM_UP):
+            pack.step()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(TIMED):
+            pack.step()
+        torch.cuda.synchronize()
+        rate = slots * TIMED / (time.perf_counter() - start)
+    return peak, rate
+
+
+def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:
+    lengths = pack.data.lengths()
+    batch = sorted(range(len(lengths)), key=lengths.__getitem__)[-pack.training.batch_size :]
+    for _ in range(slots):
+        slot = pack.admit(config)
+        if widest:
+            slot.order = [batch] * len(slot.order)
+
+
+def free_memory(*, cuda: bool = False) -> int:
+    """Return the bytes this process may still take, on the GPU or in the machine's memory."""
+    if cuda:
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = int(psutil.virtual_memory().available)
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        # A container may be allowed less than the machine has.
+        try:
+            limit = int(Path("/sys/fs/cgroup", limit_file).read_text())
+            usage = int(Path("/sys/fs/cgroup", usage_file).read_text())
+        except (OSError, ValueError):  # none set: the file says "max"
+            continue
+        free = min(free, max(0, limit - usage))
+    return free

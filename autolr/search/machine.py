@@ -1,0 +1,106 @@
+"""What a search runs on, and what was chosen for it: device, precision, threads, slots."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import psutil
+import torch
+from pydantic import ValidationError
+
+from autolr import documents
+from autolr.documents import Document
+from autolr.errors import RunError
+from autolr.pack import capacity
+from autolr.search.folder import RunFolder
+from autolr.search.setting import Setting
+
+
+class Machine(Document):
+    """Kept in the run folder as `machine.json`; a search that goes on keeps its slots."""
+
+    device: str
+    precision: str
+    threads: int
+    slots: int
+    reason: str
+    predicted_bytes: int
+    slot_bytes: int
+    free_bytes: int
+    rates: dict[int, float] = {}
+    peak_bytes: int | None = None
+
+    def describe(self) -> str:
+        """Return the choices in one line."""
+        threads = f", {self.threads} threads" if self.device.startswith("cpu") else ""
+        gib = capacity.GIB
+        return (
+            f"{self.device}{threads}, {self.precision} products; {self.slots} slots ({self.reason}), about "
+            f"{self.predicted_bytes / gib:.1f} GiB at the peak, {self.free_bytes / gib:.1f} GiB free"
+        )
+
+
+def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
+    """Choose the slots for the device, or take those the folder's search began with.
+
+    Raises:
+        RunError: not even one slot fits the device.
+    """
+    study = setting.study
+    device = device_name(next(setting.backbone.model.parameters()).device)
+    held = _held(folder) if folder else None
+    wanted = study.search.slots if isinstance(study.search.slots, int) else None
+    if wanted is None and held and held.device == device:
+        return held
+    try:
+        found = capacity.measure(setting.pack, setting.largest, study.budget.trials, wanted)
+    except torch.OutOfMemoryError:
+        longest = max(setting.data.train.lengths())
+        raise RunError(
+            f"{device}: a batch of {study.training.batch_size} texts of up to {longest} tokens does not fit its "
+            "memory, not even in one slot; lower training.batch_size or data.max_length, or use another --device"
+        ) from None
+    machine = Machine(
+        device=device,
+        precision=setting.backbone.precision,
+        threads=torch.get_num_threads(),
+        slots=found.slots,
+        reason=found.reason,
+        predicted_bytes=found.peak_bytes,
+        slot_bytes=found.slot_bytes,
+        free_bytes=found.free_bytes,
+        rates=found.rates,
+    )
+    if folder:
+        keep(machine, folder)
+    return machine
+
+
+def keep(machine: Machine, folder: RunFolder) -> None:
+    """Write the machine's page of the run folder."""
+    documents.write_text(folder.machine, json.dumps(machine.model_dump(mode="json"), indent=1) + "\n")
+
+
+def peak_bytes(device: str) -> int:
+    """Return the highest memory in use so far: of this process on the GPU, or in the machine."""
+    if device.startswith("cpu"):
+        try:
+            import resource
+        except ImportError:  # Windows, where psutil knows the peak
+            return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else 1024 * peak
+    return torch.cuda.max_memory_allocated()
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, such as `cpu` or `cuda (NVIDIA H200)`."""
+    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def _held(folder: RunFolder) -> Machine | None:
+    try:
+        return Machine.model_validate_json(folder.machine.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None

@@ -1,0 +1,90 @@
+"""What a search would do and cost, without doing it: the answer of `--dry-run`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from autolr.candidate import Candidate
+from autolr.model import adapters
+from autolr.pack.pack import Slot, SlotConfig
+from autolr.search import machine
+from autolr.search.setting import Setting, choose_device, read_setting
+from autolr.search.space import describe
+from autolr.study import Study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search would do and cost."""
+
+    coverage: str
+    parameters: dict[str, dict[str, int]]
+    splits: dict[str, int]
+    horizon: int
+    length: int
+    rungs: tuple[int, ...]
+    rules: dict[str, Candidate]
+    space: dict[str, str]
+    repeats: int
+    trained_tokens: int
+    full_run_equivalents: float
+    seconds: float
+    machine: str
+
+
+def plan(study: Study, device: str | None = None) -> Plan:
+    """Return what a search of the study would do; a few steps are timed, nothing is written.
+
+    Raises:
+        AutoLRError: as `search`.
+    """
+    setting = read_setting(study, choose_device(device))
+    rungs = study.search.rung_steps(setting.length)
+    trial_steps, share, at = 0.0, 1.0, 0
+    scorings = 0.0
+    for rung in (*rungs, setting.length):
+        trial_steps += share * (rung - at)
+        scorings += share
+        share, at = share * study.search.keep, rung
+    names = [name for name in study.baselines if name != "winner_lr"]
+    repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
+    steps = study.budget.trials * trial_steps + repeats * setting.length
+    found = machine.fit(setting)
+    per_step, per_token = _probe(setting, min(found.slots, study.budget.trials))
+    data = setting.data
+    evaluated = study.budget.trials * scorings * sum(data.select.lengths())
+    evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
+    tokens = steps * setting.full_run_tokens / setting.steps
+    ranks = sorted(study.space.rank)
+    return Plan(
+        coverage=setting.backbone.projections.coverage,
+        parameters={f"r={rank}": adapters.parameters(setting.backbone, "qv", rank) for rank in ranks},
+        splits={"train": len(data.train), "select": len(data.select), "confirm": len(data.confirm)},
+        horizon=setting.steps,
+        length=setting.length,
+        rungs=rungs,
+        rules={name: setting.space.rule(name) for name in names},
+        space={name: describe(d) for name, d in setting.space.distributions.items()},
+        repeats=repeats,
+        trained_tokens=round(tokens),
+        full_run_equivalents=tokens / setting.full_run_tokens,
+        seconds=steps * per_step + evaluated * per_token,
+        machine=found.describe(),
+    )
+
+
+def _probe(setting: Setting, slots: int, steps: int = 4) -> tuple[float, float]:
+    """Return seconds of one step of one trial, and of scoring one token."""
+    candidate = setting.space.rule("rule")
+    config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, 0, steps + 1)
+    with setting.pack(slots) as pack:
+        probes: list[Slot] = [pack.admit(config) for _ in range(slots)]
+        pack.step()
+        start = time.perf_counter()
+        for _ in range(steps):
+            pack.step()
+        per_step = (time.perf_counter() - start) / (steps * slots)
+    # A step is a forward and a backward through all layers: about three times a forward.
+    per_step_tokens = sum(slot.tokens for slot in probes) / len(probes) / (steps + 1)
+    return per_step, per_step / 2.5 / per_step_tokens

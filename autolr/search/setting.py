@@ -1,0 +1,103 @@
+"""What a search works with: study, data, model and space, read and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from autolr.candidate import Candidate
+from autolr.data import sources
+from autolr.data.prepared import Prepared, prepare
+from autolr.data.sources import Examples
+from autolr.data.tasks import Classification
+from autolr.errors import AutoLRError
+from autolr.model import backbone
+from autolr.model.backbone import Backbone
+from autolr.model.quiet import quiet
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.search.space import SearchSpace
+from autolr.study import Role, Study
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a search needs, read and checked.
+
+    Attributes:
+        steps: the horizon, in optimizer steps.
+        length: steps of a trial; never more than the horizon.
+    """
+
+    study: Study
+    examples: Examples
+    backbone: Backbone
+    data: Prepared
+    space: SearchSpace
+    task: Classification
+    steps: int
+    length: int
+
+    @property
+    def full_run_tokens(self) -> float:
+        """Tokens a full run trains on, padding not counted."""
+        mean = self.data.tokens_per_epoch() / len(self.data.train)
+        return mean * self.study.training.batch_size * self.steps
+
+    @property
+    def largest(self) -> SlotConfig:
+        """A trial that takes as much memory as any of the study."""
+        rule = self.space.rule("qkv" if "qkv" in self.study.baselines else "rule")
+        candidate = Candidate(lr_v=rule.lr_v, ratio=1.0, rank=max(self.study.space.rank), targets=rule.targets)
+        return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.length, 16))
+
+    def pack(self, capacity: int) -> Pack:
+        """Return an empty pack that takes any candidate of the study."""
+        roles: tuple[Role, ...] = ("q", "k", "v", "head") if "qkv" in self.study.baselines else ("q", "v", "head")
+        return Pack(
+            self.backbone,
+            self.study.training,
+            self.task,
+            self.data.train,
+            capacity=capacity,
+            max_rank=max(self.study.space.rank),
+            alpha=self.study.method.alpha,
+            roles=roles,
+        )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of that name; None: the GPU where there is one.
+
+    Raises:
+        AutoLRError: there is no such device here.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise AutoLRError(f"--device {name}: cannot be used here ({reason}); known: cpu, cuda, cuda:0, ...") from None
+    return device
+
+
+def read_setting(study: Study, device: torch.device) -> Setting:
+    """Load data and model of a study and check that they fit each other.
+
+    Raises:
+        DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
+        ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
+    """
+    examples = sources.load(study.data)
+    with quiet():
+        base = backbone.load(study.model, examples.classes, device, study.training.precision)
+        space = SearchSpace.of(study, base)
+        batch = study.training.batch_size
+        data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
+    horizon = study.training.horizon
+    per_epoch = len(data.train) // batch
+    steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
+    task = Classification(tuple(examples.classes))
+    return Setting(study, examples, base, data, space, task, steps, min(study.search.length, steps))

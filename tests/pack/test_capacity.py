@@ -1,0 +1,84 @@
+"""The number of slots: as many as pay, never more than fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autolr.pack import capacity
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.study import Training
+from tests import tiny
+from tests.pack.test_packed_equals_alone import TASK
+
+CONFIG = SlotConfig({"q": 1e-3, "k": 0.0, "v": 1e-3, "head": 1e-3}, rank=4, seed=0, steps=20)
+BASE, EACH = 1000, 100
+
+
+class Device:
+    """A device whose memory is a line and whose throughput saturates; it runs out of memory where a real one would."""
+
+    def __init__(self, size: int, saturation: float, bend: int = 0) -> None:
+        self.size, self.saturation, self.bend = size, saturation, bend
+        self.tried: list[int] = []
+
+    def __call__(self, slots: int) -> tuple[int, float]:
+        self.tried.append(slots)
+        peak = BASE + EACH * slots + self.bend
+        assert peak <= self.size, "out of memory"
+        return peak, slots / (1 + slots / self.saturation)
+
+
+def test_doubles_while_it_pays():
+    slots, reason, _, rates = capacity.knee(Device(10**9, saturation=16), limit=10**9, most=1000)
+    assert rates[slots] >= capacity.WORTHWHILE * rates[slots // 2]
+    assert rates[2 * slots] < capacity.WORTHWHILE * rates[slots]
+    assert "times as fast" in reason
+
+
+@pytest.mark.parametrize("size", [1100, 1250, 1500, 2700, 4000, 20_000])
+def test_never_tries_what_does_not_fit(size):
+    device = Device(size, saturation=1e9)
+    slots, reason, peaks, _ = capacity.knee(device, limit=size, most=10**6)
+    assert BASE + EACH * slots <= size
+    assert capacity.predict(peaks, slots) == BASE + EACH * slots
+    assert slots == 256 or "fit" in reason
+
+
+def test_no_more_slots_than_trials_and_a_wish_is_kept():
+    assert capacity.knee(Device(10**9, 1e9), limit=10**9, most=24)[0] == 16
+    device = Device(10**9, 1e9)
+    slots, reason, peaks, _ = capacity.knee(device, limit=10**9, most=24, wanted=13)
+    assert (slots, reason, device.tried) == (13, "as asked", [1, 2])
+    assert capacity.predict(peaks, 13) == BASE + 13 * EACH
+
+
+def make_pack(slots: int) -> Pack:
+    return Pack(tiny.base("bert"), Training(batch_size=4), TASK, tiny.tokens(), capacity=slots, max_rank=8, alpha=16)
+
+
+def test_on_a_cpu():
+    found = capacity.measure(make_pack, CONFIG, most=24)
+    with make_pack(1) as pack:
+        buffers = [pack.rows, pack.averages, pack.optimizer.mean, pack.optimizer.square, pack._grad]
+        assert found.slot_bytes == sum(buffer.nbytes for buffer in buffers)
+    assert found.slots == capacity.CPU_SLOTS
+    assert capacity.measure(make_pack, CONFIG, most=3).slots == 3
+    assert capacity.measure(make_pack, CONFIG, most=24, wanted=40).slots == 40
+
+
+def test_little_memory_means_few_slots(monkeypatch):
+    with make_pack(1) as pack:
+        row = 5 * 4 * pack.rows.shape[1]
+    monkeypatch.setattr(capacity, "free_memory", lambda **_: int(3.5 * row / capacity.SHARE))
+    found = capacity.measure(make_pack, CONFIG, most=24)
+    assert found.slots == 3
+    assert "fit" in found.reason
+
+
+def test_free_memory_is_what_torch_can_have():
+    free = capacity.free_memory()
+    assert free > 100 * 2**20
+    block = torch.ones(50 * 2**20)
+    assert capacity.free_memory() < free - 100 * 2**20
+    del block

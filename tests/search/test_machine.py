@@ -1,0 +1,51 @@
+"""What was chosen for the machine is written down, and a search that goes on keeps it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autolr.errors import RunError
+from autolr.pack import capacity
+from autolr.search import machine
+from autolr.search.folder import RunFolder
+from autolr.search.run import search
+from autolr.search.setting import choose_device, read_setting
+from autolr.study import Study
+
+
+def test_the_prediction_is_near_the_real_peak(small_study, tmp_path):
+    result = search(small_study, tmp_path / "run", device="cpu")
+    held = machine._held(RunFolder(result.folder))
+    assert held.slots == 4
+    assert held.reason == "as asked"
+    assert held.peak_bytes > 100 * 2**20
+    assert "4 slots (as asked)" in held.describe()
+
+
+def test_slots_are_chosen_once(small_study, tmp_path, monkeypatch):
+    study = small_study.model_copy(update={"search": small_study.search.model_copy(update={"slots": "auto"})})
+    setting = read_setting(study, choose_device("cpu"))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    first = machine.fit(setting, folder)
+    assert first.slots == capacity.CPU_SLOTS
+    monkeypatch.setattr(capacity, "CPU_SLOTS", 2)
+    assert machine.fit(setting, folder) == first
+    assert machine.fit(setting).slots == 2
+
+
+def test_a_device_too_small_for_one_slot_is_named(small_study, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(capacity, "measure", full)
+    with pytest.raises(RunError, match="lower training.batch_size or data.max_length"):
+        machine.fit(read_setting(small_study, choose_device("cpu")))
+
+
+def test_slots_do_not_make_another_study(small_study):
+    other = Study.model_validate(
+        {**small_study.model_dump(), "search": {**small_study.search.model_dump(), "slots": 2}}
+    )
+    assert other.identity() == small_study.identity()
