@@ -111,6 +111,7 @@ class Data(Document):
     label_column: str | None = Field(None, description="found by itself where unambiguous")
     select: float = Field(0.1, gt=0, lt=1, description="share of the examples for choosing")
     confirm: float = Field(0.15, gt=0, lt=1, description="share of the examples for judging")
+    most: int = Field(2000, ge=2, description="examples of select, and of confirm, are no more than this")
     max_length: int = Field(128, ge=4, description="tokens kept of a text")
 
     @model_validator(mode="after")

@@ -24,6 +24,12 @@ OTHER = [f"word{number}" for number in range(30)]
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """Keep tokens of the tests out of the user's cache."""
+    os.environ["AUTOLR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory) -> dict[str, str]:
     """A tiny BERT and a tiny Llama, saved as users save theirs."""

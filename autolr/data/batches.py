@@ -39,6 +39,10 @@ class TokenSet:
         """Return the number of tokens of each example."""
         return [len(ids) for ids in self.ids]
 
+    def take(self, rows: Sequence[int]) -> TokenSet:
+        """Return `rows` as a set of their own, in their order."""
+        return TokenSet([self.ids[row] for row in rows], [self.labels[row] for row in rows], self.pad_id)
+
     def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return `rows` as a batch padded on the right to its longest example.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autolr.data.batches import TokenSet, tokenize
+from autolr.data import cache
+from autolr.data.batches import TokenSet
 from autolr.data.sources import Examples
 from autolr.data.splits import split
 from autolr.study import Data
@@ -43,8 +44,6 @@ def prepare(
     parts = split(examples, data, batch_size, seed)
     length = min(data.max_length, longest or data.max_length)
 
-    def tokens(rows: list[int]) -> TokenSet:
-        texts = [examples.texts[row] for row in rows]
-        return tokenize(tokenizer, texts, [examples.labels[row] for row in rows], length)
-
-    return Prepared(tokens(parts.train), tokens(parts.select), tokens(parts.confirm))
+    ids = cache.tokens(examples, tokenizer, length)
+    all_examples = TokenSet(ids, examples.labels, int(tokenizer.pad_token_id))
+    return Prepared(*(all_examples.take(rows) for rows in (parts.train, parts.select, parts.confirm)))

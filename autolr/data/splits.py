@@ -37,6 +37,8 @@ def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
     for members in groups.values():
         strata[examples.labels[members[0]]].append(members)
     rng = np.random.default_rng([seed, 7])
+    most = data.most / len(examples)
+    share = {"select": min(data.select, most), "confirm": min(data.confirm, most)}
     parts: dict[str, list[int]] = {"train": [], "select": [], "confirm": []}
     small = []
     for label, texts in strata.items():
@@ -44,8 +46,8 @@ def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
             small.append(f"{examples.classes[label]!r} has {len(texts)}")
             continue
         order = rng.permutation(len(texts))
-        confirm = min(max(1, round(data.confirm * len(texts))), len(texts) - 2)
-        select = min(max(1, round(data.select * len(texts))), len(texts) - confirm - 1)
+        confirm = min(max(1, round(share["confirm"] * len(texts))), len(texts) - 2)
+        select = min(max(1, round(share["select"] * len(texts))), len(texts) - confirm - 1)
         bounds = {
             "confirm": (0, confirm),
             "select": (confirm, confirm + select),

@@ -10,8 +10,10 @@ import numpy as np
 import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
+from torch import Tensor
 
 from autolr.candidate import Candidate
+from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.search import records
@@ -20,10 +22,13 @@ from autolr.search.loop import Job, Running, Watcher
 from autolr.search.pruner import RungPruner
 from autolr.search.records import TrialRecord
 from autolr.search.space import SearchSpace
+from autolr.search.subset import Subset
 from autolr.study import Study
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 STARTUP_TRIALS = 8
+# Attribute of the Optuna study: examples that each rung is scored on.
+EXAMPLES = "rung_examples"
 
 
 class Trials:
@@ -73,6 +78,8 @@ class Trials:
             pruner=RungPruner(self.rungs, study.search.keep),
             load_if_exists=True,
         )
+        known = {int(step): int(count) for step, count in self.optuna.user_attrs.get(EXAMPLES, {}).items()}
+        self.subset = Subset(data.select, study.training.batch_size, study.seed, known)
         self._live: dict[int, optuna.Trial] = {}
         self._enqueue()
 
@@ -100,9 +107,12 @@ class Trials:
         going = [one for one in running if not one.slot.done]
         # On the way a high rate makes raw weights noisy, and their running average predicts the end
         # better; at the end the decayed rate has done the averaging, and the weights are what counts.
-        for group, averaged in ((going, True), (ended, False)):
+        groups = [(ended, False), *(([o for o in going if o.slot.step == rung], True) for rung in self.rungs)]
+        for group, averaged in groups:
             if group:
                 self._score(group, averaged)
+        going = [one for one in going if one.outcome is None]
+        ended = [one for one in ended if one.outcome is None]
         for one in ended:
             one.outcome = "finished"
         for one in going:
@@ -134,8 +144,17 @@ class Trials:
 
     def _score(self, group: list[Running], averaged: bool) -> None:
         slots = [one.slot for one in group]
-        losses, hits = self.pack.evaluate(slots, self.data.select, averaged=averaged)
-        self.evaluated_tokens += len(group) * sum(self.data.select.lengths())
+
+        def evaluate(data: TokenSet) -> tuple[Tensor, Tensor]:
+            self.evaluated_tokens += len(slots) * sum(data.lengths())
+            return self.pack.evaluate(slots, data, averaged=averaged)
+
+        step = slots[0].step
+        before = max((rung for rung in self.rungs if rung < step), default=0)
+        is_new = step not in self.subset.counts
+        losses, hits = self.subset.score(evaluate, step, step - before)
+        if is_new:
+            self.optuna.set_user_attr(EXAMPLES, {str(at): count for at, count in self.subset.counts.items()})
         for one, loss, accuracy in zip(group, losses.mean(1).tolist(), hits.mean(1).tolist(), strict=True):
             if not math.isfinite(loss):
                 one.outcome = "diverged"
@@ -144,8 +163,6 @@ class Trials:
             trial = self._live[one.job.number]
             trial.report(loss, one.slot.step)
             trial.set_user_attr("accuracy", accuracy)
-        for one in [one for one in group if one.outcome is not None]:
-            group.remove(one)
 
     def _ask(self) -> optuna.Trial | None:
         # A sampler of its own for every trial: what is proposed depends on the seed and on the

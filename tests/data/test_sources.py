@@ -106,3 +106,11 @@ def test_too_few_examples(tmp_path):
     rare = write(tmp_path / "e.csv", {"text": TEXTS, "label": ["rare", *["a", "b"] * 19, "a"]})
     with pytest.raises(DataError, match="'rare' has 1"):
         splits.split(sources.load(rare), rare, batch_size=4, seed=0)
+
+
+def test_splits_of_a_large_set_are_no_larger_than_asked():
+    texts = [f"text {number}" for number in range(4000)]
+    examples = sources.Examples(texts, [number % 4 // 3 for number in range(4000)], ["a", "b"], "")
+    parts = splits.split(examples, Data(source="x", select=0.1, confirm=0.2, most=100), 8, 0)
+    assert (len(parts.select), len(parts.confirm), len(parts.train)) == (100, 100, 3800)
+    assert sum(examples.labels[row] for row in parts.select) == 25

@@ -16,7 +16,7 @@ BASE, EACH = 1000, 100
 
 
 class Device:
-    """A device whose memory is a line and whose throughput saturates; it runs out of memory where a real one would."""
+    """A device whose memory is a line and whose throughput saturates; it out of memory where a real one is."""
 
     def __init__(self, size: int, saturation: float, bend: int = 0) -> None:
         self.size, self.saturation, self.bend = size, saturation, bend

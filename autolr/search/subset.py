@@ -1,0 +1,94 @@
+"""How many examples of *select* a rung is scored on: as many as tell its trials apart.
+
+Trials are compared on the same examples, so what counts is the spread of their paired differences, not that of
+their losses. The number is found when the first trials reach a rung and holds for all that follow, since scores of
+one rung are compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolr.data.batches import TokenSet
+
+# Scored first, to learn how far apart the trials are.
+PILOT = 128
+# The standard error of a difference between two trials, as a share of the spread between trials.
+PRECISION = 0.25
+# Scoring may take this share of the time of the training since the rung before; a forward pass is a third of a step.
+COST = 0.25
+FORWARDS_PER_STEP = 3
+# Fewer trials tell nothing about their spread.
+ENOUGH = 4
+
+Evaluate = Callable[[TokenSet], tuple[Tensor, Tensor]]
+
+
+class Subset:
+    """Nested subsets of a split, each stratified by label.
+
+    Args:
+        data: the split.
+        batch_size: examples of a training step.
+        seed: of the order.
+        counts: examples of each rung, where known from before.
+    """
+
+    def __init__(self, data: TokenSet, batch_size: int, seed: int, counts: dict[int, int] | None = None) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.counts = dict(counts or {})
+        self.order = stratified_order(data.labels, seed)
+
+    def score(self, evaluate: Evaluate, step: int, since: int) -> tuple[Tensor, Tensor]:
+        """Score trials at a rung.
+
+        Args:
+            evaluate: returns losses and hits, both [trials, examples], of the trials on some examples.
+            step: the rung.
+            since: steps of training since the rung before.
+
+        Returns:
+            Losses and hits on the rung's examples, float64 [trials, examples].
+        """
+        affordable = int(COST * FORWARDS_PER_STEP * since * self.batch_size)
+        most = min(len(self.data), max(PILOT, affordable))
+        if step in self.counts:
+            return evaluate(self._part(0, self.counts[step]))
+        first = min(PILOT, most)
+        losses, hits = evaluate(self._part(0, first))
+        self.counts[step] = count = min(most, max(first, needed(losses) if len(losses) >= ENOUGH else most))
+        if count > first:
+            more_losses, more_hits = evaluate(self._part(first, count))
+            losses, hits = torch.cat([losses, more_losses], 1), torch.cat([hits, more_hits], 1)
+        return losses, hits
+
+    def _part(self, start: int, end: int) -> TokenSet:
+        return self.data.take(self.order[start:end])
+
+
+def needed(losses: Tensor) -> int:
+    """Return how many examples tell trials apart, from the `losses` [trials, examples] of some."""
+    finite = losses[torch.isfinite(losses).all(1)].numpy()
+    if len(finite) < 2:
+        return 0
+    trials, examples = finite.shape
+    own = finite - finite.mean(0)  # what an example costs every trial drops out of their differences
+    noise = 2 * float(own.var(1, ddof=1).mean()) * trials / (trials - 1)
+    spread = max(float(finite.mean(1).var(ddof=1)) - noise / 2 / examples, 1e-12)
+    return int(min(noise / (PRECISION**2 * spread), 1e9)) + 1
+
+
+def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+    """Return all rows in an order whose every beginning holds the labels in their proportions."""
+    rng = np.random.default_rng([seed, 13])
+    label = np.asarray(labels)
+    place = np.empty(len(label))
+    for value in np.unique(label):
+        rows = rng.permutation(np.flatnonzero(label == value))
+        place[rows] = (np.arange(len(rows)) + rng.uniform()) / len(rows)
+    return [int(row) for row in np.argsort(place, kind="stable")]
