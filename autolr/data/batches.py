@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,15 +50,24 @@ class TokenSet:
         Returns:
             `input_ids` and `attention_mask`, [rows, tokens]; `labels`, [rows].
         """
-        width = max(len(self.ids[row]) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for position, row in enumerate(rows):
-            tokens = self.ids[row]
-            ids[position, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            mask[position, : len(tokens)] = 1
-        labels = torch.tensor([self.labels[row] for row in rows], dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        flat, starts, sizes = self._flat
+        picked = np.asarray(rows)
+        size = sizes[picked]
+        place = np.arange(size.max())
+        real = place < size[:, None]  # [rows, tokens]
+        ids = np.where(real, flat[np.minimum(starts[picked][:, None] + place, len(flat) - 1)], self.pad_id)
+        return {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)),
+            "labels": torch.tensor([self.labels[row] for row in rows], dtype=torch.long),
+        }
+
+    @cached_property
+    def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All tokens in a row, where each example starts, and how long it is."""
+        sizes = np.asarray(self.lengths())
+        flat = np.fromiter((token for ids in self.ids for token in ids), dtype=np.int32, count=int(sizes.sum()))
+        return flat, np.cumsum(sizes) - sizes, sizes
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int) -> TokenSet:

@@ -31,6 +31,7 @@ class Backbone:
         head: full names of the modules the head consists of; they hold all its parameters.
         fresh: those of the head's parameters the checkpoint does not hold.
         precision: of products with the frozen weights.
+        digest: fingerprint of the weights before they were rounded, where they were.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class Backbone:
     head: tuple[str, ...]
     fresh: frozenset[str]
     precision: Precision = "fp32"
+    digest: str | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -71,7 +73,9 @@ class Backbone:
         return {name: p for name, p in self.model.named_parameters() if name.startswith(prefixes)}
 
     def fingerprint(self) -> str:
-        """Return a sha256 over the configuration's shape and the frozen weights."""
+        """Return a sha256 over the frozen weights, as the checkpoint holds them."""
+        if self.digest:
+            return self.digest
         digest = hashlib.sha256()
         head = self.head_parameters()
         for name, parameter in self.model.named_parameters():
@@ -129,7 +133,11 @@ def load(
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
     base.precision = precision.choose(wanted, torch.device(device))
     if base.precision == "bf16":
-        precision.round_products(model, base.head)
+        if precision.whole(torch.device(device)):
+            base.digest = base.fingerprint()
+            model.to(torch.bfloat16)
+        else:
+            precision.round_products(model, base.head)
     return base
 
 

@@ -1,8 +1,8 @@
-"""Arithmetic of the frozen matrices: bf16 products where the processor has them.
+"""Arithmetic of the frozen base: bf16 where the device is fast at it.
 
-Only the products with frozen weights are rounded; activations, adapters, head, optimizer and
-all sums between the products stay as they are. On a processor with bf16 instructions this
-halves the time of a step.
+On a CPU only the products with frozen weights are rounded; activations, adapters, head and all
+sums between the products stay in float32, since attention in bf16 is slow there. On a GPU the
+base is held in bf16, and its activations are bf16 as well. What is trained is always float32.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ def choose(wanted: Precision, device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if any(capabilities.get(name) for name in BF16_INSTRUCTIONS) else "fp32"
+
+
+def whole(device: torch.device) -> bool:
+    """Tell whether bf16 means the whole base on this device, not the products alone."""
+    return device.type == "cuda"
 
 
 class _Product(torch.autograd.Function):

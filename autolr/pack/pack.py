@@ -52,17 +52,19 @@ class SlotConfig:
 
 @dataclass(eq=False)
 class Slot:
-    """A trial inside a pack: its settings, how far it is, and its losses so far."""
+    """A trial inside a pack: its settings, how far it is, and its losses so far.
+
+    Attributes:
+        step: optimizer steps done.
+        losses: of each step; on a GPU the last ones come with the next `Pack.flush`.
+        tokens: trained so far, padding not counted.
+    """
 
     config: SlotConfig
     order: list[list[int]]
+    step: int = 0
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return len(self.losses)
 
     @property
     def done(self) -> bool:
@@ -119,6 +121,7 @@ class Pack:
         self._scale = self.rows.new_zeros(0)
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._used: set[Role] = set()
+        self._pending: list[tuple[list[Slot], Tensor]] = []
         self._handles = self._attach()
 
     def __enter__(self) -> Pack:
@@ -188,11 +191,28 @@ class Pack:
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses[group] = each.detach()
         self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
-        for slot, loss in zip(self.slots, losses.tolist(), strict=True):
-            slot.losses.append(loss)
+        for slot in self.slots:
+            slot.step += 1
+        self._pending.append((list(self.slots), losses))
+        if self.device.type == "cpu":
+            self.flush()
         weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
         column = self.rows.new_tensor(weights).unsqueeze(1)
         self.averages[:active].lerp_(self.rows[:active], column)
+
+    @property
+    def lag(self) -> int:
+        """Steps whose losses are still on the device."""
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Bring the losses of the last steps from the device; the only time that training waits for it."""
+        if self._pending:
+            values = torch.cat([losses for _, losses in self._pending]).tolist()
+            slots = [slot for group, _ in self._pending for slot in group]
+            for slot, loss in zip(slots, values, strict=True):
+                slot.losses.append(loss)
+            self._pending = []
 
     @torch.no_grad()
     def evaluate(
@@ -220,17 +240,19 @@ class Pack:
     def _evaluate(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
         count = len(slots)
         self._bind((self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]], slots)
-        losses = torch.zeros((count, len(data)), dtype=torch.float64)
-        hits = torch.zeros_like(losses)
+        rows: list[int] = []
+        losses, hits = [], []
         for picked in by_length(data.lengths(), max(1, max_rows // count)):
             batch = {
-                key: value.repeat(count, *[1] * (value.dim() - 1)).to(self.device)
+                key: value.to(self.device, non_blocking=True).repeat(count, *[1] * (value.dim() - 1))
                 for key, value in data.collate(picked).items()
             }
             logits = self._forward(batch)
-            losses[:, picked] = self.task.losses(logits, batch["labels"]).view(count, -1).double().cpu()
-            hits[:, picked] = self.task.hits(logits, batch["labels"]).view(count, -1).cpu()
-        return losses, hits
+            losses.append(self.task.losses(logits, batch["labels"]).view(count, -1))
+            hits.append(self.task.hits(logits, batch["labels"]).view(count, -1))
+            rows += picked
+        back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
+        return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(hits, 1).cpu()[:, back]
 
     def _gather(self, slots: list[Slot]) -> dict[str, Tensor]:
         picked: list[int] = []
@@ -238,7 +260,10 @@ class Pack:
             rows = slot.order[slot.step]
             slot.tokens += sum(len(self.data.ids[row]) for row in rows)
             picked += rows
-        return {key: value.to(self.device) for key, value in self.data.collate(picked).items()}
+        batch = self.data.collate(picked)
+        if self.device.type == "cuda":
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
         output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -292,10 +317,11 @@ class Pack:
         def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if role not in self._used:
                 return None
-            a, b = self._bound[name_a], self._bound[name_b]  # [slots, rank, d_in], [slots, d_out, rank]
-            x = args[0].reshape(a.shape[0], -1, a.shape[2]).to(a.dtype)  # [slots, batch * tokens, d_in]
-            low = torch.bmm(x, a.transpose(1, 2)) * self._scale.view(-1, 1, 1)
-            return output + torch.bmm(low, b.transpose(1, 2)).view(output.shape).to(output.dtype)
+            # [slots, rank, d_in] and [slots, d_out, rank], rounded to the activations' type as autocast does
+            a, b = self._bound[name_a].to(output.dtype), self._bound[name_b].to(output.dtype)
+            x = args[0].reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
+            low = torch.bmm(x, a.transpose(1, 2)) * self._scale.view(-1, 1, 1).to(output.dtype)
+            return output + torch.bmm(low, b.transpose(1, 2)).view(output.shape)
 
         return add
 

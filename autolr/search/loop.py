@@ -14,6 +14,8 @@ from autolr.search.records import Outcome
 # A trial has diverged when its last losses are on average this many times its first ones.
 DIVERGED_FACTOR = 2.0
 WINDOW = 10
+# Losses are looked at after at most so many steps: to look at each would make a GPU wait.
+LAG = 8
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,14 @@ def drive(pack: Pack, source: Source, watcher: Watcher) -> None:
                 return
             start = time.perf_counter()
             pack.step()
-            for one in running:
-                if diverged(one.slot.losses, pack.task.chance):
-                    one.outcome = "diverged"
-            here = [r for r in running if r.outcome is None and (r.slot.step in source.rungs or r.slot.done)]
+            here = [r for r in running if r.slot.step in source.rungs or r.slot.done]
+            if here or pack.lag >= LAG:
+                pack.flush()
+            if not pack.lag:
+                for one in running:
+                    if diverged(one.slot.losses, pack.task.chance):
+                        one.outcome = "diverged"
+            here = [one for one in here if one.outcome is None]
             if here:
                 source.reached(here)
             share = (time.perf_counter() - start) / len(running)

@@ -152,9 +152,10 @@ def holds(folder: Path, recipe: Recipe) -> bool:
 def evaluate(model: Any, data: TokenSet, task: Classification, batch_size: int = 32) -> dict[str, float]:
     """Return mean loss and accuracy of a model on `data`, in eval mode, as anybody who loads it gets them."""
     model.eval()
-    device = next(model.parameters()).device
+    first = next(model.parameters())
+    device, half = first.device, first.dtype == torch.bfloat16
     loss = hits = 0.0
-    with precision.exact(model):
+    with precision.exact(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for rows in by_length(data.lengths(), batch_size):
             batch = {key: value.to(device) for key, value in data.collate(rows).items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
@@ -192,6 +193,10 @@ class _RecipeTrainer(Trainer):
         self.recipe = recipe
         self.train_data = train_data
         self.select_data = select
+        half = next(model.parameters()).dtype == torch.bfloat16  # a GPU's base; what is trained is float32
+        for parameter in model.parameters():
+            if half and parameter.requires_grad:
+                parameter.data = parameter.data.float()
         every = max(1, math.ceil(recipe.steps / EVALUATIONS))
         arguments = TrainingArguments(
             output_dir=str(checkpoints),
@@ -216,6 +221,7 @@ class _RecipeTrainer(Trainer):
             remove_unused_columns=False,
             label_names=["labels"],
             dataloader_pin_memory=device.type != "cpu",
+            bf16=half,
         )
         if arguments.n_gpu > 1:
             raise RunError("the full run uses one GPU; show it one with CUDA_VISIBLE_DEVICES=0")

@@ -105,3 +105,41 @@ def test_a_full_pack_takes_no_more():
         with pytest.raises(ValueError, match="rank 9"):
             pack.evict(pack.slots[0])
             pack.admit(SlotConfig(QV.rates, rank=9, seed=0, steps=10))
+
+
+def test_a_base_in_bf16_trains_in_float32():
+    base = tiny.base("bert", torch.bfloat16)
+    with Pack(
+        base, Training(batch_size=4), TASK, tiny.tokens(), capacity=2, max_rank=8, alpha=16.0, together=2
+    ) as pack:
+        slots = [pack.admit(QV), pack.admit(V_ONLY)]
+        assert pack.rows.dtype == torch.float32
+        for _ in range(6):
+            pack.step()
+        losses, _ = pack.evaluate(slots, tiny.tokens(seed=3), averaged=False)
+    full = make_pack(together=2)
+    with full as pack:
+        exact = [pack.admit(QV), pack.admit(V_ONLY)]
+        for _ in range(6):
+            pack.step()
+        expected, _ = pack.evaluate(exact, tiny.tokens(seed=3), averaged=False)
+    assert 0 < float((losses.mean(1) - expected.mean(1)).abs().max()) < 0.05
+
+
+def test_losses_that_wait_on_the_device_come_in_order(monkeypatch):
+    with make_pack() as pack:
+        first = pack.admit(QV)
+        for _ in range(3):
+            pack.step()
+        expected = list(first.losses)
+    with make_pack() as pack:
+        flush, pack.flush = pack.flush, lambda: None
+        first = pack.admit(QV)
+        pack.step()
+        second = pack.admit(V_ONLY)
+        pack.step()
+        pack.evict(first)
+        assert (first.step, first.losses, pack.lag) == (2, [], 2)
+        flush()
+        assert first.losses == pytest.approx(expected[:2])
+        assert (len(second.losses), second.step, pack.lag) == (1, 1, 0)

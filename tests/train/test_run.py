@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from autolr.candidate import Candidate
@@ -14,7 +15,7 @@ from autolr.data import sources
 from autolr.data.prepared import prepare
 from autolr.data.tasks import Classification
 from autolr.errors import DataError, ModelError, RunError
-from autolr.model import adapters, backbone
+from autolr.model import adapters, backbone, precision
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.recipe import Rates, Recipe
 from autolr.train import run
@@ -138,3 +139,14 @@ def test_what_does_not_fit_the_recipe_is_refused(recipe, tmp_path):
     recipe.save(tmp_path / "d" / "recipe.yaml")
     with pytest.raises(RunError, match="--out"):
         train(recipe.model_copy(update={"steps": 30}), tmp_path / "d")
+
+
+def test_a_base_held_in_bf16_as_on_a_gpu(recipe, tmp_path, monkeypatch):
+    training = recipe.training.model_copy(update={"precision": "bf16"})
+    recipe = recipe.model_copy(update={"training": training})
+    rounded = train(recipe, tmp_path / "products", device="cpu")
+    monkeypatch.setattr(precision, "whole", lambda device: True)
+    result = train(recipe, tmp_path / "whole", device="cpu")
+    assert result.confirm["loss"] == pytest.approx(rounded.confirm["loss"], abs=0.02)
+    with safe_open(result.adapter / "adapter_model.safetensors", framework="pt") as tensors:
+        assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float32}  # noqa: SIM118
