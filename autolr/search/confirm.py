@@ -9,7 +9,7 @@ import torch
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running
@@ -59,7 +59,7 @@ class Confirmation:
 
     Args:
         study: what is searched.
-        space: gives the rate of the head.
+        space: gives the rates of a repeat.
         candidates: whom to confirm, and their labels.
         length: steps of a repeat, those of a trial.
         folder: where repeats are kept.
@@ -90,7 +90,7 @@ class Confirmation:
         wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
         self.total = len(wanted)
         self._queue = [
-            Job(label, c, SlotConfig(c.rates(space.lr_head), c.rank, seed, length), number)
+            Job(label, c, space.slot(c, seed, length), number)
             for number, (c, label, seed) in enumerate(wanted)
             if (c, seed) not in there
         ]

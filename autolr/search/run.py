@@ -13,7 +13,6 @@ from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import machine, provenance, records, verdict
 from autolr.search.confirm import Confirmation, finalists, line_up
 from autolr.search.folder import RunFolder
-from autolr.search.horizon import carry
 from autolr.search.loop import Watcher, drive
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
@@ -148,7 +147,6 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     trained = sum(phase.trained_tokens for phase in result.phases)
     outcomes = [trial.outcome for trial in result.ended()]
     rates = winner.rates(setting.space.lr_head)
-    carried = carry(setting.length, setting.steps, study.search.carry)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -159,8 +157,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         task=study.task,
         method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
         candidate=winner,
-        carried=carried,
-        rates=Rates(q=rates["q"] * carried, v=rates["v"] * carried, head=rates["head"]),
+        rates=Rates(q=rates["q"], v=rates["v"], head=rates["head"]),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,
