@@ -85,7 +85,7 @@ def _search(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) -
 def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) -> None:
     """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
     result = SearchResult.load(folder.path)
-    best = finalists(result.trials, setting.study.search.finalists)
+    best = finalists(result.trials, setting.study.search.finalists, setting.space)
     if not best:
         raise RunError(
             f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged; lower "
@@ -135,7 +135,7 @@ def _timed(folder: RunFolder, name: str, source: Trials | Confirmation) -> Itera
 
 def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
-    best = finalists(result.trials, study.search.finalists)
+    best = finalists(result.trials, study.search.finalists, setting.space)
     wanted = _with_winner(setting, RunFolder(result.folder), best)
     repeats = [
         record.model_copy(update={"label": wanted[record.candidate]})

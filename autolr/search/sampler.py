@@ -33,6 +33,7 @@ PRIOR_SD = math.log(3.0)
 PRIOR_WEIGHT = 8.0
 CANDIDATES = 2048
 LOCAL = 256
+PROMISING = 128
 
 
 class CurveSampler(BaseSampler):
@@ -111,7 +112,9 @@ class CurveSampler(BaseSampler):
         candidates = encoding.snap(np.concatenate([everywhere, near]))
         improvement = surrogate.log_expected_improvement(candidates)
         score = improvement + encoding.log_prior(candidates) * PRIOR_WEIGHT / (PRIOR_WEIGHT + told)
-        pick: Array = candidates[int(np.argmax(score))]
+        promising = candidates[np.argsort(-score)[:PROMISING]]
+        # The best of one possible surface, drawn anew for each slot: many slots look in many places.
+        pick: Array = promising[int(np.argmin(surrogate.draw(promising, rng)))]
         return pick
 
 

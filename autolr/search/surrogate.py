@@ -121,6 +121,15 @@ class Surrogate:
         result: Array = value + np.log(deviation)
         return result
 
+    def draw(self, points: Array, rng: np.random.Generator) -> Array:
+        """Return the losses of `points` on a surface drawn from what the surrogate thinks possible."""
+        inputs = np.column_stack([points, np.zeros(len(points))])
+        mean, covariance = self.process.predict(inputs, return_cov=True)
+        noise = self.process.kernel_.k2.noise_level
+        root = np.linalg.cholesky(covariance + (1e-6 - noise) * np.eye(len(points)) + 1e-5 * np.eye(len(points)))
+        drawn: Array = self.middle + self.scale * (mean + root @ rng.standard_normal(len(points)))
+        return drawn
+
     def _posterior(self, points: Array) -> tuple[Array, Array]:
         inputs = np.column_stack([points, np.zeros(len(points))])
         mean, deviation = self.process.predict(inputs, return_std=True)
