@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.pack import capacity
 from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import machine, provenance, records, verdict
 from autolr.search.confirm import Confirmation, finalists, line_up
@@ -57,7 +58,7 @@ def search(
         watcher.note(found.describe())
         _search(setting, folder, watcher, found.slots)
         _confirm(setting, folder, watcher, found.slots)
-        machine.keep(found.model_copy(update={"peak_bytes": machine.peak_bytes(found.device)}), folder)
+        machine.keep(found.model_copy(update={"peak_bytes": capacity.peak_bytes(where)}), folder)
         result = SearchResult.load(folder.path)
         recipe = _recipe(setting, result)
         recipe.save(folder.recipe)
