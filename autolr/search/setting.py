@@ -8,6 +8,7 @@ import torch
 
 from autolr.candidate import Candidate
 from autolr.data import sources
+from autolr.data.batches import CYCLE
 from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Classification
@@ -18,6 +19,10 @@ from autolr.model.quiet import quiet
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.search.space import SearchSpace
 from autolr.study import Role, Study
+
+# A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
+# weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
+PART = 0.25
 
 
 @dataclass(frozen=True)
@@ -100,4 +105,11 @@ def read_setting(study: Study, device: torch.device) -> Setting:
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
     task = Classification(tuple(examples.classes))
-    return Setting(study, examples, base, data, space, task, steps, min(study.search.length, steps))
+    return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
+
+
+def _length(study: Study, steps: int) -> int:
+    length = study.search.length
+    if length == "auto":
+        length = max(1, round(steps * PART / CYCLE)) * CYCLE
+    return min(length, steps)
