@@ -23,6 +23,8 @@ from autolr.study import Role, Study
 # A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
 # weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
 PART = 0.25
+# Long enough for all that is tried out on a device before a search, however short the full run is.
+PROBE_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Setting:
         """A trial that takes as much memory as any of the study."""
         rule = self.space.rule("qkv" if "qkv" in self.study.baselines else "rule")
         candidate = Candidate(lr_v=rule.lr_v, ratio=1.0, rank=max(self.study.space.rank), targets=rule.targets)
-        return self.space.slot(candidate, 0, max(self.length, 16))
+        return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.steps, PROBE_STEPS))
 
     def pack(self, capacity: int) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
