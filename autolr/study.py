@@ -183,7 +183,7 @@ class Search(Document):
     )
     rungs: list[int] | None = Field(
         None,
-        description="steps at which trials are compared and pruned; none given: about 1/4 and 1/2 of the length",
+        description="steps at which trials are compared and pruned; none given: about a quarter of the length",
     )
     keep: float = Field(0.5, gt=0, le=1, description="share of the trials at a rung that goes on")
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
@@ -204,8 +204,9 @@ class Search(Document):
 
     def rung_steps(self, length: int) -> tuple[int, ...]:
         """Return the steps of all rungs of trials of `length` steps, their end excluded."""
-        # Multiples of the batches' cycle of lengths, so that trials which refill a slot stay in phase.
-        rungs = {max(1, round(length / part / 8)) * 8 for part in (4, 2)} if self.rungs is None else set(self.rungs)
+        # A multiple of the batches' cycle of lengths, so that trials which refill a slot stay in phase. Early losses
+        # tell who learns nothing from who does, but favour a quick start: a second rung would drop what wins later.
+        rungs = {max(1, round(length / 4 / 8)) * 8} if self.rungs is None else set(self.rungs)
         return tuple(sorted(rung for rung in rungs if 0 < rung < length))
 
 
