@@ -43,7 +43,8 @@ class CurveSampler(BaseSampler):
         seed: of all draws. The proposal depends on it, on the trial's number, and on the trials there are.
         space: what is searched; None: what all trials have in common, as Optuna's samplers do.
         priors: for some dimensions, the value the best is expected near: `{"lr_v": 1e-3}`.
-        startup: trials that are spread evenly (under the prior) before the surrogate is asked.
+        startup: candidates with a curve before the surrogate is asked; until then candidates are spread evenly under
+            the prior.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class CurveSampler(BaseSampler):
         *,
         space: Mapping[str, BaseDistribution] | None = None,
         priors: Mapping[str, float] | None = None,
-        startup: int = 8,
+        startup: int = 6,
     ) -> None:
         self.seed = seed
         self.space = dict(space) if space is not None else None
@@ -83,7 +84,7 @@ class CurveSampler(BaseSampler):
         rng = np.random.default_rng([self.seed, trial.number])
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         points, steps, values = observations(told + running, encoding, sign)
-        if len(told) < self.startup or len(set(map(tuple, points))) < 3:
+        if len(set(map(tuple, points))) < self.startup:
             return encoding.decode(encoding.spread(trial.number, self.seed))
         surrogate = self._fit(points, steps, values)
         # A trial under way is taken to end as its curve so far and its neighbours promise.

@@ -24,7 +24,6 @@ from autolr.search.subset import Subset
 from autolr.study import Study
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
-STARTUP_TRIALS = 8
 # Attribute of the Optuna study: examples that each rung is scored on.
 EXAMPLES = "rung_examples"
 
@@ -73,9 +72,7 @@ class Trials:
             study_name=study.name,
             storage=folder.storage(),
             direction="minimize",
-            sampler=CurveSampler(
-                study.seed, space=space.distributions, priors={"lr_v": space.rate}, startup=STARTUP_TRIALS
-            ),
+            sampler=CurveSampler(study.seed, space=space.distributions, priors={"lr_v": space.rate}),
             pruner=RungPruner(self.rungs, study.search.keep),
             load_if_exists=True,
         )
