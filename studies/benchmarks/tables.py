@@ -16,21 +16,22 @@ from scipy.optimize import lsq_linear
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-from surfaces import DIVERGED, FINAL_NOISE, Array, Bounds, CurveFamily, Shape, Surface, crossing, with_edge
+from surfaces import DIVERGED, FINAL_NOISE, Array, Bounds, CurveFamily, Surface, crossing, with_edge
 
 STUDIES = Path(__file__).parents[1]
 # Fewer runs than this make no oracle.
 ENOUGH_RUNS = 30
-# Of the paper's kind of oracle `sentiment` the carrying and averaging of trials were found: it belongs to the design.
+# On these the length of trials and the averaging of their weights were found: they belong to the design.
 DESIGN_ORACLES = ("sentiment",)
 DESIGN_CROSSING, HELD_BACK_CROSSING = range(4), range(100, 104)
 
 # The one rate that serves all models of the sweep best: a rule made from these very runs, so a strong one.
 SWEEP_RULE, SWEEP_STEPS = 3e-4, 780
-# A model needs so many runs and rates for a fit; its losses above this many times its best count as diverged.
-SWEEP_RUNS, SWEEP_RATES, SWEEP_DIVERGED = 9, 3, 1.5
+# The space of a model ends at rates measured for half of its ranks, lest its best lies where nothing was measured; it
+# needs so many runs, and rates up to this one. Losses above this many times its best count as diverged.
+SWEEP_RUNS, SWEEP_HIGHEST, SWEEP_DIVERGED = 9, 1e-3, 1.5
 SWEEP_START = 1.3
-# Training diverges at so many times the best rate of the table, and above all rates that have not diverged there.
+# Training diverges at so many times the best rate of the table, and at so many times the rates that did not diverge.
 EDGE_ABOVE_BEST, EDGE_ABOVE_MEASURED = 10.0, 2.5
 
 # Llama-3.1-8B: the rule 5e-4 * (2000 / 4096) ** 0.781. Chance of a wrong answer of three is 2/3.
@@ -42,7 +43,7 @@ HEATMAP_NOISE = 0.01
 
 
 class Smooth:
-    """A quadratic plus a Gaussian process for what it leaves; the process sees to the data, the quadratic to the rest.
+    """A quadratic plus a Gaussian process for what it leaves; the one sees to extrapolation, the other to the data.
 
     Args:
         points: [runs, 3], logarithms of lr_v, ratio and rank.
@@ -56,13 +57,13 @@ class Smooth:
         inputs = (points - self.middle) / self.scale
         self.used = np.ptp(inputs, axis=0) > 1e-9
         design = self._design(inputs)
-        # In the rate of W_v losses curve upwards: far from the data they must rise.
+        # In the rate of W_v, whose square comes first, losses curve upwards: far from the data they must rise.
         low = np.full(design.shape[1], -np.inf)
-        low[self._squares(design.shape[1])] = 0.05 * float(np.std(values))
-        # A little ridge, for tables with fewer runs than coefficients.
-        ridge = 1e-3 * np.eye(design.shape[1])
-        left = np.vstack([design, ridge])
-        self.quadratic = lsq_linear(left, np.concatenate([values, ridge[0] * 0 + 0.0]), bounds=(low, np.inf)).x
+        low[0] = 0.05 * float(np.std(values))
+        # A little ridge, for tables with hardly more runs than coefficients.
+        ridged = np.vstack([design, 1e-3 * np.eye(design.shape[1])])
+        targets = np.concatenate([values, np.zeros(design.shape[1])])
+        self.quadratic = lsq_linear(ridged, targets, bounds=(low, np.inf)).x
         rest = values - design @ self.quadratic
         self.deviation = max(float(np.std(rest)), 1e-9)
         kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(
@@ -87,9 +88,6 @@ class Smooth:
         count = used.shape[1]
         products = [used[:, i] * used[:, j] for i in range(count) for j in range(i, count)]
         return np.column_stack([*products, used, np.ones(len(used))])
-
-    def _squares(self, columns: int) -> list[int]:
-        return [0]  # lr_v comes first, and so does its square
 
 
 class Oracle(Surface):
@@ -136,8 +134,8 @@ class Oracle(Surface):
     def final_at(self, points: Array) -> Array:
         return np.exp(self.fits[self.rungs[-1], False](points))
 
-    def curve_at(self, point: Array, step: float, progress: float, left: float, averaged: bool) -> float:
-        first = self.rungs[0]
+    def curve_at(self, point: Array, step: float, length: float, averaged: bool) -> float:
+        first, progress = self.rungs[0], self.progress(step, length)
         if progress <= first:
             part = math.log(max(progress, 1.0)) / math.log(first)
             end = float(self.fits[first, averaged](point[None])[0])
@@ -146,7 +144,7 @@ class Oracle(Surface):
         ends = [float(self.fits[rung, averaged](point[None])[0]) for rung in (below, above)]
         return math.exp(ends[0] * (1 - part) + ends[1] * part)
 
-    def noise_at(self, point: Array, step: float, left: float, averaged: bool) -> float:
+    def noise_at(self, point: Array, step: float, length: float, averaged: bool) -> float:
         below, above, part = self._between(max(step, self.rungs[0]))
         return self.noises[below, averaged] * (1 - part) + self.noises[above, averaged] * part
 
@@ -157,15 +155,15 @@ class Oracle(Surface):
 
 
 def _seed_noise(points: Array, values: Array) -> float | None:
-    """Return the standard deviation over seeds of the same candidate; None where too few were repeated."""
+    """Return the standard deviation over seeds of the same candidate; None where too few were repeated.
+
+    It follows from the median, since a few candidates at the edge of divergence differ wildly.
+    """
     groups: dict[tuple[float, ...], list[float]] = {}
     for point, value in zip(points, values, strict=True):
         groups.setdefault(tuple(point), []).append(value)
-    repeated = [np.array(group) for group in groups.values() if len(group) > 1]
-    if len(repeated) < 10:
-        return None
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in repeated)
-    return math.sqrt(squares / sum(len(group) - 1 for group in repeated))
+    apart = [abs(group[0] - group[1]) / math.sqrt(2) for group in groups.values() if len(group) > 1]
+    return float(np.median(apart)) / 0.6745 if len(apart) >= 10 else None
 
 
 def read_oracle(name: str) -> list[dict[str, Any]]:
@@ -208,18 +206,29 @@ def sweep_models() -> dict[str, tuple[Array, Array]]:
     tables = {}
     for model, found in sorted(runs.items()):
         rates, ranks, losses = np.array(found).T
-        if len(found) >= SWEEP_RUNS and len(set(rates)) >= SWEEP_RATES:
-            tables[model] = np.column_stack([np.log(rates), np.zeros(len(found)), np.log(ranks)]), losses
+        points = np.column_stack([np.log(rates), np.zeros(len(found)), np.log(ranks)])
+        if len(found) >= SWEEP_RUNS and _rates(points, losses)[1] >= SWEEP_HIGHEST:
+            tables[model] = points, losses
     return tables
+
+
+def _rates(points: Array, losses: Array) -> tuple[float, float]:
+    """Return the range of rates that were measured for half of the ranks and did not diverge there."""
+    kept = points[losses < SWEEP_DIVERGED * losses.min()]
+    ranks = len(set(points[:, 2]))
+    usual = [rate for rate in set(kept[:, 0]) if 2 * len(set(kept[kept[:, 0] == rate, 2])) >= ranks]
+    return float(np.exp(min(usual)).round(9)), float(np.exp(max(usual)).round(9))
 
 
 def sweep(model: str) -> CurveFamily:
     """Return a model of the sweep as a surface; the ratio does nothing, since it was never varied."""
     points, losses = sweep_models()[model]
-    kept = losses < SWEEP_DIVERGED * losses.min()
+    rates = _rates(points, losses)
+    # A single rank far outside would bend the quadratic of all.
+    kept = (losses < SWEEP_DIVERGED * losses.min()) & (points[:, 0] < math.log(rates[1]) + 0.01)
     fit = Smooth(points[kept], np.log(losses[kept]), noise=(1e-3, 0.2))
     bounds = Bounds(
-        (SWEEP_RULE / 10, SWEEP_RULE * 10),
+        rates,
         (0.5, 32.0),
         tuple(sorted({round(math.exp(k)) for k in points[:, 2]})),
         SWEEP_RULE,
@@ -303,17 +312,3 @@ def surface(name: str) -> Surface:
         "crossing": lambda: crossing(int(rest)),
     }
     return makers[family]()
-
-
-__all__ = [
-    "Oracle",
-    "Shape",
-    "Smooth",
-    "heatmap",
-    "names",
-    "oracle",
-    "read_heatmap",
-    "surface",
-    "sweep",
-    "sweep_models",
-]

@@ -9,7 +9,11 @@ trial-step is one optimizer step of one trial. `packed` figures take the number 
 from __future__ import annotations
 
 import gc
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -322,8 +326,25 @@ def profiled(result: Result, configuration: Configuration, device: torch.device,
     result.row("profile", **c.about, slots=slots, milliseconds=round(total / 1e3 / steps, 2), profile=top)
 
 
-def memory_error(result: Result, device: torch.device) -> None:
-    """Compare the predicted peak memory of the planner's choice with the real one; not measured yet."""
+def memory_error(result: Result, device: torch.device, *, quick: bool) -> None:
+    """Compare the peak memory that a search predicts with the one it reaches, in a process of its own."""
+    length = 8 if quick else 64
+    words = [
+        f"search.length={length}",
+        "search.rungs=[4]",
+        "search.finalists=1",
+        "search.repeats=2",
+        "baselines=[rule]",
+    ]
+    trials = 2 if quick else 8
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "autolr", "search", *words, "--no-train", "--plain"]
+        command += ["--trials", str(trials), "--out", folder + "/run", "--device", str(device)]
+        subprocess.run(command, check=True, capture_output=True)
+        found = json.loads(Path(folder, "run", "machine.json").read_text(encoding="utf-8"))
+    error = 100 * abs(found["predicted_bytes"] - found["peak_bytes"]) / found["peak_bytes"]
+    result.row("memory", trials=trials, length=length, **found)
+    result.figure("peak_memory_error_pct", float(f"{error:.3g}"))
 
 
 def median(values: list[float]) -> float:
@@ -358,7 +379,7 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     precision_error(result, device, 8 if given.quick else ERROR_STEPS)
-    memory_error(result, device)
+    memory_error(result, device, quick=given.quick)
     result.settings["seconds"] = round(time.perf_counter() - start)
     contract.deliver(result, device, keep=not given.quick and not given.only, out=given.out)
 

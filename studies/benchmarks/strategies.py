@@ -1,0 +1,271 @@
+"""The searches that are compared: stock Optuna, a grid, the rule of thumb, and ours.
+
+All but the grid try the rule of thumb first. Stock searches train one trial after another, on the schedule of the
+full run, and see raw losses at rungs: the best case for pruners that judge by order. Ours train the first part of
+full runs in eight slots, refilled at once, and see averaged losses; trials that reach a rung in the same step all
+report before any is judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+from ledger import Ledger
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+from surfaces import Surface
+
+from autolr.candidate import Candidate
+from autolr.search.pruner import RungPruner
+from autolr.study import Search
+
+# Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
+RUNG_SHARES = (24 / 479, 64 / 479, 128 / 479, 256 / 479)
+SLOTS = 8
+# Rates of the paper's grid (RoBERTa, Figure 1): (lr_v, lr_q).
+PAPER_POINTS = [
+    (lr_v, lr_q) for lr_v in (1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 2e-3) for lr_q in (2e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+]
+# Our trials are this part of the full run, in whole cycles of batches: as `autolr search` has it.
+PART, CYCLE = 0.25, 8
+# Before, they were shorter and had a decay of their own; rates were carried to them by this power of the lengths.
+OWN_PART, CARRY = 0.2, 0.3
+# Fewer trials than this give no surrogate: as autolr.search.confirm has it.
+ENOUGH = 8
+
+
+def full_rungs(steps: int) -> list[int]:
+    """Return the steps at which a full-length trial is scored, its end included."""
+    return [max(1, round(share * steps)) for share in RUNG_SHARES] + [steps]
+
+
+def rule_params(surface: Surface) -> dict[str, Any]:
+    """Return the rule of thumb as Optuna's parameters."""
+    candidate = surface.bounds.rule_candidate
+    return {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+
+
+def rule(surface: Surface, budget: float, seed: int) -> Ledger:
+    """No search: one full run of the rule of thumb."""
+    return full_runs([surface.bounds.rule_candidate], surface, budget, seed)
+
+
+def grid(surface: Surface, budget: float, seed: int) -> Ledger:
+    """The paper's 36 points around the rule's rate at full length, in an order of chance."""
+    rule = surface.bounds.rule_candidate
+    # Moved so that the middle of its rates of W_v is the rule's rate.
+    factor = rule.lr_v / math.exp(float(np.mean([math.log(lr_v) for lr_v, _ in PAPER_POINTS])))
+    points = [Candidate(lr_v=v * factor, ratio=v / q, rank=rule.rank) for v, q in PAPER_POINTS]
+    np.random.default_rng(seed).shuffle(points)  # type: ignore[arg-type]
+    return full_runs(points, surface, budget, seed)
+
+
+def full_runs(candidates: list[Candidate], surface: Surface, budget: float, seed: int) -> Ledger:
+    """Train given candidates to the end, one after another; the lowest loss wins."""
+    ledger, lowest = Ledger(budget), math.inf
+    for candidate in candidates:
+        if not ledger.spend(1.0):
+            break
+        loss = surface.loss(candidate, surface.bounds.steps, seed)
+        ledger.tried.append((candidate, False))
+        if loss < lowest:
+            lowest = loss
+            ledger.recommend(candidate)
+    return ledger
+
+
+def stock(
+    surface: Surface,
+    budget: float,
+    seed: int,
+    sampler: Callable[[int], BaseSampler],
+    pruner: Callable[[list[int]], BasePruner],
+) -> Ledger:
+    """Optuna with a sampler and a pruner; the best completed trial wins, else the best at the highest rung."""
+    steps = surface.bounds.steps
+    rungs = full_rungs(steps)
+    # Hyperband takes its brackets from the name.
+    study = optuna.create_study(study_name=f"search {seed}", sampler=sampler(seed), pruner=pruner(rungs))
+    study.enqueue_trial(rule_params(surface))
+    ledger = Ledger(budget)
+    best = (0, math.inf)  # the highest rung anybody reached, and the lowest loss there
+    while ledger.spent < budget:
+        trial = study.ask(surface.bounds.distributions)
+        candidate = Candidate(**trial.params)
+        before, was_pruned = 0, False
+        for rung in rungs:
+            if not ledger.spend((rung - before) / steps):
+                return ledger
+            loss, before = surface.loss(candidate, rung, seed), rung
+            trial.report(loss, rung)
+            if (-rung, loss) < (-best[0], best[1]):
+                best = (rung, loss)
+                ledger.recommend(candidate)
+            if rung < steps and trial.should_prune():
+                was_pruned = True
+                break
+        ledger.tried.append((candidate, was_pruned))
+        if was_pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, loss)
+    return ledger
+
+
+@dataclass(eq=False)
+class Running:
+    """A short trial in its slot: since when it trains, how many rungs are behind it, and the loss at the last."""
+
+    trial: optuna.Trial
+    candidate: Candidate
+    since: int
+    passed: int = 0
+    loss: float = math.inf
+
+
+def packed(
+    surface: Surface,
+    budget: float,
+    seed: int,
+    sampler: Callable[[Surface, int], BaseSampler],
+    pick: Callable[[Surface, list[optuna.trial.FrozenTrial]], Candidate],
+    own_decay: bool = False,
+) -> Ledger:
+    """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried."""
+    steps, settings = surface.bounds.steps, Search()
+    length = max(1, round((OWN_PART if own_decay else PART) * steps / CYCLE)) * CYCLE
+    rungs = settings.rung_steps(length)
+    ends = [*rungs, length]
+
+    def seen(candidate: Candidate, step: int) -> float:
+        if not own_decay:
+            return surface.loss(candidate, step, seed, averaged=True)
+        trained = candidate.model_copy(update={"lr_v": candidate.lr_v * (steps / length) ** CARRY})
+        return surface.short_loss(trained, length, seed, step)
+
+    study = optuna.create_study(sampler=sampler(surface, seed), pruner=RungPruner(rungs, settings.keep))
+    study.enqueue_trial(rule_params(surface))
+    ledger, running, now = Ledger(budget), [], 0
+    while True:
+        while len(running) < SLOTS:
+            trial = study.ask(surface.bounds.distributions)
+            running.append(Running(trial, Candidate(**trial.params), now))
+        ahead = min(one.since + ends[one.passed] for one in running) - now
+        if not ledger.spend(len(running) * ahead / steps):
+            return ledger
+        now += ahead
+        here = [one for one in running if one.since + ends[one.passed] == now]
+        for one in here:
+            one.loss = seen(one.candidate, ends[one.passed])
+            one.trial.report(one.loss, ends[one.passed])
+            one.passed += 1
+        # All have reported: now they may be judged.
+        pruned = [one for one in here if one.passed < len(ends) and one.trial.should_prune()]
+        finished = [one for one in here if one.passed == len(ends)]
+        for one in pruned + finished:
+            running.remove(one)
+            ledger.tried.append((one.candidate, one in pruned))
+            if one in pruned:
+                study.tell(one.trial, state=TrialState.PRUNED)
+            else:
+                study.tell(one.trial, one.loss)
+        if finished or not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
+            ledger.recommend(pick(surface, study.get_trials(deepcopy=False)))
+
+
+def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> Candidate:
+    """Return the candidate with the lowest loss at the highest rung that was reached."""
+    seen = [trial for trial in trials if trial.intermediate_values]
+    best = min(seen, key=lambda t: (-t.last_step, t.intermediate_values[t.last_step], t.number))
+    return Candidate(**best.params)
+
+
+def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> Candidate:
+    """Return what the search hands on first: of those that went furthest, the lowest expected by all curves."""
+    from autolr.search.sampler import Encoding, observations
+    from autolr.search.surrogate import Surrogate
+
+    seen = [trial for trial in trials if trial.intermediate_values]
+    if len(seen) < ENOUGH:
+        return lowest_seen(surface, trials)
+    encoding = Encoding(surface.bounds.distributions, {})
+    furthest = max(trial.last_step for trial in seen)
+    finalists = [trial for trial in seen if trial.last_step == furthest]
+    points = np.array([encoding.encode(trial.params) for trial in finalists])
+    mean, _ = Surrogate.fit(*observations(seen, encoding, 1.0)).predict(points)
+    return Candidate(**finalists[int(np.argmin(mean))].params)
+
+
+def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
+    """Return our sampler as the search sets it up."""
+    from autolr.search.sampler import CurveSampler
+
+    return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": surface.bounds.rule}, startup=8)
+
+
+def tpe_in_slots(surface: Surface, seed: int) -> BaseSampler:
+    """Return TPE for trials that run side by side."""
+    return TPESampler(seed=seed)
+
+
+def random_sampler(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+def tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed)
+
+
+def gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed)
+
+
+def unpruned(rungs: list[int]) -> BasePruner:
+    return NopPruner()
+
+
+def median(rungs: list[int]) -> BasePruner:
+    return MedianPruner()
+
+
+def hyperband(rungs: list[int]) -> BasePruner:
+    return HyperbandPruner(min_resource=rungs[0], max_resource=rungs[-1])
+
+
+def halving(rungs: list[int]) -> BasePruner:
+    return SuccessiveHalvingPruner(min_resource=rungs[0])
+
+
+Strategy = Callable[[Surface, float, int], Ledger]
+
+STRATEGIES: dict[str, Strategy] = {
+    "rule": rule,
+    "grid": grid,
+    "random": partial(stock, sampler=random_sampler, pruner=unpruned),
+    "asha": partial(stock, sampler=random_sampler, pruner=halving),
+    "tpe_asha": partial(stock, sampler=tpe, pruner=halving),
+    "tpe_median": partial(stock, sampler=tpe, pruner=median),
+    "tpe_hyperband": partial(stock, sampler=tpe, pruner=hyperband),
+    "gp": partial(stock, sampler=gp, pruner=unpruned),
+    "own_decay_tpe": partial(packed, sampler=tpe_in_slots, pick=lowest_seen, own_decay=True),
+    "rung_tpe": partial(packed, sampler=tpe_in_slots, pick=lowest_seen),
+    "ours": partial(packed, sampler=curve_sampler, pick=lowest_expected),
+}
+STOCK = ("random", "asha", "tpe_asha", "tpe_median", "tpe_hyperband", "gp")
+PACKED = ("own_decay_tpe", "rung_tpe", "ours")
+
+
+def available() -> list[str]:
+    """Return the strategies that can run: ours needs its sampler."""
+    try:
+        from autolr.search.sampler import CurveSampler  # noqa: F401
+    except ImportError:
+        return [name for name in STRATEGIES if name != "ours"]
+    return list(STRATEGIES)
