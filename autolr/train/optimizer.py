@@ -110,15 +110,18 @@ def role_of(name: str, stacks: Collection[str] = ()) -> str | None:
     parts = name.split(".")
     matrix = _matrix(parts)
     if matrix is not None:
-        return _ROLE_OF[parts[matrix]]
+        return matrix[1]
     is_adapter = any(part.startswith("lora_") for part in parts)
     if "modules_to_save" in parts or (not is_adapter and not name.startswith(tuple(stacks))):
         return "head" if "embeddings" not in parts and "embed_tokens" not in parts else None
     return None
 
 
-def _matrix(parts: list[str]) -> int | None:
-    """Return which part names W_q, W_k or W_v, if the parameter is its own or its adapter's."""
+def _matrix(parts: list[str]) -> tuple[int, str] | None:
+    """Return which part names the module, and the role, if a parameter is W_q's, W_k's, W_v's or their adapter's."""
+    # What `autolr.model.fused` trains on the rows of one role: c_attn.lora_A.default.q
+    if len(parts) > 3 and parts[-3] in ("lora_A", "lora_B") and parts[-1] in ("q", "k", "v"):
+        return len(parts) - 4, parts[-1]
     for index, part in enumerate(parts):
         if part not in _ROLE_OF:
             continue
@@ -129,7 +132,7 @@ def _matrix(parts: list[str]) -> int | None:
             rest = rest[1:]
         # A module that is merely called `value`, such as a critic, has parameters further down.
         if rest in (["weight"], ["bias"]) or (rest and rest[0].startswith("lora_")):
-            return index
+            return index, _ROLE_OF[part]
     return None
 
 
@@ -139,8 +142,10 @@ def _layer_stacks(names: Iterable[str]) -> set[str]:
     for name in names:
         parts = name.split(".")
         matrix = _matrix(parts)
-        number = next((i for i, part in enumerate(parts[:matrix]) if part.isdigit()), None)
-        if matrix is not None and number is not None:
+        if matrix is None:
+            continue
+        number = next((i for i, part in enumerate(parts[: matrix[0]]) if part.isdigit()), None)
+        if number is not None:
             stacks.add(".".join(parts[:number]) + ".")
     return stacks
 
