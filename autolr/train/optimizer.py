@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolr.model import layouts
 from autolr.model.projections import NAMES
 from autolr.recipe import Recipe
 
+_FUSED = frozenset(layouts.CHILDREN.values())
 _ROLE_OF = {name: role for names in NAMES for role, name in names.items()}
 
 
@@ -77,6 +79,12 @@ def parameter_groups(
             raise ValueError(
                 f"{seen[id(parameter)][1]} and {name} share one tensor, which cannot learn at two rates; untie them"
             )
+    fused = [name for name in strangers if ".lora_" in name and not _FUSED.isdisjoint(name.split("."))]
+    if fused:
+        raise ValueError(
+            f"{fused[0]}: one tensor for W_q, W_k and W_v, which cannot learn at rates of their own; let "
+            "autolr.model.adapters.peft_model put on the adapter: it trains the same in parts, and saves a stock one"
+        )
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise ValueError(
