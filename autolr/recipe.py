@@ -74,11 +74,8 @@ class Recipe(Document):
     classes: list[str]
     task: str = "classification"
     method: Method
-    candidate: Candidate = Field(description="with the rates of the trials")
-    carried: float = Field(
-        1.0, gt=0, description="the full run's lr_q and lr_v over the candidate's: longer runs want lower rates"
-    )
-    rates: Rates = Field(description="of the full run")
+    candidate: Candidate
+    rates: Rates
     training: Training
     steps: int = Field(ge=1, description="optimizer steps of the full run: the horizon")
     split_seed: int = Field(0, ge=0, description="of the three splits")

@@ -193,7 +193,8 @@ class Search(Document):
         0.3,
         ge=0,
         le=1,
-        description="the full run's lr_q and lr_v are the winner's times (length / horizon) to this power; 0: copied",
+        description="rates are those of the full run; trials train at lr_q and lr_v times (horizon / length) to this "
+        "power, since shorter runs want higher rates; 0: copied",
     )
 
     @model_validator(mode="after")

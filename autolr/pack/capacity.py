@@ -7,6 +7,7 @@ where slots share a forward pass, its activations. The line is measured on the w
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from autolr.data.batches import CYCLE
 from autolr.pack.pack import Pack, SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
@@ -25,6 +27,7 @@ CPU_SLOTS = 8
 WORTHWHILE = 1.1
 MOST_SLOTS = 256
 WARM_UP, TIMED = 2, 8
+SCORED = 256
 GIB = 2**30
 
 
@@ -84,9 +87,14 @@ def _on_cpu(
 ) -> Capacity:
     free = free_memory()
     with make_pack(1) as pack:
-        _fill(pack, config, 1, widest=True)
+        # Batches of many widths, because the products' scratch memory is kept for each; and a scoring.
+        _fill(pack, config, 1, widest=False)
+        for _ in range(CYCLE):
+            pack.step()
+        pack.slots[0].order = [_widest(pack)] * len(pack.slots[0].order)
         pack.step()
-        peak = psutil.Process().memory_info().rss
+        pack.evaluate(pack.slots, pack.data.take(range(min(len(pack.data), SCORED))), averaged=False)
+        peak = peak_bytes(pack.device)
     fitting = max(1, int(SHARE * free) // max(1, row_bytes))
     slots = wanted or max(1, min(CPU_SLOTS, most, fitting))
     if wanted:
@@ -168,12 +176,27 @@ def _probe(make_pack: Callable[[int], Pack], config: SlotConfig, slots: int) -> 
 
 
 def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:
-    lengths = pack.data.lengths()
-    batch = sorted(range(len(lengths)), key=lengths.__getitem__)[-pack.training.batch_size :]
     for _ in range(slots):
         slot = pack.admit(config)
         if widest:
-            slot.order = [batch] * len(slot.order)
+            slot.order = [_widest(pack)] * len(slot.order)
+
+
+def _widest(pack: Pack) -> list[int]:
+    lengths = pack.data.lengths()
+    return sorted(range(len(lengths)), key=lengths.__getitem__)[-pack.training.batch_size :]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the highest memory in use so far: of torch on a GPU, of this process in the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil knows the peak
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1024 * peak
 
 
 def free_memory(*, cuda: bool = False) -> int:

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running
 from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.sampler import Encoding
 from autolr.search.space import SearchSpace
+from autolr.search.surrogate import Surrogate
 from autolr.study import Study
 
 # Loss recorded for an example where a diverged training gives no finite number, in nats.
 WORST_LOSS = 100.0
+# Fewer trials than this give no surrogate.
+ENOUGH = 8
 
 
-def finalists(trials: list[TrialRecord], count: int) -> list[Candidate]:
+def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list[Candidate]:
     """Return the best candidates of the search, best first; W_k is frozen in all of them.
 
-    Finished trials come before pruned ones, and those pruned late before those pruned early.
+    Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
+    the lowest score that counts, which is half luck, but the lowest expected by the surrogate of all curves.
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if t.candidate.targets == "qv"]
-    ranked = sorted(usable, key=lambda t: (-max(t.rungs), t.score, t.number))
+    expected = {t.number: t.score for t in usable}
+    if len(usable) >= ENOUGH:
+        encoding = Encoding(space.distributions, {})
+        point = {t.number: encoding.encode(t.candidate.model_dump()) for t in usable}
+        seen = [
+            (point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if math.isfinite(loss)
+        ]
+        points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
+        mean, _ = Surrogate.fit(points, steps, losses).predict(np.array(list(point.values())))
+        expected = dict(zip(point, mean.tolist(), strict=True))
+    ranked = sorted(usable, key=lambda t: (-max(t.rungs), expected[t.number], t.number))
     return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]
 
 
@@ -59,7 +75,7 @@ class Confirmation:
 
     Args:
         study: what is searched.
-        space: gives the rate of the head.
+        space: gives the rates of a repeat.
         candidates: whom to confirm, and their labels.
         length: steps of a repeat, those of a trial.
         folder: where repeats are kept.
@@ -90,7 +106,7 @@ class Confirmation:
         wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
         self.total = len(wanted)
         self._queue = [
-            Job(label, c, SlotConfig(c.rates(space.lr_head), c.rank, seed, length), number)
+            Job(label, c, space.slot(c, seed, length), number)
             for number, (c, label, seed) in enumerate(wanted)
             if (c, seed) not in there
         ]

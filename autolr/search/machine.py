@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 
-import psutil
 import torch
 from pydantic import ValidationError
 
@@ -80,18 +78,6 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
 def keep(machine: Machine, folder: RunFolder) -> None:
     """Write the machine's page of the run folder."""
     documents.write_text(folder.machine, json.dumps(machine.model_dump(mode="json"), indent=1) + "\n")
-
-
-def peak_bytes(device: str) -> int:
-    """Return the highest memory in use so far: of this process on the GPU, or in the machine."""
-    if device.startswith("cpu"):
-        try:
-            import resource
-        except ImportError:  # Windows, where psutil knows the peak
-            return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if platform.system() == "Darwin" else 1024 * peak
-    return torch.cuda.max_memory_allocated()
 
 
 def device_name(device: torch.device) -> str:

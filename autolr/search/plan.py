@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autolr.candidate import Candidate
 from autolr.model import adapters
-from autolr.pack.pack import Slot, SlotConfig
+from autolr.pack.pack import Slot
 from autolr.search import machine
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.space import describe
@@ -77,7 +77,7 @@ def plan(study: Study, device: str | None = None) -> Plan:
 def _probe(setting: Setting, slots: int, steps: int = 4) -> tuple[float, float]:
     """Return seconds of one step of one trial, and of scoring one token."""
     candidate = setting.space.rule("rule")
-    config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, 0, steps + 1)
+    config = setting.space.slot(candidate, 0, steps + 1)
     with setting.pack(slots) as pack:
         probes: list[Slot] = [pack.admit(config) for _ in range(slots)]
         pack.step()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.pack import capacity
 from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import machine, provenance, records, verdict
 from autolr.search.confirm import Confirmation, finalists, line_up
 from autolr.search.folder import RunFolder
-from autolr.search.horizon import carry
 from autolr.search.loop import Watcher, drive
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
@@ -58,7 +58,7 @@ def search(
         watcher.note(found.describe())
         _search(setting, folder, watcher, found.slots)
         _confirm(setting, folder, watcher, found.slots)
-        machine.keep(found.model_copy(update={"peak_bytes": machine.peak_bytes(found.device)}), folder)
+        machine.keep(found.model_copy(update={"peak_bytes": capacity.peak_bytes(where)}), folder)
         result = SearchResult.load(folder.path)
         recipe = _recipe(setting, result)
         recipe.save(folder.recipe)
@@ -86,7 +86,7 @@ def _search(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) -
 def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) -> None:
     """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
     result = SearchResult.load(folder.path)
-    best = finalists(result.trials, setting.study.search.finalists)
+    best = finalists(result.trials, setting.study.search.finalists, setting.space)
     if not best:
         raise RunError(
             f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged; lower "
@@ -136,7 +136,7 @@ def _timed(folder: RunFolder, name: str, source: Trials | Confirmation) -> Itera
 
 def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
-    best = finalists(result.trials, study.search.finalists)
+    best = finalists(result.trials, study.search.finalists, setting.space)
     wanted = _with_winner(setting, RunFolder(result.folder), best)
     repeats = [
         record.model_copy(update={"label": wanted[record.candidate]})
@@ -148,7 +148,6 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     trained = sum(phase.trained_tokens for phase in result.phases)
     outcomes = [trial.outcome for trial in result.ended()]
     rates = winner.rates(setting.space.lr_head)
-    carried = carry(setting.length, setting.steps, study.search.carry)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -159,8 +158,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         task=study.task,
         method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
         candidate=winner,
-        carried=carried,
-        rates=Rates(q=rates["q"] * carried, v=rates["v"] * carried, head=rates["head"]),
+        rates=Rates(q=rates["q"], v=rates["v"], head=rates["head"]),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,

@@ -49,7 +49,7 @@ class Setting:
         """A trial that takes as much memory as any of the study."""
         rule = self.space.rule("qkv" if "qkv" in self.study.baselines else "rule")
         candidate = Candidate(lr_v=rule.lr_v, ratio=1.0, rank=max(self.study.space.rank), targets=rule.targets)
-        return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.length, 16))
+        return self.space.slot(candidate, 0, max(self.length, 16))
 
     def pack(self, capacity: int) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
@@ -93,11 +93,11 @@ def read_setting(study: Study, device: torch.device) -> Setting:
     examples = sources.load(study.data)
     with quiet():
         base = backbone.load(study.model, examples.classes, device, study.training.precision)
-        space = SearchSpace.of(study, base)
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
     horizon = study.training.horizon
     per_epoch = len(data.train) // batch
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
+    space = SearchSpace.of(study, base, steps)
     task = Classification(tuple(examples.classes))
     return Setting(study, examples, base, data, space, task, steps, min(study.search.length, steps))

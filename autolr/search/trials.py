@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 
-import numpy as np
 import optuna
-from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 from torch import Tensor
 
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
 from autolr.search.pruner import RungPruner
 from autolr.search.records import TrialRecord
+from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace
 from autolr.search.subset import Subset
 from autolr.study import Study
@@ -75,6 +73,9 @@ class Trials:
             study_name=study.name,
             storage=folder.storage(),
             direction="minimize",
+            sampler=CurveSampler(
+                study.seed, space=space.distributions, priors={"lr_v": space.rate}, startup=STARTUP_TRIALS
+            ),
             pruner=RungPruner(self.rungs, study.search.keep),
             load_if_exists=True,
         )
@@ -97,8 +98,7 @@ class Trials:
         rule = trial.user_attrs.get("rule")
         candidate = Candidate(**trial.params, targets="qkv" if rule == "qkv" else "qv")
         self._live[trial.number] = trial
-        rates = candidate.rates(self.space.lr_head)
-        config = SlotConfig(rates, candidate.rank, self.study.seed, self.length)
+        config = self.space.slot(candidate, self.study.seed, self.length)
         return Job(rule or f"trial {trial.number}", candidate, config, trial.number)
 
     def reached(self, running: list[Running]) -> None:
@@ -165,26 +165,19 @@ class Trials:
             trial.set_user_attr("accuracy", accuracy)
 
     def _ask(self) -> optuna.Trial | None:
-        # A sampler of its own for every trial: what is proposed depends on the seed and on the
-        # trials there are, not on how often the search was interrupted.
-        number = len(self.optuna.get_trials(deepcopy=False))
-        seed = int(np.random.SeedSequence([self.study.seed, number]).generate_state(1)[0])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.optuna.sampler = TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-            points = self.space.points()
-            if points is not None and not self._waiting():
-                seen = [t.params for t in self.optuna.get_trials(deepcopy=False) if self._counts(t)]
-                unseen = [point for point in points if point not in seen]
-                if not unseen:
-                    return None
-                trial = self.optuna.ask(self.space.distributions)
-                if trial.params not in seen:
-                    return trial
-                # The sampler proposed a point again; in a space of choices take another one.
-                self.optuna.tell(trial, state=TrialState.FAIL)
-                self.optuna.enqueue_trial(unseen[seed % len(unseen)])
-            return self.optuna.ask(self.space.distributions)
+        points = self.space.points()
+        if points is not None and not self._waiting():
+            seen = [t.params for t in self.optuna.get_trials(deepcopy=False) if self._counts(t)]
+            unseen = [point for point in points if point not in seen]
+            if not unseen:
+                return None
+            trial = self.optuna.ask(self.space.distributions)
+            if trial.params not in seen:
+                return trial
+            # The sampler proposed a point again; in a space of choices take another one.
+            self.optuna.tell(trial, state=TrialState.FAIL)
+            self.optuna.enqueue_trial(unseen[trial.number % len(unseen)])
+        return self.optuna.ask(self.space.distributions)
 
     def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
         is_counted = trial.state in COUNTED or trial.number in self._live

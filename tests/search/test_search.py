@@ -71,7 +71,7 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     recipe = Recipe.load(result.folder)
     assert recipe == result.recipe
     assert recipe.rates.v == pytest.approx(recipe.candidate.ratio * recipe.rates.q)
-    assert recipe.rates.v == pytest.approx(recipe.candidate.lr_v * (12 / 24) ** 0.3)  # length over horizon
+    assert recipe.rates.v == recipe.candidate.lr_v
     evidence = recipe.evidence
     assert evidence.trials == {"total": 9, **{n: outcomes.count(n) for n in ("finished", "pruned", "diverged")}}
     labels = " + ".join(score.label for score in evidence.scores)

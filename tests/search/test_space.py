@@ -17,7 +17,7 @@ def test_the_rule_of_thumb_is_the_published_formula():
 
 
 def space(**dimensions) -> SearchSpace:
-    return SearchSpace.of(Study(model="m", data="d", space=dimensions), tiny.base("bert"))
+    return SearchSpace.of(Study(model="m", data="d", space=dimensions), tiny.base("bert"), 100)
 
 
 def test_rules():
@@ -37,3 +37,14 @@ def test_which_rules_lie_in_the_space():
     assert narrow.rule("rule").rank == 6
     assert narrow.points() is None
     assert len(space(lr_v=[1e-3, 2e-3], ratio=4, rank=[2, 4]).points()) == 4
+
+
+def test_a_slot_trains_at_the_rates_that_stand_for_the_full_run():
+    found = space()
+    candidate = Candidate(lr_v=1e-3, ratio=2, rank=8)
+    whole, short = (found.slot(candidate, seed=3, length=length) for length in (100, 25))
+    assert whole.rates == candidate.rates(found.lr_head)
+    assert short.rates["v"] == pytest.approx(1e-3 * 4**found.carry)
+    assert short.rates["q"] == pytest.approx(short.rates["v"] / 2)
+    assert (short.rates["k"], short.rates["head"]) == (0, found.lr_head)
+    assert (short.rank, short.seed, short.steps) == (8, 3, 25)

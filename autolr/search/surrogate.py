@@ -1,0 +1,155 @@
+"""A surrogate of the learning curves: what a candidate's loss will be at a step, and how sure that is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_ndtr
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# Rungs this factor apart in steps are a unit of the step axis apart.
+STEP_UNIT = math.log(8.0)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A Gaussian process over (candidate, step).
+
+    Losses of a rung are taken relative to what trials lose on the way from there to the last rung, so that all
+    rungs speak about the end. Far above the middle losses count in their logarithm: how bad the bad ones are does
+    not matter.
+
+    Attributes:
+        process: the fitted process, on standardised losses.
+        points: candidates that were observed, [observations, dimensions] in the unit cube.
+        last: the last rung, where candidates are judged.
+        middle, scale: of the standardisation.
+        offsets: loss from each rung to the last one, by step.
+    """
+
+    process: GaussianProcessRegressor
+    inputs: Array
+    targets: Array
+    points: Array
+    last: float
+    middle: float
+    scale: float
+    offsets: dict[float, float]
+
+    @classmethod
+    def fit(cls, points: Array, steps: Array, values: Array) -> Surrogate:
+        """Fit to observed rungs.
+
+        Args:
+            points: [observations, dimensions], in the unit cube.
+            steps: of each observation.
+            values: losses, lower is better.
+        """
+        last = float(steps.max())
+        offsets = _offsets(points, steps, values)
+        level = values + np.array([offsets[step] for step in steps])
+        middle = float(np.median(level))
+        below = level[level <= middle]
+        scale = max(float(np.sqrt(np.mean((below - middle) ** 2))), 1e-6)
+        inputs = np.column_stack([points, np.log(steps / last) / STEP_UNIT])
+        dimensions = points.shape[1]
+        kernel = ConstantKernel(1.0, (0.1, 30.0)) * Matern(
+            length_scale=[0.5] * dimensions + [2.0],
+            length_scale_bounds=[(0.15, 5.0)] * dimensions + [(0.3, 20.0)],
+            nu=2.5,
+        ) + WhiteKernel(0.05, (1e-3, 1.0))
+        process = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=0)
+        targets = _squash((level - middle) / scale)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            process.fit(inputs, targets)
+        return cls(process, inputs, targets, np.unique(points, axis=0), last, middle, scale, offsets)
+
+    def imagine(self, points: Array) -> Surrogate:
+        """Return the surrogate as if `points` had ended as it expects them to."""
+        if not len(points):
+            return self
+        inputs = np.column_stack([points, np.zeros(len(points))])
+        process = GaussianProcessRegressor(self.process.kernel_, optimizer=None)
+        all_inputs = np.concatenate([self.inputs, inputs])
+        all_targets = np.concatenate([self.targets, self.process.predict(inputs)])
+        process.fit(all_inputs, all_targets)
+        return Surrogate(
+            process,
+            all_inputs,
+            all_targets,
+            np.unique(np.concatenate([self.points, points]), axis=0),
+            self.last,
+            self.middle,
+            self.scale,
+            self.offsets,
+        )
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Return mean and standard deviation of the loss at the last rung, noise of a single run left out.
+
+        Beyond the middle of the observed losses both are on the squashed scale, and understate.
+        """
+        mean, deviation = self._posterior(points)
+        return self.middle + self.scale * mean, self.scale * deviation
+
+    def best_points(self, count: int) -> Array:
+        """Return the observed candidates that are expected to be best."""
+        mean, _ = self._posterior(self.points)
+        best: Array = self.points[np.argsort(mean)[:count]]
+        return best
+
+    def log_expected_improvement(self, points: Array) -> Array:
+        """Return the logarithm of the expected improvement on the best expected among those observed."""
+        best = float(self._posterior(self.points)[0].min())
+        mean, deviation = self._posterior(points)
+        z = (best - mean) / deviation
+        # log(φ(z) + z Φ(z)); for z far below 0 by its expansion φ(z) / z².
+        log_density = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inner = np.exp(log_density) + z * np.exp(log_ndtr(z))
+            value = np.where(z > -5, np.log(np.maximum(inner, 1e-300)), log_density - 2 * np.log(np.abs(z)))
+        result: Array = value + np.log(deviation)
+        return result
+
+    def draw(self, points: Array, rng: np.random.Generator) -> Array:
+        """Return the losses of `points` on a surface drawn from what the surrogate thinks possible."""
+        inputs = np.column_stack([points, np.zeros(len(points))])
+        mean, covariance = self.process.predict(inputs, return_cov=True)
+        noise = self.process.kernel_.k2.noise_level
+        root = np.linalg.cholesky(covariance + (1e-6 - noise) * np.eye(len(points)) + 1e-5 * np.eye(len(points)))
+        drawn: Array = self.middle + self.scale * (mean + root @ rng.standard_normal(len(points)))
+        return drawn
+
+    def _posterior(self, points: Array) -> tuple[Array, Array]:
+        inputs = np.column_stack([points, np.zeros(len(points))])
+        mean, deviation = self.process.predict(inputs, return_std=True)
+        noise = self.process.kernel_.k2.noise_level
+        return mean, np.sqrt(np.maximum(deviation**2 - noise, 1e-9))
+
+
+def _squash(z: Array) -> Array:
+    return np.where(z <= 1, z, 1 + np.log(np.maximum(z, 1.0)))
+
+
+def _offsets(points: Array, steps: Array, values: Array) -> dict[float, float]:
+    """Return what trials lose from each rung to the last: the median over those that went on, rung by rung."""
+    rungs = sorted(set(steps.tolist()))
+    at = {
+        rung: {tuple(point): value for point, step, value in zip(points, steps, values, strict=True) if step == rung}
+        for rung in rungs
+    }
+    offsets = {rungs[-1]: 0.0}
+    for rung, following in reversed(list(itertools.pairwise(rungs))):
+        drops = [at[following][point] - value for point, value in at[rung].items() if point in at[following]]
+        offsets[rung] = offsets[following] + (float(np.median(drops)) if drops else 0.0)
+    return offsets
