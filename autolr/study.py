@@ -178,10 +178,12 @@ class Training(Document):
 class Search(Document):
     """How trials are trained, pruned and confirmed."""
 
-    length: int = Field(96, ge=2, description="optimizer steps of a trial")
+    length: Literal["auto"] | Annotated[int, Field(ge=2)] = Field(
+        "auto", description="optimizer steps of a trial, the first of its full run; auto: a quarter of the horizon"
+    )
     rungs: list[int] | None = Field(
         None,
-        description="steps at which trials are compared and pruned; none given: about 1/4 and 1/2 of the length",
+        description="steps at which trials are compared and pruned; none given: about a quarter of the length",
     )
     keep: float = Field(0.5, gt=0, le=1, description="share of the trials at a rung that goes on")
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
@@ -189,28 +191,22 @@ class Search(Document):
     )
     finalists: int = Field(3, ge=1, description="best candidates trained again for the verdict")
     repeats: int = Field(3, ge=2, description="seeds of each finalist and rule in the verdict")
-    carry: float = Field(
-        0.3,
-        ge=0,
-        le=1,
-        description="rates are those of the full run; trials train at lr_q and lr_v times (horizon / length) to this "
-        "power, since shorter runs want higher rates; 0: copied",
-    )
 
     @model_validator(mode="after")
     def _inside(self) -> Search:
-        if self.rungs is not None:
+        if self.rungs is not None and isinstance(self.length, int):
             wrong = [rung for rung in self.rungs if not 0 < rung < self.length]
             if wrong:
                 raise ValueError(f"rungs {wrong} must lie between 0 and length ({self.length})")
-            if sorted(set(self.rungs)) != self.rungs:
-                raise ValueError(f"rungs must rise: {self.rungs}")
+        if self.rungs is not None and sorted(set(self.rungs)) != self.rungs:
+            raise ValueError(f"rungs must rise: {self.rungs}")
         return self
 
     def rung_steps(self, length: int) -> tuple[int, ...]:
         """Return the steps of all rungs of trials of `length` steps, their end excluded."""
-        # Multiples of the batches' cycle of lengths, so that trials which refill a slot stay in phase.
-        rungs = {max(1, round(length / part / 8)) * 8 for part in (4, 2)} if self.rungs is None else set(self.rungs)
+        # A multiple of the batches' cycle of lengths, so that trials which refill a slot stay in phase. Early losses
+        # tell who learns nothing from who does, but favour a quick start: a second rung would drop what wins later.
+        rungs = {max(1, round(length / 4 / 8)) * 8} if self.rungs is None else set(self.rungs)
         return tuple(sorted(rung for rung in rungs if 0 < rung < length))
 
 

@@ -39,13 +39,20 @@ class SlotConfig:
         rates: the rate of each role; 0 freezes it.
         rank: LoRA rank.
         seed: of adapter, head and data order.
-        steps: length of the training, the schedule's end.
+        steps: the schedule's end.
+        stop: steps after which the training ends before that; None: it does not.
     """
 
     rates: dict[Role, float]
     rank: int
     seed: int
     steps: int
+    stop: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Steps of the training."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -72,7 +79,7 @@ class Slot:
     @property
     def done(self) -> bool:
         """Whether the training is at its end."""
-        return self.step >= self.config.steps
+        return self.step >= self.config.length
 
 
 class Pack:
@@ -154,7 +161,7 @@ class Pack:
             raise ValueError(f"all {self.capacity} slots are taken")
         if config.rank > self.layout.max_rank:
             raise ValueError(f"rank {config.rank} is above the pack's largest, {self.layout.max_rank}")
-        order = batch_order(self.data.lengths(), self.training.batch_size, config.steps, config.seed)
+        order = batch_order(self.data.lengths(), self.training.batch_size, config.length, config.seed)
         slot = Slot(config, order)
         index = len(self.slots)
         self.layout.write(self.rows[index], self.initial_values(config))

@@ -147,8 +147,7 @@ class Confirmation:
         )
 
     def _evaluate(self, running: Running, data: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
-
-        losses, hits = self.pack.evaluate([running.slot], data, averaged=False)
+        losses, hits = self.pack.evaluate([running.slot], data, averaged=True)
         self.evaluated_tokens += sum(data.lengths())
         finite = torch.nan_to_num(losses[0], nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
         return finite, hits[0]

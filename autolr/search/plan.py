@@ -76,10 +76,8 @@ def plan(study: Study, device: str | None = None) -> Plan:
 
 def _probe(setting: Setting, slots: int, steps: int = 4) -> tuple[float, float]:
     """Return seconds of one step of one trial, and of scoring one token."""
-    candidate = setting.space.rule("rule")
-    config = setting.space.slot(candidate, 0, steps + 1)
     with setting.pack(slots) as pack:
-        probes: list[Slot] = [pack.admit(config) for _ in range(slots)]
+        probes: list[Slot] = [pack.admit(setting.largest) for _ in range(slots)]
         pack.step()
         start = time.perf_counter()
         for _ in range(steps):

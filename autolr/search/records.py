@@ -24,7 +24,7 @@ class TrialRecord(Document):
         rule: name of the rule of thumb the candidate comes from, if any.
         outcome: how it ended.
         score: its select loss, the last one measured; None where it never reached a rung.
-        rungs: select loss at each rung it reached, averaged weights; at the end, the weights.
+        rungs: select loss at each rung it reached, of the averaged weights.
         accuracy: select accuracy, measured with the score.
         curve: training loss of each optimizer step.
         tokens: trained tokens, padding not counted.

@@ -52,7 +52,7 @@ def search(
     setting = read_setting(study, where)
     with folder.lock():
         folder.open(study)
-        if setting.length < study.search.length:
+        if study.search.length != "auto" and setting.length < study.search.length:
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")
         found = machine.fit(setting, folder)
         watcher.note(found.describe())

@@ -8,6 +8,7 @@ import torch
 
 from autolr.candidate import Candidate
 from autolr.data import sources
+from autolr.data.batches import CYCLE
 from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Classification
@@ -18,6 +19,12 @@ from autolr.model.quiet import quiet
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.search.space import SearchSpace
 from autolr.study import Role, Study
+
+# A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
+# weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
+PART = 0.25
+# Long enough for all that is tried out on a device before a search, however short the full run is.
+PROBE_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Setting:
         """A trial that takes as much memory as any of the study."""
         rule = self.space.rule("qkv" if "qkv" in self.study.baselines else "rule")
         candidate = Candidate(lr_v=rule.lr_v, ratio=1.0, rank=max(self.study.space.rank), targets=rule.targets)
-        return self.space.slot(candidate, 0, max(self.length, 16))
+        return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.steps, PROBE_STEPS))
 
     def pack(self, capacity: int) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
@@ -100,4 +107,11 @@ def read_setting(study: Study, device: torch.device) -> Setting:
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
     task = Classification(tuple(examples.classes))
-    return Setting(study, examples, base, data, space, task, steps, min(study.search.length, steps))
+    return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
+
+
+def _length(study: Study, steps: int) -> int:
+    length = study.search.length
+    if length == "auto":
+        length = max(1, round(steps * PART / CYCLE)) * CYCLE
+    return min(length, steps)

@@ -12,7 +12,6 @@ from autolr.candidate import Candidate
 from autolr.errors import ModelError
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
-from autolr.search.horizon import carry
 from autolr.study import BaselineName, Range, Space, Study
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
@@ -47,15 +46,13 @@ class SearchSpace:
         distributions: Optuna's, for `lr_v`, `ratio` and `rank`.
         rate: the rule of thumb's rate for the model.
         lr_head: rate of the head, the same for all candidates.
-        steps: of the full run, which candidates' rates are for.
-        carry: the power by which rates are carried to another length.
+        steps: of the full run.
     """
 
     distributions: dict[str, BaseDistribution]
     rate: float
     lr_head: float
     steps: int
-    carry: float
 
     @classmethod
     def of(cls, study: Study, backbone: Backbone, steps: int) -> SearchSpace:
@@ -75,14 +72,11 @@ class SearchSpace:
         if lr_head == "auto":
             # Adam moves each weight of the head by about the rate, and a logit sums them over the width.
             lr_head = float(f"{HEAD_STEP / backbone.hidden_size:.3g}")
-        return cls(_distributions(study.space, rate), rate, lr_head, steps, study.search.carry)
+        return cls(_distributions(study.space, rate), rate, lr_head, steps)
 
     def slot(self, candidate: Candidate, seed: int, length: int) -> SlotConfig:
-        """Return a training of `length` steps that stands for the candidate's full run."""
-        factor = carry(self.steps, length, self.carry)
-        rates = candidate.rates(self.lr_head)
-        carried = {role: rate if role == "head" else rate * factor for role, rate in rates.items()}
-        return SlotConfig(carried, candidate.rank, seed, length)
+        """Return the first `length` steps of the candidate's full run."""
+        return SlotConfig(candidate.rates(self.lr_head), candidate.rank, seed, self.steps, stop=length)
 
     def holds(self, candidate: Candidate) -> bool:
         """Tell whether the candidate is a point of the space."""

@@ -103,16 +103,12 @@ class Trials:
 
     def reached(self, running: list[Running]) -> None:
         """Score those at a rung or at their end; all report before any is judged."""
-        ended = [one for one in running if one.slot.done]
-        going = [one for one in running if not one.slot.done]
-        # On the way a high rate makes raw weights noisy, and their running average predicts the end
-        # better; at the end the decayed rate has done the averaging, and the weights are what counts.
-        groups = [(ended, False), *(([o for o in going if o.slot.step == rung], True) for rung in self.rungs)]
-        for group, averaged in groups:
-            if group:
-                self._score(group, averaged)
-        going = [one for one in going if one.outcome is None]
-        ended = [one for one in ended if one.outcome is None]
+        # A high rate makes weights noisy; their running average predicts the end of the full run better.
+        for step in sorted({one.slot.step for one in running}):
+            self._score([one for one in running if one.slot.step == step])
+        scored = [one for one in running if one.outcome is None]
+        ended = [one for one in scored if one.slot.done]
+        going = [one for one in scored if not one.slot.done]
         for one in ended:
             one.outcome = "finished"
         for one in going:
@@ -142,12 +138,12 @@ class Trials:
             self.optuna.tell(trial, state=TrialState.PRUNED)
         del self._live[trial.number]
 
-    def _score(self, group: list[Running], averaged: bool) -> None:
+    def _score(self, group: list[Running]) -> None:
         slots = [one.slot for one in group]
 
         def evaluate(data: TokenSet) -> tuple[Tensor, Tensor]:
             self.evaluated_tokens += len(slots) * sum(data.lengths())
-            return self.pack.evaluate(slots, data, averaged=averaged)
+            return self.pack.evaluate(slots, data, averaged=True)
 
         step = slots[0].step
         before = max((rung for rung in self.rungs if rung < step), default=0)

@@ -32,7 +32,6 @@ HERE = Path(__file__).parent
 GRIDS: dict[str, dict[str, Any]] = {
     "sentiment": {
         "study": "studies/sentiment.yaml",
-        "overrides": ["training.horizon.epochs=1"],
         "lr_v": [3e-4, 8e-4, 2e-3, 4e-3, 8e-3, 1.6e-2],
         "ratio": [0.5, 1.0, 2.0, 4.0, 8.0, 32.0],
         "rank": [4, 16],
@@ -142,7 +141,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="runs of this sitting")
     parser.add_argument("--device")
     arguments = parser.parse_args()
-    study = Study.load(HERE.parents[1] / GRIDS[arguments.name]["study"], GRIDS[arguments.name]["overrides"])
+    study = Study.load(HERE.parents[1] / GRIDS[arguments.name]["study"])
     setting = read_setting(study, choose_device(arguments.device))
     with setting.pack(8) as pack:
         drive(pack, Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit), Watcher())

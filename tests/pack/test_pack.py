@@ -143,3 +143,15 @@ def test_losses_that_wait_on_the_device_come_in_order(monkeypatch):
         flush()
         assert first.losses == pytest.approx(expected[:2])
         assert (len(second.losses), second.step, pack.lag) == (1, 1, 0)
+
+
+def test_a_slot_that_stops_early_is_the_beginning_of_the_whole_run():
+    curves = []
+    for stop in (None, 6):
+        with make_pack() as pack:
+            slot = pack.admit(SlotConfig(QV.rates, rank=4, seed=1, steps=20, stop=stop))
+            while not slot.done:
+                pack.step()
+            curves.append(slot.losses)
+    assert (len(curves[0]), len(curves[1])) == (20, 6)
+    assert curves[1] == curves[0][:6]

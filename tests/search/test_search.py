@@ -13,6 +13,7 @@ from autolr.search.loop import Watcher, diverged
 from autolr.search.plan import plan
 from autolr.search.result import SearchResult
 from autolr.search.run import search
+from autolr.study import Horizon, Search
 
 
 class Stop(Watcher):
@@ -175,3 +176,18 @@ def test_a_plan_writes_nothing(small_study, in_folder):
     assert found.rules["paper"] == Candidate(lr_v=4e-4, ratio=4, rank=8)
     assert found.seconds > 0 and found.trained_tokens > 0
     assert list(in_folder.iterdir()) == []
+
+
+def test_the_shortest_of_studies(small_study, tmp_path):
+    study = small_study.model_copy(
+        update={
+            "training": small_study.training.model_copy(update={"horizon": Horizon(steps=2)}),
+            "search": Search(slots="auto", finalists=1, repeats=2),
+            "budget": small_study.budget.model_copy(update={"trials": 4}),
+        }
+    )
+    result = search(study, tmp_path / "run", device="cpu")
+    assert len(result.ended()) == 4
+    assert {len(trial.curve) for trial in result.ended()} == {2}
+    assert result.recipe.steps == 2
+    assert plan(study).length == 2
