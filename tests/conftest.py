@@ -32,9 +32,9 @@ def own_cache(tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory) -> dict[str, str]:
-    """A tiny BERT and a tiny Llama, saved as users save theirs."""
+    """A tiny BERT, Llama, GPT-2 and GPT-NeoX, saved as users save theirs."""
     folders = {}
-    for family in ("bert", "llama"):
+    for family in ("bert", "llama", "gpt2", "gpt_neox"):
         folder = tmp_path_factory.mktemp("models") / family
         tiny.model(family).save_pretrained(folder)
         vocabulary = {word: index for index, word in enumerate([*SPECIAL, *GOOD, *BAD, *OTHER])}

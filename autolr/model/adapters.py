@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from autolr.data import demo
 from autolr.model.backbone import Backbone, fresh_head
-from autolr.model.projections import Site
+from autolr.model.fused import split
+from autolr.model.projections import Site, by_module
 from autolr.study import Targets
 
 
@@ -40,30 +43,52 @@ def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, se
     The base model inside is the backbone's own, changed in place; load the backbone anew to use
     it elsewhere.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import get_peft_model
 
     sites = backbone.projections.of(targets)
     # PEFT wraps the head in place, so its first values are read before.
     values: dict[str, Tensor] = {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
     values |= fresh_head(backbone, seed)
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=_short_names(backbone, sites),
-        modules_to_save=list(backbone.head),
-    )
-    model = get_peft_model(backbone.model, config)
+    model = get_peft_model(backbone.model, lora_config(backbone, targets, rank, alpha))
+    for name, group in by_module(sites).items():
+        if group[0].rows:
+            split(model.get_submodule(f"base_model.model.{name}"), group, rank)
     set_values(model, values)
     return model
+
+
+def lora_config(backbone: Backbone, targets: Targets, rank: int, alpha: float) -> Any:
+    """Return the stock PEFT configuration of an adapter.
+
+    On a fused module its rank and alpha are as many times as large as it has roles; see
+    `autolr.model.fused`.
+    """
+    from peft import LoraConfig, TaskType
+
+    modules = by_module(backbone.projections.of(targets))
+    times = {name: len(sites) for name, sites in modules.items()}
+    most = max(times.values())
+    fewer = {name: count for name, count in times.items() if count < most}
+    base = backbone.model.get_submodule(next(iter(modules)))
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS if backbone.head else TaskType.CAUSAL_LM,
+        r=most * rank,
+        lora_alpha=most * alpha,
+        rank_pattern={name: count * rank for name, count in fewer.items()},
+        alpha_pattern={name: count * alpha for name, count in fewer.items()},
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=_short_names(backbone, list(modules)),
+        modules_to_save=list(backbone.head) or None,
+        fan_in_fan_out=isinstance(base, Conv1D),
+    )
 
 
 def values_of(model: Any) -> dict[str, Tensor]:
     """Return the trained tensors of a PEFT model under the names slots use.
 
-    `<site>.lora_A`, `<site>.lora_B` and the head's parameters by their names in the base model.
+    `<site>.lora_A`, `<site>.lora_B` and the head's parameters by their names in the base model; a
+    site on rows of a fused module is called as `Site.name` says.
     """
     return {
         plain_name(name): p
@@ -87,15 +112,18 @@ def hub_name(source: str) -> str:
 
 def plain_name(name: str) -> str:
     """Turn a parameter's name inside a PEFT model into the name slots use."""
-    name = name.removeprefix("base_model.model.")
-    name = name.replace(".modules_to_save.default.", ".")
-    return name.replace(".default.weight", "") if ".lora_" in name else name
+    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+    adapter = re.fullmatch(r"(.+)[.](lora_[AB])[.]default[.](weight|[qkv])", name)
+    if adapter is None:
+        return name
+    module, side, part = adapter.groups()
+    return f"{module}.{side}" if part == "weight" else f"{module}.{part}.{side}"
 
 
-def _short_names(backbone: Backbone, sites: tuple[Site, ...]) -> list[str]:
-    """Return `["query", "value"]` where these suffixes name the sites and nothing else."""
-    short = sorted({site.name.rpartition(".")[2] for site in sites})
+def _short_names(backbone: Backbone, modules: list[str]) -> list[str]:
+    """Return `["query", "value"]` where these suffixes name the modules and nothing else."""
+    short = sorted({name.rpartition(".")[2] for name in modules})
     matched = {
         name for name, _ in backbone.model.named_modules() if any(name == s or name.endswith(f".{s}") for s in short)
     }
-    return short if matched == {site.name for site in sites} else [site.name for site in sites]
+    return short if matched == set(modules) else modules

@@ -102,7 +102,12 @@ def load(
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
 
     location = _locate(source)
     try:
@@ -112,8 +117,12 @@ def load(
             id2label=dict(enumerate(classes)),
             label2id={name: index for index, name in enumerate(classes)},
         )
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise ModelError(_no_class(source, config))
         disable_dropout(config)
         tokenizer = AutoTokenizer.from_pretrained(location)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
     _give_pad_token(tokenizer, config, source)
@@ -181,6 +190,9 @@ def disable_dropout(config: Any) -> None:
         is_probability = isinstance(value, float) and ("dropout" in name or name.endswith(("pdrop", "drop")))
         if is_probability:
             setattr(config, name, 0.0)
+        part = getattr(config, name, None)
+        if hasattr(part, "to_dict"):  # MPT keeps its attention's in a configuration of its own
+            disable_dropout(part)
 
 
 def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
@@ -239,6 +251,13 @@ def _give_pad_token(tokenizer: Any, config: Any, source: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     config.pad_token_id = tokenizer.pad_token_id
+
+
+def _no_class(source: str, config: Any) -> str:
+    return (
+        f"model {source!r}: transformers has no sequence-classification class for its family {config.model_type!r}, "
+        "and AutoLR does not train language models yet; choose a model of another family, such as llama or qwen3"
+    )
 
 
 def _cannot_load(source: str, error: Exception) -> str:

@@ -4,60 +4,99 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from autolr.errors import ModelError
+from autolr.model import layouts
+from autolr.model.layouts import Rows
 from autolr.study import Targets
 
 # The names transformers gives to separate projections, family by family:
-# BERT, RoBERTa, ELECTRA (query); DistilBERT (q_lin); Llama, Mistral, Qwen, Gemma, OPT (q_proj).
+# BERT, RoBERTa, ELECTRA (query); DistilBERT (q_lin); DeBERTa-v2 and v3 (query_proj); Llama, Mistral, Qwen, Gemma,
+# OPT and most others (q_proj).
 NAMES: tuple[dict[str, str], ...] = (
     {"q": "query", "k": "key", "v": "value"},
     {"q": "q_lin", "k": "k_lin", "v": "v_lin"},
+    {"q": "query_proj", "k": "key_proj", "v": "value_proj"},
     {"q": "q_proj", "k": "k_proj", "v": "v_proj"},
 )
+# DeepSeek's latent attention: one matrix makes keys and values from a shared low-rank code.
+LATENT = "kv_b_proj"
 
 
 @dataclass(frozen=True)
 class Site:
-    """A matrix an adapter is attached to.
+    """A matrix an adapter is attached to: a module of the model, or some rows of a fused one.
 
     Attributes:
-        name: full name of the module in the model.
+        name: of the site: the module's full name, and for rows of a fused one the role behind it.
         role: what the matrix is for.
         d_in: input features.
         d_out: output features; smaller for k and v where heads share them (grouped queries).
+        rows: which rows of the module's output it makes; None: all.
     """
 
     name: str
     role: Literal["q", "k", "v"]
     d_in: int
     d_out: int
+    rows: Rows | None = None
+
+    @property
+    def module(self) -> str:
+        """Full name of the module in the model."""
+        return self.name.rpartition(".")[0] if self.rows else self.name
 
 
 @dataclass(frozen=True)
 class Projections:
-    """The sites of a model, in the order of its layers, and how many of its layers have them."""
+    """The sites of a model, in the order of its layers, and how many of its layers have them.
+
+    Attributes:
+        sites: q, k and v of one layer are neighbours.
+        layers: of the model.
+        shared_input: some projection also reads what all rows of a batch share (DeBERTa's relative
+            positions), so slots with different adapters cannot go through it in one pass.
+    """
 
     sites: tuple[Site, ...]
     layers: int
+    shared_input: bool = False
 
     def of(self, targets: Targets) -> tuple[Site, ...]:
         """Return the sites that `targets` trains."""
         return tuple(site for site in self.sites if site.role in targets)
 
     @property
+    def covered(self) -> int:
+        """Layers with q and v."""
+        return sum(site.role == "v" for site in self.sites)
+
+    @property
     def coverage(self) -> str:
         """Say how many layers can be tuned, such as `q and v in 6 of 6 layers`."""
-        found = sum(site.role == "v" for site in self.sites)
-        return f"q and v in {found} of {self.layers} layers"
+        return f"q and v in {self.covered} of {self.layers} layers"
+
+    @property
+    def warning(self) -> str | None:
+        """What a user should know before training: None where every layer has q and v."""
+        if self.covered >= self.layers:
+            return None
+        return f"{self.coverage}; the other {self.layers - self.covered} are not tuned"
 
     @property
     def largest_rank(self) -> int:
         """The rank at which an adapter on the smallest matrix would be of full rank."""
         return min(min(site.d_in, site.d_out) for site in self.sites)
+
+
+def by_module(sites: tuple[Site, ...]) -> dict[str, tuple[Site, ...]]:
+    """Return the sites of each module, in the model's order."""
+    return {name: tuple(group) for name, group in groupby(sites, key=lambda site: site.module)}
 
 
 def find(model: nn.Module, name: str) -> Projections:
@@ -68,22 +107,69 @@ def find(model: nn.Module, name: str) -> Projections:
         name: the model's name, for messages.
 
     Raises:
-        ModelError: no attention module has separate q, k and v; the message lists what there is.
+        ModelError: no attention module has a W_q and a W_v of its own, or the model mixes W_k and
+            W_v in one matrix; the message says which, and lists what there is.
     """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     sites: list[Site] = []
+    shared = False
     for path, module in model.named_modules():
-        for names in NAMES:
-            found = {role: getattr(module, child, None) for role, child in names.items()}
-            if all(isinstance(matrix, nn.Linear) for matrix in found.values()):
-                for role, matrix in found.items():
-                    assert isinstance(matrix, nn.Linear)
-                    full = f"{path}.{names[role]}" if path else names[role]
-                    sites.append(Site(full, role, matrix.in_features, matrix.out_features))  # type: ignore[arg-type]
+        if isinstance(getattr(module, LATENT, None), nn.Module):
+            raise ModelError(
+                f"model {name!r}: its latent attention ({path}.{LATENT}) makes keys and values from one low-rank "
+                "code, so there is no W_v whose rate could be told from that of W_k; choose a model with separate "
+                "or fused q, k and v projections"
+            )
+        sites += _separate(module, path, text) or _fused(module, path, text, name)
+        shared = shared or bool(getattr(module, "share_att_key", False) and getattr(module, "relative_attention", 0))
     if not sites:
         raise ModelError(_nothing_found(model, name))
-    layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    attentions = sum(site.role == "v" for site in sites)
-    return Projections(tuple(sites), max(int(layers or attentions), attentions))
+    layers = getattr(text, "num_hidden_layers", None)
+    covered = sum(site.role == "v" for site in sites)
+    return Projections(tuple(sites), max(int(layers or covered), covered), shared)
+
+
+def _separate(module: nn.Module, path: str, config: Any) -> list[Site]:
+    for names in NAMES:
+        found = {role: getattr(module, child, None) for role, child in names.items()}
+        if not (_is_matrix(found["q"]) and _is_matrix(found["v"])):
+            continue
+        sites = []
+        for role, matrix in found.items():
+            if not _is_matrix(matrix):  # no W_k of its own: nothing to freeze
+                continue
+            d_in, d_out = _shape(matrix)
+            rows = layouts.gated(module, config, d_out) if role == "q" else None
+            full = ".".join(part for part in (path, names[role], "q" if rows else "") if part)
+            sites.append(Site(full, role, d_in, rows.count if rows else d_out, rows))  # type: ignore[arg-type]
+        return sites
+    return []
+
+
+def _fused(module: nn.Module, path: str, config: Any, name: str) -> list[Site]:
+    child = layouts.CHILDREN.get(str(getattr(config, "model_type", "")))
+    matrix = getattr(module, child, None) if child else None
+    # GPT-2's cross-attention reads its queries elsewhere.
+    if not _is_matrix(matrix) or getattr(module, "is_cross_attention", False):
+        return []
+    d_in, total = _shape(matrix)
+    try:
+        parts = layouts.fused(config, total)
+    except ValueError as error:
+        raise ModelError(f"model {name!r}: {path}.{child}: {error}") from None
+    return [Site(f"{path}.{child}.{role}", role, d_in, rows.count, rows) for role, rows in parts.items()]  # type: ignore[arg-type]
+
+
+def _is_matrix(module: Any) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _shape(matrix: Any) -> tuple[int, int]:
+    if isinstance(matrix, nn.Linear):
+        return matrix.in_features, matrix.out_features
+    weight: Tensor = matrix.weight  # Conv1D keeps [d_in, d_out]
+    return weight.shape[0], weight.shape[1]
 
 
 def _nothing_found(model: nn.Module, name: str) -> str:
@@ -96,7 +182,9 @@ def _nothing_found(model: nn.Module, name: str) -> str:
             kinds[kind] = kinds.get(kind, 0) + 1
     listing = "\n".join(f"  {count} x {kind}" for kind, count in list(kinds.items())[:40])
     known = "; ".join("/".join(names.values()) for names in NAMES)
+    family = getattr(getattr(model, "config", None), "model_type", "unknown")
     return (
-        f"model {name!r}: no attention layer has separate query, key and value projections "
-        f"(known names: {known}); fused projections are not supported yet. Its modules:\n{listing}"
+        f"model {name!r}: no attention layer has query and value projections that AutoLR knows (separate: {known}; "
+        f"fused, of the families {', '.join(sorted(layouts.CHILDREN))}). It is of the family {family!r}; choose a "
+        f"model with W_q and W_v. Its modules:\n{listing}"
     )

@@ -18,8 +18,11 @@ from torch.func import functional_call
 
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Classification
+from autolr.errors import ModelError
 from autolr.model.adapters import initial_a
 from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.fused import stack
+from autolr.model.projections import Site, by_module
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Layout
 from autolr.study import Role, Training
@@ -92,7 +95,8 @@ class Pack:
         alpha: LoRA's alpha; a slot's adapter is scaled by alpha / rank.
         roles: the roles any slot may train.
         together: slots that share a forward pass; None: all on a GPU, one on a CPU, where
-            a pass of its own for each slot costs nothing and spares padding and memory.
+            a pass of its own for each slot costs nothing and spares padding and memory. Always one
+            where `Projections.shared_input`.
     """
 
     def __init__(
@@ -119,6 +123,8 @@ class Pack:
         base = next(backbone.model.parameters())
         self.device = base.device
         self.together = together or (1 if self.device.type == "cpu" else capacity)
+        if backbone.projections.shared_input:
+            self.together = 1
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
         self.rows = torch.zeros(capacity, self.layout.columns, dtype=dtype, device=self.device)
         self.averages = torch.zeros_like(self.rows)
@@ -128,6 +134,7 @@ class Pack:
         self._scale = self.rows.new_zeros(0)
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._used: set[Role] = set()
+        self._batch = 0
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._handles = self._attach()
 
@@ -273,6 +280,7 @@ class Pack:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
+        self._batch = batch["input_ids"].shape[0]
         output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return output.logits.to(self.rows.dtype)  # type: ignore[no-any-return]
 
@@ -310,22 +318,32 @@ class Pack:
     def _attach(self) -> list[Any]:
         modules = dict(self.backbone.model.named_modules())
         handles = []
-        for site in self.backbone.projections.sites:
-            if site.role in self.layout.roles:
-                handles.append(modules[site.name].register_forward_hook(self._adapter(site.name, site.role)))
+        sites = tuple(site for site in self.backbone.projections.sites if site.role in self.layout.roles)
+        for name, group in by_module(sites).items():
+            handles.append(modules[name].register_forward_hook(self._adapter(group)))
         owners = dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.head_parameters())
         for owner in owners:
             handles.append(modules[owner].register_forward_hook(self._head(owner, modules[owner])))
         return handles
 
-    def _adapter(self, site: str, role: Role) -> Callable[..., Tensor | None]:
-        name_a, name_b = f"{site}.lora_A", f"{site}.lora_B"
+    def _adapter(self, sites: tuple[Site, ...]) -> Callable[..., Tensor | None]:
+        name_a, name_b = f"{sites[0].name}.lora_A", f"{sites[0].name}.lora_B"
 
         def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if role not in self._used:
+            used = [site for site in sites if site.role in self._used]
+            if not used:
                 return None
+            if sites[0].rows:
+                a, b = stack(used, self._bound)
+            else:
+                a, b = self._bound[name_a], self._bound[name_b]
+            if a.shape[0] > 1 and args[0].shape[0] % self._batch:
+                raise ModelError(
+                    f"model {self.backbone.source!r}: {sites[0].module} reads {args[0].shape[0]} rows where "
+                    f"the batch has {self._batch}, so slots cannot share a pass; set together=1"
+                )
             # [slots, rank, d_in] and [slots, d_out, rank], rounded to the activations' type as autocast does
-            a, b = self._bound[name_a].to(output.dtype), self._bound[name_b].to(output.dtype)
+            a, b = a.to(output.dtype), b.to(output.dtype)
             x = args[0].reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
             low = torch.bmm(x, a.transpose(1, 2)) * self._scale.view(-1, 1, 1).to(output.dtype)
             return output + torch.bmm(low, b.transpose(1, 2)).view(output.shape)

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolr.model import layouts
 from autolr.model.projections import NAMES
 from autolr.recipe import Recipe
 
+_FUSED = frozenset(layouts.CHILDREN.values())
 _ROLE_OF = {name: role for names in NAMES for role, name in names.items()}
 
 
@@ -77,6 +79,12 @@ def parameter_groups(
             raise ValueError(
                 f"{seen[id(parameter)][1]} and {name} share one tensor, which cannot learn at two rates; untie them"
             )
+    fused = [name for name in strangers if ".lora_" in name and not _FUSED.isdisjoint(name.split("."))]
+    if fused:
+        raise ValueError(
+            f"{fused[0]}: one tensor for W_q, W_k and W_v, which cannot learn at rates of their own; let "
+            "autolr.model.adapters.peft_model put on the adapter: it trains the same in parts, and saves a stock one"
+        )
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise ValueError(
@@ -110,15 +118,18 @@ def role_of(name: str, stacks: Collection[str] = ()) -> str | None:
     parts = name.split(".")
     matrix = _matrix(parts)
     if matrix is not None:
-        return _ROLE_OF[parts[matrix]]
+        return matrix[1]
     is_adapter = any(part.startswith("lora_") for part in parts)
     if "modules_to_save" in parts or (not is_adapter and not name.startswith(tuple(stacks))):
         return "head" if "embeddings" not in parts and "embed_tokens" not in parts else None
     return None
 
 
-def _matrix(parts: list[str]) -> int | None:
-    """Return which part names W_q, W_k or W_v, if the parameter is its own or its adapter's."""
+def _matrix(parts: list[str]) -> tuple[int, str] | None:
+    """Return which part names the module, and the role, if a parameter is W_q's, W_k's, W_v's or their adapter's."""
+    # What `autolr.model.fused` trains on the rows of one role: c_attn.lora_A.default.q
+    if len(parts) > 3 and parts[-3] in ("lora_A", "lora_B") and parts[-1] in ("q", "k", "v"):
+        return len(parts) - 4, parts[-1]
     for index, part in enumerate(parts):
         if part not in _ROLE_OF:
             continue
@@ -129,7 +140,7 @@ def _matrix(parts: list[str]) -> int | None:
             rest = rest[1:]
         # A module that is merely called `value`, such as a critic, has parameters further down.
         if rest in (["weight"], ["bias"]) or (rest and rest[0].startswith("lora_")):
-            return index
+            return index, _ROLE_OF[part]
     return None
 
 
@@ -139,8 +150,10 @@ def _layer_stacks(names: Iterable[str]) -> set[str]:
     for name in names:
         parts = name.split(".")
         matrix = _matrix(parts)
-        number = next((i for i, part in enumerate(parts[:matrix]) if part.isdigit()), None)
-        if matrix is not None and number is not None:
+        if matrix is None:
+            continue
+        number = next((i for i, part in enumerate(parts[: matrix[0]]) if part.isdigit()), None)
+        if number is not None:
             stacks.add(".".join(parts[:number]) + ".")
     return stacks
 

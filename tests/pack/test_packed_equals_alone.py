@@ -94,7 +94,8 @@ def test_every_slot_equals_a_stock_run(family, dtype, together):
         assert max(losses) - min(losses) > 0.01  # it did train
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+# The conformance kit takes the fused ones; DeBERTa's own loss is rounded to float32.
+@pytest.mark.parametrize("family", sorted({*tiny.SEPARATE} - {*tiny.LANGUAGE_ONLY, "deberta-v2"}))
 def test_one_step_equals_stock_in_every_family(family):
     with make_pack(family, torch.float64, together=3) as pack:
         slots = [pack.admit(config) for config in SLOTS]

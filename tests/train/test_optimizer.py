@@ -6,6 +6,7 @@ import pytest
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
+from autolr.model import adapters
 from autolr.train.optimizer import parameter_groups
 from tests import tiny
 
@@ -18,17 +19,18 @@ def lora(family: str, targets: list[str]):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_groups_hold_every_trainable_parameter_once_at_its_rate(family):
-    sites = tiny.base(family).projections.sites
-    names = {site.role: site.name.rpartition(".")[2] for site in sites}
-    model = lora(family, [names["q"], names["v"]])
+    base = tiny.base(family)
+    names = {site.role: site.name.rpartition(".")[2] for site in base.projections.sites}
+    model = adapters.peft_model(base, "qv", 2, 4.0, seed=0)
     groups = parameter_groups(model, lr_q=1e-4, ratio=8, lr_head=1e-3, weight_decay=0.1)
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     assert len(rate) == sum(len(group["params"]) for group in groups) == len(trainable)
     for name, parameter in trainable:
-        is_v, is_q = f".{names['v']}." in name, f".{names['q']}." in name
+        plain = adapters.plain_name(name)
+        is_v, is_q = f".{names['v']}." in plain, f".{names['q']}." in plain
         assert rate[id(parameter)] == pytest.approx(8e-4 if is_v else 1e-4 if is_q else 1e-3), name
-    assert [group["name"] for group in groups] == ["q", "v", "head"]
+    assert [group["name"] for group in groups] == ["q", "v", *(["head"] if base.head else [])]
 
 
 def test_a_model_that_trains_its_matrices_themselves():
@@ -45,6 +47,8 @@ def test_what_has_no_role_is_named():
         parameter_groups(model, lr_q=1e-4, ratio=4)
     with pytest.raises(ValueError, match="no W_v"):
         parameter_groups(lora("llama", ["q_proj"]), lr_q=1e-4, ratio=4)
+    with pytest.raises(ValueError, match="one tensor for W_q, W_k and W_v.*peft_model"):
+        parameter_groups(lora("gpt2", ["c_attn"]), lr_q=1e-4, ratio=4)
     unfrozen = tiny.model("bert").requires_grad_(True)
     with pytest.raises(ValueError, match="embeddings"):
         parameter_groups(unfrozen, lr_q=1e-4, ratio=4)

@@ -22,13 +22,13 @@ from autolr.train import run
 from autolr.train.run import evaluate, train
 
 
-@pytest.fixture
-def recipe(small_study) -> Recipe:
+@pytest.fixture(params=["bert"])
+def recipe(small_study, model_folders, request) -> Recipe:
     candidate = Candidate(lr_v=2e-2, ratio=4, rank=4)
     examples = sources.load(small_study.data)
     return Recipe(
         name="small",
-        model=small_study.model,
+        model=model_folders[request.param],
         data=small_study.data,
         data_fingerprint=examples.fingerprint,
         classes=examples.classes,
@@ -40,7 +40,11 @@ def recipe(small_study) -> Recipe:
     )
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
+@pytest.mark.parametrize(
+    ("recipe", "precision", "tolerance"),
+    [("bert", "fp32", 1e-4), ("bert", "bf16", 3e-2), ("gpt2", "fp32", 1e-4), ("gpt_neox", "fp32", 1e-4)],
+    indirect=["recipe"],
+)
 def test_the_trainer_trains_what_a_slot_trains(recipe, tmp_path, monkeypatch, precision, tolerance):
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
     last = {}
@@ -83,6 +87,7 @@ def test_the_trainer_trains_what_a_slot_trains(recipe, tmp_path, monkeypatch, pr
         assert torch.linalg.vector_norm(value - saved[name]) <= tolerance * torch.linalg.vector_norm(value), name
 
 
+@pytest.mark.parametrize("recipe", ["bert", "gpt2"], indirect=True)
 def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
     result = train(recipe, tmp_path / "run", device="cpu")
     stock = AutoModelForSequenceClassification.from_pretrained(
@@ -100,7 +105,9 @@ def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
         bare = evaluate(stock, data.confirm, Classification(tuple(recipe.classes)))
     assert abs(bare["loss"] - score["loss"]) > 1e-4
     config = json.loads((result.adapter / "adapter_config.json").read_text())
-    assert sorted(config["target_modules"]) == ["query", "value"]
+    fused = "gpt2" in recipe.model
+    assert sorted(config["target_modules"]) == (["c_attn"] if fused else ["query", "value"])
+    assert (config["r"], config["lora_alpha"]) == ((8, 32) if fused else (4, 16))
     assert "PeftModel.from_pretrained" in (result.adapter / "README.md").read_text()
     best = min((e["eval_loss"], e["step"]) for e in result.metrics["log"] if "eval_loss" in e)
     assert result.metrics["best_step"] == best[1]
@@ -108,6 +115,7 @@ def test_the_adapter_gives_the_reported_score_in_stock_peft(recipe, tmp_path):
     assert train(recipe, tmp_path / "run").metrics == result.metrics  # finished: nothing is trained again
 
 
+@pytest.mark.parametrize("recipe", ["bert", "gpt2"], indirect=True)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(recipe, tmp_path):
     whole = train(recipe, tmp_path / "whole", device="cpu")
 

@@ -1,0 +1,91 @@
+"""`autolr validate`: can this model be searched, what would be trained, and does the conformance kit pass on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from autolr.model.backbone import Backbone
+    from autolr.testing import Check
+
+RANKS = (4, 8, 16, 32, 64)
+
+
+def validate(
+    model: Annotated[str, typer.Option(help="Local folder or hub id of the model.", show_default=False)],
+    classes: Annotated[int, typer.Option(min=2, help="Outputs of the head.")] = 2,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
+    ] = None,
+) -> None:
+    """Show where a model's W_q, W_k and W_v are, what a rank costs, and check that AutoLR trains them rightly.
+
+    The checks take three steps on a few random tokens. Exit code 2: the model is refused, or a check fails.
+    """
+    from autolr import testing
+    from autolr.errors import ModelError
+    from autolr.model import backbone
+    from autolr.model.quiet import quiet
+    from autolr.search.setting import choose_device
+
+    with quiet():
+        base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device))
+    typer.echo("\n".join(describe(base)))
+    failed = []
+    with quiet():
+        for check in testing.run(base):
+            typer.echo(_line(check))
+            failed += [] if check.passed else [check.name]
+    if failed:
+        raise ModelError(
+            f"model {model!r}: {len(failed)} of the checks failed ({', '.join(failed)}); do not trust a search on it"
+        )
+    typer.echo("all checks passed")
+
+
+def describe(base: Backbone) -> list[str]:
+    """Return the facts of a model, line by line."""
+    from autolr.model import adapters
+    from autolr.testing.roles import shapes
+
+    found = base.projections
+    parameters = list(base.model.parameters())
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    precision = str(parameters[0].dtype).removeprefix("torch.")
+    origin = "the checkpoint's" if not base.fresh else "drawn by the seed" if _all_fresh(base) else "partly drawn"
+    lines = [
+        f"model       {base.source}: family {base.model_type}, {sum(p.numel() for p in parameters):,} parameters",
+        *(f"role        {kind}" for kind in shapes(base)),
+        f"coverage    {found.coverage}",
+        *([f"warning     {found.warning}"] if found.warning else []),
+        f"head        {', '.join(base.head)}: {adapters.parameters(base, 'qv', 1)['head']:,} parameters, {origin}",
+        f"base        {_size(held)} in {precision}",
+    ]
+    for rank in RANKS:
+        if rank <= found.largest_rank:
+            count = adapters.parameters(base, "qv", rank)
+            trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
+            lines.append(
+                f"rank {rank:<6} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
+                f"with the base {_size(trained + held)}, without activations"
+            )
+    return lines
+
+
+def _all_fresh(base: Backbone) -> bool:
+    return base.fresh >= base.head_parameters().keys()
+
+
+def _line(check: Check) -> str:
+    return f"{'passed' if check.passed else 'FAILED':<11} {check.name}: {check.found} ({check.seconds:.1f} s)"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"

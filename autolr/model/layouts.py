@@ -1,0 +1,128 @@
+"""Which rows of a fused projection are W_q, W_k and W_v, family by family.
+
+With n query heads, m key and value heads and heads of size h, a fused matrix has (n + 2 m) h rows, in
+one of two orders:
+
+- stacked: all of q, then all of k, then all of v;
+- by group: m groups, each with its n / m query heads, then its key, then its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a matrix: in each of `groups` equal parts of its `total` rows, `start` to `stop`."""
+
+    total: int
+    groups: int
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        """How many rows they are."""
+        return self.groups * (self.stop - self.start)
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Return these rows of `matrix` [..., total, columns] as a view [..., groups, stop - start, columns]."""
+        parts: Tensor = matrix.unflatten(-2, (self.groups, self.total // self.groups))  # type: ignore[no-untyped-call]
+        return parts[..., self.start : self.stop, :]
+
+    def index(self) -> list[int]:
+        """Return the numbers of the rows, in their order."""
+        width = self.total // self.groups
+        return [group * width + row for group in range(self.groups) for row in range(self.start, self.stop)]
+
+
+def _stacked(total: int, heads: int, kv: int, size: int) -> dict[str, Rows]:
+    q, k = heads * size, (heads + kv) * size
+    return {"q": Rows(total, 1, 0, q), "k": Rows(total, 1, q, k), "v": Rows(total, 1, k, total)}
+
+
+def _by_group(total: int, heads: int, kv: int, size: int) -> dict[str, Rows]:
+    q = heads // kv * size
+    return {
+        "q": Rows(total, kv, 0, q),
+        "k": Rows(total, kv, q, q + size),
+        "v": Rows(total, kv, q + size, q + 2 * size),
+    }
+
+
+Order = Callable[[int, int, int, int], dict[str, Rows]]
+
+
+def _same(order: Order) -> Callable[[Any], tuple[Order, int]]:
+    """Every query head has its own key and value."""
+    return lambda config: (order, config.num_attention_heads)
+
+
+def _grouped(config: Any) -> tuple[Order, int]:
+    return _stacked, config.num_key_value_heads
+
+
+def _falcon(config: Any) -> tuple[Order, int]:
+    if config.new_decoder_architecture:
+        return _by_group, config.num_kv_heads
+    return (_stacked, 1) if config.multi_query else (_by_group, config.num_attention_heads)
+
+
+def _gpt_bigcode(config: Any) -> tuple[Order, int]:
+    return (_stacked, 1) if config.multi_query else (_by_group, config.num_attention_heads)
+
+
+# Family: the attention module's child, and the order of its rows with the number of key and value heads.
+_FUSED: dict[str, tuple[str, Callable[[Any], tuple[Order, int]]]] = {
+    "bloom": ("query_key_value", _same(_by_group)),
+    "falcon": ("query_key_value", _falcon),
+    "gpt2": ("c_attn", _same(_stacked)),
+    "gpt_bigcode": ("c_attn", _gpt_bigcode),
+    "gpt_neox": ("query_key_value", _same(_by_group)),
+    "modernbert": ("Wqkv", _same(_stacked)),
+    "mpt": ("Wqkv", _same(_stacked)),
+    "openai-gpt": ("c_attn", _same(_stacked)),
+    "persimmon": ("query_key_value", _same(_by_group)),
+    "phi3": ("qkv_proj", _grouped),
+}
+CHILDREN: dict[str, str] = {family: child for family, (child, _) in _FUSED.items()}
+# Families whose q_proj makes, head by head, the query and then a gate on the attention's output.
+_GATED = ("qwen3_next", "qwen3_5")
+
+
+def fused(config: Any, total: int) -> dict[str, Rows]:
+    """Return the rows of each role in the fused matrix of a family in `CHILDREN`.
+
+    Args:
+        config: the (text) model's configuration.
+        total: rows of the matrix.
+
+    Raises:
+        ValueError: the matrix cannot be one of this configuration.
+    """
+    order, kv = _FUSED[config.model_type][1](config)
+    heads = int(config.num_attention_heads)
+    size, rest = divmod(total, heads + 2 * kv)
+    if rest or heads % kv:
+        raise ValueError(f"{total} rows do not make {heads} query heads and {kv} key and value heads of one size")
+    return order(total, heads, kv, size)
+
+
+def gated(attention: nn.Module, config: Any, total: int) -> Rows | None:
+    """Return the rows of W_q in a q_proj that also makes a gate; None where all rows are W_q.
+
+    Args:
+        attention: the module that holds the q_proj.
+        config: the (text) model's configuration.
+        total: rows of the q_proj.
+    """
+    if not str(getattr(config, "model_type", "")).startswith(_GATED):
+        return None
+    size = int(getattr(attention, "head_dim", config.head_dim))
+    heads = int(config.num_attention_heads)
+    return Rows(total, heads, 0, size) if total == 2 * heads * size else None

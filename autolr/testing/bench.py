@@ -1,0 +1,108 @@
+"""What the checks of the kit share: a model, a few tokens, and what one check leaves for the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolr.data.batches import TokenSet
+from autolr.data.tasks import Classification
+from autolr.model.backbone import Backbone
+from autolr.pack.pack import SlotConfig
+from autolr.study import Targets, Training
+
+ALPHA = 16.0
+STEPS = 3
+# Under Adam a gradient that is nothing but rounding moves a weight as far as any other; eps says from where on
+# a gradient counts: nearly all of them in float64, in float32 those that stand clear of the rounding.
+EPS = {torch.float64: 1e-8}
+FLOAT32_EPS = 1e-4
+# Distance of what two ways of computing the same give, relative to its norm.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+FAR = 2  # tokens between the place that is changed and the place that is watched
+
+
+class ProblemError(Exception):
+    """What a check has found wrong."""
+
+
+@dataclass(frozen=True)
+class ThirdToken(Classification):
+    """A loss for language models: the third token's logits are those of the classes."""
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example in nats, [rows], for `logits` [rows, tokens, vocabulary]."""
+        return super().losses(logits[:, FAR, : len(self.classes)], labels)
+
+
+@dataclass
+class Bench:
+    """A model, what it is trained on here, and what one check leaves for the next.
+
+    Attributes:
+        base: the model.
+        data: random tokens.
+        task: gives the loss.
+        slots: targets and settings of the slots that are compared.
+        packed: tensors, losses and batches of each slot after it was trained in a pack.
+        folder: for the adapter that is saved.
+        frozen: fingerprint of the base before training.
+        stock: the first slot's adapter, loaded in stock PEFT.
+        logits: what `stock` gives on all examples.
+    """
+
+    base: Backbone
+    data: TokenSet
+    task: Classification
+    slots: list[tuple[Targets, SlotConfig]]
+    packed: list[tuple[dict[str, Tensor], list[float], list[list[int]]]]
+    folder: Path
+    frozen: str = ""
+    stock: Any = None
+    logits: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base's weights."""
+        return next(self.base.model.parameters()).dtype  # type: ignore[no-any-return]
+
+    @cached_property
+    def training(self) -> Training:
+        """Settings in which all that an optimizer step consists of does something."""
+        eps = EPS.get(self.dtype, FLOAT32_EPS)
+        return Training(batch_size=2, weight_decay=0.1, clip_norm=0.5, betas=(0.9, 0.99), eps=eps)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest distance that rounding explains."""
+        return TOLERANCE.get(self.dtype, 5e-2)
+
+    def batch(self, rows: list[int]) -> dict[str, Tensor]:
+        """Return examples, padded, on the model's device."""
+        device = next(self.base.model.parameters()).device
+        return {name: value.to(device) for name, value in self.data.collate(rows).items()}
+
+
+def random_tokens(base: Backbone, classes: int, seed: int = 0) -> TokenSet:
+    """Return eight examples of 4 to 9 tokens, none of them special."""
+    config = base.model.config.get_text_config()
+    special = set(getattr(base.tokenizer, "all_special_ids", None) or ())
+    special |= {v for v in (config.pad_token_id, config.eos_token_id, config.bos_token_id) if isinstance(v, int)}
+    rng = np.random.default_rng(seed)
+    usable = np.setdiff1d(np.arange(min(int(config.vocab_size), 5000)), list(special))
+    ids = [rng.choice(usable, 4 + number % 6).tolist() for number in range(8)]
+    return TokenSet(ids, [number % classes for number in range(8)], int(config.pad_token_id or 0))
+
+
+@torch.no_grad()
+def logits_of(bench: Bench, model: Any, rows: list[int]) -> Tensor:
+    """Return the logits of examples, those of a language model at real tokens."""
+    batch = bench.batch(rows)
+    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits if logits.dim() == 2 else logits[batch["attention_mask"].bool()]
