@@ -7,27 +7,26 @@ where slots share a forward pass, its activations. The line is measured on the w
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from autolr.data.batches import CYCLE
+from autolr.pack.memory import free_memory, peak_bytes, resident_bytes
 from autolr.pack.pack import Pack, SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
 SHARE = 0.85
-# On a CPU slots do not train faster together; this many give a rung enough to compare.
+# On a CPU as many slots train side by side as it has threads; this many give a rung enough to compare.
 CPU_SLOTS = 8
 # Twice the slots must train this much faster in sum to be worth their memory.
 WORTHWHILE = 1.1
 MOST_SLOTS = 256
 WARM_UP, TIMED = 2, 8
-SCORED = 256
+# What the memory of a CPU is probed with: cycles of steps, and examples that are scored.
+CYCLES, SCORED = 2, 256
 GIB = 2**30
 
 
@@ -42,6 +41,7 @@ class Capacity:
         slot_bytes: what one more slot takes.
         free_bytes: memory that was free before.
         rates: trial-steps per second, all slots together, for each number that was tried.
+        passes: forward passes that run side by side.
     """
 
     slots: int
@@ -50,6 +50,7 @@ class Capacity:
     slot_bytes: int
     free_bytes: int
     rates: dict[int, float]
+    passes: int = 1
 
     def describe(self) -> str:
         """Return the choice in one line."""
@@ -59,11 +60,11 @@ class Capacity:
         )
 
 
-def measure(make_pack: Callable[[int], Pack], config: SlotConfig, most: int, wanted: int | None = None) -> Capacity:
+def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wanted: int | None = None) -> Capacity:
     """Choose the number of slots by trying.
 
     Args:
-        make_pack: returns an empty pack with room for so many slots.
+        make_pack: returns an empty pack with room for so many slots, and so many passes side by side.
         config: of a trial that takes as much memory as any.
         most: more slots are never needed.
         wanted: the user's own choice; it is kept, and its memory predicted.
@@ -83,20 +84,15 @@ def measure(make_pack: Callable[[int], Pack], config: SlotConfig, most: int, wan
 
 
 def _on_cpu(
-    make_pack: Callable[[int], Pack], config: SlotConfig, most: int, wanted: int | None, row_bytes: int
+    make_pack: Callable[..., Pack], config: SlotConfig, most: int, wanted: int | None, row_bytes: int
 ) -> Capacity:
-    free = free_memory()
-    with make_pack(1) as pack:
-        # Batches of many widths, because the products' scratch memory is kept for each; and a scoring.
-        _fill(pack, config, 1, widest=False)
-        for _ in range(CYCLE):
-            pack.step()
-        pack.slots[0].order = [_widest(pack)] * len(pack.slots[0].order)
-        pack.step()
-        pack.evaluate(pack.slots, pack.data.take(range(min(len(pack.data), SCORED))), averaged=False)
-        peak = peak_bytes(pack.device)
-    fitting = max(1, int(SHARE * free) // max(1, row_bytes))
-    slots = wanted or max(1, min(CPU_SLOTS, most, fitting))
+    free, before = free_memory(), resident_bytes()
+    one = _probe_cpu(make_pack, config, 1)
+    cores = torch.get_num_threads()
+    passes = max(1, min(cores, most, wanted or most, int(SHARE * free) // max(1, one - before)))
+    peak = _probe_cpu(make_pack, config, passes) if passes > 1 else one
+    fitting = passes + max(0, int(SHARE * free) - (peak - before)) // max(1, row_bytes)
+    slots = wanted or min(max(CPU_SLOTS, passes), most, fitting)
     if wanted:
         reason = "as asked"
     elif slots == fitting:
@@ -104,8 +100,8 @@ def _on_cpu(
     elif slots == most:
         reason = "there are no more trials"
     else:
-        reason = "on a CPU more do not train faster"
-    return Capacity(slots, reason, peak + (slots - 1) * row_bytes, row_bytes, free, {})
+        reason = "more do not train faster on a CPU"
+    return Capacity(slots, reason, peak + (slots - passes) * row_bytes, row_bytes, free, {}, passes)
 
 
 def knee(
@@ -155,7 +151,7 @@ def slope(peaks: dict[int, int]) -> int:
     return (peaks[counts[-1]] - peaks[counts[-2]]) // (counts[-1] - counts[-2])
 
 
-def _probe(make_pack: Callable[[int], Pack], config: SlotConfig, slots: int) -> tuple[int, float]:
+def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int) -> tuple[int, float]:
     """Return peak bytes on the widest batch, and trial-steps per second on ordinary ones."""
     torch.cuda.reset_peak_memory_stats()
     with make_pack(slots) as pack:
@@ -175,6 +171,19 @@ def _probe(make_pack: Callable[[int], Pack], config: SlotConfig, slots: int) -> 
     return peak, rate
 
 
+def _probe_cpu(make_pack: Callable[..., Pack], config: SlotConfig, passes: int) -> int:
+    """Return the peak of so many passes side by side: batches of many widths, the widest, and a scoring."""
+    with make_pack(passes, passes) as pack:
+        _fill(pack, config, passes, widest=False)
+        for _ in range(CYCLES * CYCLE):
+            pack.step()
+        for slot in pack.slots:
+            slot.order = [_widest(pack)] * len(slot.order)
+        pack.step()
+        pack.evaluate(pack.slots, pack.data.take(range(min(len(pack.data), SCORED))), averaged=False)
+        return peak_bytes(pack.device)
+
+
 def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:
     for _ in range(slots):
         slot = pack.admit(config)
@@ -185,34 +194,3 @@ def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:
 def _widest(pack: Pack) -> list[int]:
     lengths = pack.data.lengths()
     return sorted(range(len(lengths)), key=lengths.__getitem__)[-pack.training.batch_size :]
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the highest memory in use so far: of torch on a GPU, of this process in the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows, where psutil knows the peak
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else 1024 * peak
-
-
-def free_memory(*, cuda: bool = False) -> int:
-    """Return the bytes this process may still take, on the GPU or in the machine's memory."""
-    if cuda:
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    free = int(psutil.virtual_memory().available)
-    for limit_file, usage_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        # A container may be allowed less than the machine has.
-        try:
-            limit = int(Path("/sys/fs/cgroup", limit_file).read_text())
-            usage = int(Path("/sys/fs/cgroup", usage_file).read_text())
-        except (OSError, ValueError):  # none set: the file says "max"
-            continue
-        free = min(free, max(0, limit - usage))
-    return free

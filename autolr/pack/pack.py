@@ -7,6 +7,7 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from autolr.data.batches import TokenSet, batch_order, by_length
+from autolr.data.batches import CYCLE, TokenSet, batch_order, by_length
 from autolr.data.tasks import Classification
 from autolr.errors import ModelError
 from autolr.model.adapters import initial_a
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.fused import stack
 from autolr.model.projections import Site, by_module
+from autolr.pack.crew import Crew
+from autolr.pack.memory import give_back
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Layout
 from autolr.study import Role, Training
@@ -82,6 +85,25 @@ class Slot:
         return self.step >= self.config.length
 
 
+class _Pass(threading.local):
+    """What the hooks read in the forward pass that this thread is in.
+
+    Attributes:
+        bound: tensors of the pass's slots, [slots, ...], by name.
+        scale: alpha / rank of each slot.
+        used: roles that any of its slots trains.
+        batch: rows of its input.
+        twins: copies of the head's modules without hooks; a thread's own, since their tensors are replaced.
+    """
+
+    def __init__(self) -> None:
+        self.bound: dict[str, Tensor] = {}
+        self.scale = torch.zeros(0)
+        self.used: set[Role] = set()
+        self.batch = 0
+        self.twins: dict[str, nn.Module] = {}
+
+
 class Pack:
     """Slots over one frozen base model.
 
@@ -97,6 +119,8 @@ class Pack:
         together: slots that share a forward pass; None: all on a GPU, one on a CPU, where
             a pass of its own for each slot costs nothing and spares padding and memory. Always one
             where `Projections.shared_input`.
+        passes: that run side by side on a CPU, each with its share of the cores: less is lost than
+            by cores that share every product. None: as many as torch has threads.
     """
 
     def __init__(
@@ -111,6 +135,7 @@ class Pack:
         alpha: float,
         roles: tuple[Role, ...] = ("q", "k", "v", "head"),
         together: int | None = None,
+        passes: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.training = training
@@ -130,12 +155,12 @@ class Pack:
         self.averages = torch.zeros_like(self.rows)
         self.optimizer = RowAdamW(self.layout, training, self.rows)
         self._grad = torch.zeros_like(self.rows)
-        self._bound: dict[str, Tensor] = {}
-        self._scale = self.rows.new_zeros(0)
+        self._pass = _Pass()
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._used: set[Role] = set()
-        self._batch = 0
         self._pending: list[tuple[list[Slot], Tensor]] = []
+        self._steps = 0
+        most = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self._crew = Crew(min(passes or most, -(-capacity // self.together)))
         self._handles = self._attach()
 
     def __enter__(self) -> Pack:
@@ -146,6 +171,7 @@ class Pack:
 
     def close(self) -> None:
         """Take the hooks off the base model."""
+        self._crew.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -196,20 +222,25 @@ class Pack:
         active = len(self.slots)
         grad = self._grad[:active].zero_()
         losses = self.rows.new_zeros(active)
-        for start in range(0, active, self.together):
-            group = slice(start, min(start + self.together, active))
+
+        def train(group: slice) -> None:
             slots = self.slots[group]
             batch = self._gather(slots)
             self._bind_leaves(group)
             each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses[group] = each.detach()
+
+        self._crew.work(train, self._groups(active))
         self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
         for slot in self.slots:
             slot.step += 1
         self._pending.append((list(self.slots), losses))
+        self._steps += 1
         if self.device.type == "cpu":
             self.flush()
+            if self._steps % CYCLE == 0:
+                give_back()
         weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
         column = self.rows.new_tensor(weights).unsqueeze(1)
         self.averages[:active].lerp_(self.rows[:active], column)
@@ -228,7 +259,10 @@ class Pack:
                 slot.losses.append(loss)
             self._pending = []
 
-    @torch.no_grad()
+    def _groups(self, count: int) -> list[slice]:
+        """Return the places of slots that share a pass."""
+        return [slice(start, min(start + self.together, count)) for start in range(0, count, self.together)]
+
     def evaluate(
         self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool, max_rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -246,11 +280,14 @@ class Pack:
         max_rows = max_rows or (32 if self.device.type == "cpu" else 512)
         shape = (len(slots), len(data))
         losses, hits = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-        for start in range(0, len(slots), self.together):
-            group = slice(start, min(start + self.together, len(slots)))
+
+        def score(group: slice) -> None:
             losses[group], hits[group] = self._evaluate(list(slots[group]), data, averaged, max_rows)
+
+        self._crew.work(score, self._groups(len(slots)))
         return losses, hits
 
+    @torch.no_grad()
     def _evaluate(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
         count = len(slots)
         self._bind((self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]], slots)
@@ -280,7 +317,7 @@ class Pack:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
-        self._batch = batch["input_ids"].shape[0]
+        self._pass.batch = batch["input_ids"].shape[0]
         output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return output.logits.to(self.rows.dtype)  # type: ignore[no-any-return]
 
@@ -304,16 +341,16 @@ class Pack:
             }
             for name, leaf in self._leaves[key].items():
                 leaf.grad = self.layout.view(self._grad[group], name)
-        self._bound = self._leaves[key]
+        self._pass.bound = self._leaves[key]
         self._set_slots(self.slots[group])
 
     def _bind(self, rows: Tensor, slots: list[Slot]) -> None:
-        self._bound = {name: self.layout.view(rows, name) for name in self.layout.segments}
+        self._pass.bound = {name: self.layout.view(rows, name) for name in self.layout.segments}
         self._set_slots(slots)
 
     def _set_slots(self, slots: list[Slot]) -> None:
-        self._scale = self.rows.new_tensor([self.alpha / slot.config.rank for slot in slots])
-        self._used = {role for slot in slots for role in slot.config.roles}
+        self._pass.scale = self.rows.new_tensor([self.alpha / slot.config.rank for slot in slots])
+        self._pass.used = {role for slot in slots for role in slot.config.roles}
 
     def _attach(self) -> list[Any]:
         modules = dict(self.backbone.model.named_modules())
@@ -330,22 +367,23 @@ class Pack:
         name_a, name_b = f"{sites[0].name}.lora_A", f"{sites[0].name}.lora_B"
 
         def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            used = [site for site in sites if site.role in self._used]
+            now = self._pass
+            used = [site for site in sites if site.role in now.used]
             if not used:
                 return None
             if sites[0].rows:
-                a, b = stack(used, self._bound)
+                a, b = stack(used, now.bound)
             else:
-                a, b = self._bound[name_a], self._bound[name_b]
-            if a.shape[0] > 1 and args[0].shape[0] % self._batch:
+                a, b = now.bound[name_a], now.bound[name_b]
+            if a.shape[0] > 1 and args[0].shape[0] % now.batch:
                 raise ModelError(
                     f"model {self.backbone.source!r}: {sites[0].module} reads {args[0].shape[0]} rows where "
-                    f"the batch has {self._batch}, so slots cannot share a pass; set together=1"
+                    f"the batch has {now.batch}, so slots cannot share a pass; set together=1"
                 )
             # [slots, rank, d_in] and [slots, d_out, rank], rounded to the activations' type as autocast does
             a, b = a.to(output.dtype), b.to(output.dtype)
             x = args[0].reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
-            low = torch.bmm(x, a.transpose(1, 2)) * self._scale.view(-1, 1, 1).to(output.dtype)
+            low = torch.bmm(x, a.transpose(1, 2)) * now.scale.view(-1, 1, 1).to(output.dtype)
             return output + torch.bmm(low, b.transpose(1, 2)).view(output.shape)
 
         return add
@@ -353,10 +391,10 @@ class Pack:
     def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
         names = [name for name, _ in module.named_parameters(recurse=False)]
         # The hook runs inside the module's own call, so per-slot calls go to a copy without hooks.
-        twin = deepcopy(module)
+        original = deepcopy(module)
 
         def replace(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-            own = {name: self._bound[f"{owner}.{name}"] for name in names}
+            own = {name: self._pass.bound[f"{owner}.{name}"] for name in names}
             slots = next(iter(own.values())).shape[0]
             x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(self.rows.dtype)
             if isinstance(module, nn.Linear):
@@ -365,6 +403,9 @@ class Pack:
                 if "bias" in own:
                     out = out + own["bias"].unsqueeze(1)
                 return out.view(*args[0].shape[:-1], module.out_features)
+            if owner not in self._pass.twins:
+                self._pass.twins[owner] = deepcopy(original)
+            twin = self._pass.twins[owner]
             parts = [functional_call(twin, {n: t[i] for n, t in own.items()}, (x[i],)) for i in range(slots)]
             return torch.cat(parts)
 

@@ -28,10 +28,12 @@ class Machine(Document):
     free_bytes: int
     rates: dict[int, float] = {}
     peak_bytes: int | None = None
+    passes: int = 1
 
     def describe(self) -> str:
         """Return the choices in one line."""
-        threads = f", {self.threads} threads" if self.device.startswith("cpu") else ""
+        side_by_side = f", {self.passes} slots at a time" if self.passes > 1 else ""
+        threads = f", {self.threads} threads{side_by_side}" if self.device.startswith("cpu") else ""
         gib = capacity.GIB
         return (
             f"{self.device}{threads}, {self.precision} products; {self.slots} slots ({self.reason}), about "
@@ -69,6 +71,7 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
         slot_bytes=found.slot_bytes,
         free_bytes=found.free_bytes,
         rates=found.rates,
+        passes=found.passes,
     )
     if folder:
         keep(machine, folder)

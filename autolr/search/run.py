@@ -9,12 +9,13 @@ from pathlib import Path
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
-from autolr.pack import capacity
+from autolr.pack import memory
 from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import machine, provenance, records, verdict
 from autolr.search.confirm import Confirmation, finalists, line_up
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, drive
+from autolr.search.machine import Machine
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.trials import Trials
@@ -56,9 +57,9 @@ def search(
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")
         found = machine.fit(setting, folder)
         watcher.note(found.describe())
-        _search(setting, folder, watcher, found.slots)
-        _confirm(setting, folder, watcher, found.slots)
-        machine.keep(found.model_copy(update={"peak_bytes": capacity.peak_bytes(where)}), folder)
+        _search(setting, folder, watcher, found)
+        _confirm(setting, folder, watcher, found)
+        machine.keep(found.model_copy(update={"peak_bytes": memory.peak_bytes(where)}), folder)
         result = SearchResult.load(folder.path)
         recipe = _recipe(setting, result)
         recipe.save(folder.recipe)
@@ -70,20 +71,20 @@ def default_folder(study: Study) -> Path:
     return Path("runs") / f"{study.name}-{study.identity()}"
 
 
-def _search(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) -> None:
+def _search(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine) -> None:
     before = SearchResult.load(folder.path)
     study = setting.study
     spent = sum(phase.seconds for phase in before.phases if phase.phase == "search")
     if len(before.ended()) >= study.budget.trials:
         return
-    with setting.pack(min(slots, study.budget.trials)) as pack:
+    with setting.pack(min(found.slots, study.budget.trials), found.passes) as pack:
         trials = Trials(study, setting.space, setting.length, folder, pack, setting.data, watcher, spent)
         watcher.phase("search", study.budget.trials, len(trials.counted()))
         with _timed(folder, "search", trials):
             drive(pack, trials, watcher)
 
 
-def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) -> None:
+def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine) -> None:
     """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
     result = SearchResult.load(folder.path)
     best = finalists(result.trials, setting.study.search.finalists, setting.space)
@@ -93,15 +94,15 @@ def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, slots: int) 
             "space.lr_v or method.lr_head, or give more trials"
         )
     candidates = line_up(setting.study, setting.space, best)
-    _repeat(setting, folder, watcher, slots, candidates)
-    _repeat(setting, folder, watcher, slots, _with_winner(setting, folder, best))
+    _repeat(setting, folder, watcher, found, candidates)
+    _repeat(setting, folder, watcher, found, _with_winner(setting, folder, best))
 
 
 def _repeat(
-    setting: Setting, folder: RunFolder, watcher: Watcher, slots: int, candidates: dict[Candidate, str]
+    setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine, candidates: dict[Candidate, str]
 ) -> None:
     study, done = setting.study, SearchResult.load(folder.path).repeats
-    with setting.pack(min(slots, len(candidates) * study.search.repeats)) as pack:
+    with setting.pack(min(found.slots, len(candidates) * study.search.repeats), found.passes) as pack:
         source = Confirmation(study, setting.space, candidates, setting.length, folder, done, pack, setting.data)
         if source.done < source.total:
             watcher.phase("confirmation", source.total, source.done)

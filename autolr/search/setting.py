@@ -58,7 +58,7 @@ class Setting:
         candidate = Candidate(lr_v=rule.lr_v, ratio=1.0, rank=max(self.study.space.rank), targets=rule.targets)
         return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.steps, PROBE_STEPS))
 
-    def pack(self, capacity: int) -> Pack:
+    def pack(self, capacity: int, passes: int | None = None) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
         roles: tuple[Role, ...] = ("q", "k", "v", "head") if "qkv" in self.study.baselines else ("q", "v", "head")
         return Pack(
@@ -70,6 +70,7 @@ class Setting:
             max_rank=max(self.study.space.rank),
             alpha=self.study.method.alpha,
             roles=roles,
+            passes=passes,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autolr.pack import capacity
+from autolr.pack import capacity, memory
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.study import Training
 from tests import tiny
@@ -53,8 +53,9 @@ def test_no_more_slots_than_trials_and_a_wish_is_kept():
     assert capacity.predict(peaks, 13) == BASE + 13 * EACH
 
 
-def make_pack(slots: int) -> Pack:
-    return Pack(tiny.base("bert"), Training(batch_size=4), TASK, tiny.tokens(), capacity=slots, max_rank=8, alpha=16)
+def make_pack(slots: int, passes: int | None = None) -> Pack:
+    training = Training(batch_size=4)
+    return Pack(tiny.base("bert"), training, TASK, tiny.tokens(), capacity=slots, max_rank=8, alpha=16, passes=passes)
 
 
 def test_on_a_cpu():
@@ -67,13 +68,24 @@ def test_on_a_cpu():
     assert capacity.measure(make_pack, CONFIG, most=24, wanted=40).slots == 40
 
 
-def test_little_memory_means_few_slots(monkeypatch):
+@pytest.mark.parametrize(("cores", "room", "passes", "slots"), [(16, 3.5, 3, 3), (2, 5.5, 2, 5), (4, 999, 4, 8)])
+def test_little_memory_means_few_slots(monkeypatch, cores, room, passes, slots):
     with make_pack(1) as pack:
         row = 5 * 4 * pack.rows.shape[1]
-    monkeypatch.setattr(capacity, "free_memory", lambda **_: int(3.5 * row / capacity.SHARE))
+    # A machine where a pass takes what its slot's row takes, and there is room for so many.
+    monkeypatch.setattr(capacity, "resident_bytes", lambda: BASE)
+    monkeypatch.setattr(capacity, "free_memory", lambda **_: int(room * row / capacity.SHARE))
+    monkeypatch.setattr(capacity, "_probe_cpu", lambda make_pack, config, passes: BASE + passes * row)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     found = capacity.measure(make_pack, CONFIG, most=24)
-    assert found.slots == 3
-    assert "fit" in found.reason
+    assert (found.passes, found.slots) == (passes, slots)
+    assert found.peak_bytes == BASE + slots * row
+
+
+def test_the_peak_of_a_cpu_is_the_process_own():
+    found = capacity.measure(make_pack, CONFIG, most=24)
+    assert memory.resident_bytes() <= found.peak_bytes
+    assert memory.peak_bytes(torch.device("cpu")) == pytest.approx(found.peak_bytes, rel=0.1)
 
 
 def test_free_memory_is_what_torch_can_have():

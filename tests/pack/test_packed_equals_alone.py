@@ -77,11 +77,11 @@ def assert_same(packed: dict, stock: dict, tolerance: float) -> None:
         assert distance <= tolerance, f"{name}: {float(distance):.2e}"
 
 
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize(("together", "passes"), [(1, 1), (1, 3), (3, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_every_slot_equals_a_stock_run(family, dtype, together):
-    with make_pack(family, dtype, together=together) as pack:
+def test_every_slot_equals_a_stock_run(family, dtype, together, passes):
+    with make_pack(family, dtype, together=together, passes=passes) as pack:
         slots = [pack.admit(config) for config in SLOTS]
         initial = [pack.initial_values(config) for config in SLOTS]
         for _ in range(STEPS):

@@ -1,0 +1,54 @@
+"""Memory of the device: what is free, what was used at the highest, and giving back what is not needed."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the highest memory in use so far: of torch on a GPU, of this process in the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil knows the peak
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1024 * peak
+
+
+def resident_bytes() -> int:
+    """Return the machine's memory in use by this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_memory(*, cuda: bool = False) -> int:
+    """Return the bytes this process may still take, on the GPU or in the machine's memory."""
+    if cuda:
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = int(psutil.virtual_memory().available)
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        # A container may be allowed less than the machine has.
+        try:
+            limit = int(Path("/sys/fs/cgroup", limit_file).read_text())
+            usage = int(Path("/sys/fs/cgroup", usage_file).read_text())
+        except (OSError, ValueError):  # none set: the file says "max"
+            continue
+        free = min(free, max(0, limit - usage))
+    return free
+
+
+def give_back() -> None:
+    """Return freed memory to the machine: the C library of Linux keeps more and more of it, in pieces."""
+    if platform.system() == "Linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
