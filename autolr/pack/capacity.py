@@ -15,7 +15,7 @@ import torch
 
 from autolr.data.batches import CYCLE
 from autolr.pack.memory import free_memory, peak_bytes, resident_bytes
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import GIVE_BACK, Pack, SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
 SHARE = 0.85
@@ -25,8 +25,10 @@ CPU_SLOTS = 8
 WORTHWHILE = 1.1
 MOST_SLOTS = 256
 WARM_UP, TIMED = 2, 8
-# What the memory of a CPU is probed with: cycles of steps, and examples that are scored.
-CYCLES, SCORED = 2, 256
+# Examples that are scored to probe the memory of a CPU.
+SCORED = 256
+# Over a search the heap of a CPU's process comes to this many times the probe's: pieces between what is in use.
+PIECES = 1.12
 GIB = 2**30
 
 
@@ -175,13 +177,13 @@ def _probe_cpu(make_pack: Callable[..., Pack], config: SlotConfig, passes: int) 
     """Return the peak of so many passes side by side: batches of many widths, the widest, and a scoring."""
     with make_pack(passes, passes) as pack:
         _fill(pack, config, passes, widest=False)
-        for _ in range(CYCLES * CYCLE):
+        for _ in range(min(max(CYCLE, GIVE_BACK // passes), config.length - 1)):
             pack.step()
         for slot in pack.slots:
             slot.order = [_widest(pack)] * len(slot.order)
         pack.step()
         pack.evaluate(pack.slots, pack.data.take(range(min(len(pack.data), SCORED))), averaged=False)
-        return peak_bytes(pack.device)
+        return int(PIECES * peak_bytes(pack.device))
 
 
 def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:

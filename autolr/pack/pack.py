@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from autolr.data.batches import CYCLE, TokenSet, batch_order, by_length
+from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Classification
 from autolr.errors import ModelError
 from autolr.model.adapters import initial_a
@@ -32,6 +32,8 @@ from autolr.study import Role, Training
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
 AVERAGE_C = 8.0
+# On a CPU freed memory goes back to the machine after so many passes.
+GIVE_BACK = 32
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Pack:
         self._pass = _Pass()
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._pending: list[tuple[list[Slot], Tensor]] = []
-        self._steps = 0
+        self._passes = 0
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._crew = Crew(min(passes or most, -(-capacity // self.together)))
         self._handles = self._attach()
@@ -231,15 +233,17 @@ class Pack:
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses[group] = each.detach()
 
-        self._crew.work(train, self._groups(active))
+        groups = self._groups(active)
+        self._crew.work(train, groups)
         self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
         for slot in self.slots:
             slot.step += 1
         self._pending.append((list(self.slots), losses))
-        self._steps += 1
         if self.device.type == "cpu":
             self.flush()
-            if self._steps % CYCLE == 0:
+            self._passes += len(groups)
+            if self._passes >= GIVE_BACK:
+                self._passes = 0
                 give_back()
         weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
         column = self.rows.new_tensor(weights).unsqueeze(1)
