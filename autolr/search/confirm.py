@@ -101,6 +101,7 @@ class Confirmation:
         self.pack = pack
         self.data = data
         self.trained_tokens = self.evaluated_tokens = 0
+        self._scores: dict[Running, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         there = {(record.candidate, record.seed) for record in done}
         seeds = range(study.seed + 1, study.seed + 1 + study.search.repeats)
         wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
@@ -117,15 +118,17 @@ class Confirmation:
         return self._queue.pop(0) if self._queue else None
 
     def reached(self, running: list[Running]) -> None:
-        """End those that are through; they are scored when they are recorded."""
+        """Score those that are through, on both splits, and end them."""
+        self._score(running)
         for one in running:
             one.outcome = "finished"
 
     def ended(self, running: Running) -> None:
-        """Score a repeat on both splits and record it."""
+        """Record a repeat."""
         job = running.job
-        select, select_hits = self._evaluate(running, self.data.select)
-        confirm, confirm_hits = self._evaluate(running, self.data.confirm)
+        if running not in self._scores:  # it has diverged
+            self._score([running])
+        (select, select_hits), (confirm, confirm_hits) = self._scores.pop(running)
         running.score = float(select.mean())
         self.trained_tokens += running.slot.tokens
         records.append(
@@ -146,8 +149,10 @@ class Confirmation:
             ),
         )
 
-    def _evaluate(self, running: Running, data: TokenSet) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, hits = self.pack.evaluate([running.slot], data, averaged=True)
-        self.evaluated_tokens += sum(data.lengths())
-        finite = torch.nan_to_num(losses[0], nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
-        return finite, hits[0]
+    def _score(self, running: list[Running]) -> None:
+        for data in (self.data.select, self.data.confirm):
+            losses, hits = self.pack.evaluate([one.slot for one in running], data, averaged=True)
+            self.evaluated_tokens += len(running) * sum(data.lengths())
+            finite = torch.nan_to_num(losses, nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
+            for place, one in enumerate(running):
+                self._scores.setdefault(one, []).append((finite[place], hits[place]))
