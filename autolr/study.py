@@ -175,6 +175,15 @@ class Training(Document):
         return betas
 
 
+class Earlier(Document):
+    """What an earlier search has found, where a new one begins; `autolr search --prior RUN` writes it."""
+
+    source: str = Field(description="the earlier run's name")
+    rate: Ratio = Field(description="its best lr_v in units of the rule of thumb's rate for its model")
+    ratio: Ratio
+    rank: Rank
+
+
 class Search(Document):
     """How trials are trained, pruned and confirmed."""
 
@@ -191,6 +200,7 @@ class Search(Document):
     )
     finalists: int = Field(3, ge=1, description="best candidates trained again for the verdict")
     repeats: int = Field(3, ge=2, description="seeds of each finalist and rule in the verdict")
+    prior: list[Earlier] = Field([], description="earlier searches' winners: tried first, and searched around")
 
     @model_validator(mode="after")
     def _inside(self) -> Search:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import report, search, train, validate
+from autolr.cli import predict, report, search, train, validate
 from autolr.errors import AutoLRError
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def _options(
 app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("report")(report.report)
+app.command("predict")(predict.predict)
 app.command("validate")(validate.validate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,6 +57,10 @@ def search(
         int | None,
         typer.Option(help="Trials trained at once; default: as many as pay and fit the memory.", show_default=False),
     ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(help="Run folder of an earlier search to begin from; may be given again.", show_default=False),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
     ] = False,
@@ -74,6 +78,7 @@ def search(
         "seed": seed,
         "search.slots": slots,
         "train": full_run,
+        "search.prior": _priors(prior),
     }
     study = studies.resolve(words or [], options, out)
     if dry_run:
@@ -100,6 +105,14 @@ def search(
         said = kept if (folder / "study.yaml").is_file() else "nothing had begun"
         typer.echo(f"\nstopped; {said}", err=True)
         raise typer.Exit(130) from None
+
+
+def _priors(runs: list[str] | None) -> list[dict[str, Any]] | None:
+    if not runs:
+        return None
+    from autolr.search.prior import earlier
+
+    return [earlier(run).model_dump(mode="json") for run in runs]
 
 
 def _report(result: SearchResult) -> None:

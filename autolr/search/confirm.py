@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from autolr.candidate import Candidate
-from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
 from autolr.search import records

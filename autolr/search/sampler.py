@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -27,7 +27,7 @@ from autolr.search.surrogate import Surrogate
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# How far from the prior's centre the best is expected, in natural logarithms: a factor of 3.
+# How far from a prior's centre the best is expected, in natural logarithms: a factor of 3.
 PRIOR_SD = math.log(3.0)
 # Weight of the prior in trials: after so many, half of it is left for what they say.
 PRIOR_WEIGHT = 8.0
@@ -36,13 +36,20 @@ LOCAL = 256
 PROMISING = 128
 
 
+class Prior(NamedTuple):
+    """Where the best is expected, before any trial: a value, and a standard deviation in natural logarithms."""
+
+    centre: float
+    sd: float = PRIOR_SD
+
+
 class CurveSampler(BaseSampler):
     """Learns from curves, and proposes well for many free slots at once.
 
     Args:
         seed: of all draws. The proposal depends on it, on the trial's number, and on the trials there are.
         space: what is searched; None: what all trials have in common, as Optuna's samplers do.
-        priors: for some dimensions, the value the best is expected near: `{"lr_v": 1e-3}`.
+        priors: for some dimensions, where the best is expected: `{"lr_v": Prior(1e-3)}`.
         startup: candidates with a curve before the surrogate is asked; until then candidates are spread evenly under
             the prior.
     """
@@ -52,7 +59,7 @@ class CurveSampler(BaseSampler):
         seed: int = 0,
         *,
         space: Mapping[str, BaseDistribution] | None = None,
-        priors: Mapping[str, float] | None = None,
+        priors: Mapping[str, Prior] | None = None,
         startup: int = 6,
     ) -> None:
         self.seed = seed
@@ -126,7 +133,7 @@ class Encoding:
     logarithm as well, so that rank 8 is between 4 and 16; other choices get a corner each.
     """
 
-    def __init__(self, space: Mapping[str, BaseDistribution], priors: Mapping[str, float]) -> None:
+    def __init__(self, space: Mapping[str, BaseDistribution], priors: Mapping[str, Prior]) -> None:
         self.space = dict(sorted(space.items()))
         self.priors = {name: value for name, value in priors.items() if name in self.space}
         self.columns: dict[str, slice] = {}
@@ -232,7 +239,10 @@ class Encoding:
 
     def _prior(self, name: str) -> tuple[float, float]:
         low, high = _bounds(self.space[name])
-        return self.encode_one(name, self.priors[name]), PRIOR_SD / max(high - low, 1e-12)
+        centre, sd = self.priors[name]
+        # In a range that is not logarithmic the factor upwards counts.
+        above = _scaled(self.space[name], centre * math.exp(sd)) - _scaled(self.space[name], centre)
+        return self.encode_one(name, centre), above / max(high - low, 1e-12)
 
 
 def observations(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float) -> tuple[Array, Array, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import log_ndtr
+from scipy.stats import norm
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -46,15 +47,16 @@ class Surrogate:
     offsets: dict[float, float]
 
     @classmethod
-    def fit(cls, points: Array, steps: Array, values: Array) -> Surrogate:
+    def fit(cls, points: Array, steps: Array, values: Array, last: float | None = None) -> Surrogate:
         """Fit to observed rungs.
 
         Args:
             points: [observations, dimensions], in the unit cube.
             steps: of each observation.
             values: losses, lower is better.
+            last: where candidates are judged, be anybody there or not; None: the last step observed.
         """
-        last = float(steps.max())
+        last = max(float(steps.max()), last or 0.0)
         offsets = _offsets(points, steps, values)
         level = values + np.array([offsets[step] for step in steps])
         middle = float(np.median(level))
@@ -102,6 +104,27 @@ class Surrogate:
         mean, deviation = self._posterior(points)
         return self.middle + self.scale * mean, self.scale * deviation
 
+    def quantiles(self, points: Array, levels: Array) -> Array:
+        """Return quantiles of the loss that one run of each point would have at the last rung.
+
+        Args:
+            points: [points, dimensions].
+            levels: of the quantiles, between 0 and 1.
+
+        Returns:
+            [levels, points].
+        """
+        inputs = np.column_stack([points, np.zeros(len(points))])
+        mean, deviation = self.process.predict(inputs, return_std=True)  # the noise of a run is in the deviation
+        found: Array = self.middle + self.scale * _unsquash(mean + norm.ppf(levels)[:, None] * deviation)
+        return found
+
+    def unknown(self, points: Array) -> Array:
+        """Return how little is known about points: 0 where they were observed, 1 as far from all that was."""
+        _, deviation = self._posterior(points)
+        share: Array = deviation / math.sqrt(self.process.kernel_.k1.k1.constant_value)
+        return np.minimum(share, 1.0)
+
     def best_points(self, count: int) -> Array:
         """Return the observed candidates that are expected to be best."""
         mean, _ = self._posterior(self.points)
@@ -123,11 +146,16 @@ class Surrogate:
 
     def draw(self, points: Array, rng: np.random.Generator) -> Array:
         """Return the losses of `points` on a surface drawn from what the surrogate thinks possible."""
+        drawn: Array = self.draw_many(points, 1, rng)[0]
+        return drawn
+
+    def draw_many(self, points: Array, count: int, rng: np.random.Generator) -> Array:
+        """Return such losses of `count` surfaces, [count, points]; far above the middle they are squashed."""
         inputs = np.column_stack([points, np.zeros(len(points))])
         mean, covariance = self.process.predict(inputs, return_cov=True)
         noise = self.process.kernel_.k2.noise_level
         root = np.linalg.cholesky(covariance + (1e-6 - noise) * np.eye(len(points)) + 1e-5 * np.eye(len(points)))
-        drawn: Array = self.middle + self.scale * (mean + root @ rng.standard_normal(len(points)))
+        drawn: Array = self.middle + self.scale * (mean + rng.standard_normal((count, len(points))) @ root.T)
         return drawn
 
     def _posterior(self, points: Array) -> tuple[Array, Array]:
@@ -153,3 +181,7 @@ def _offsets(points: Array, steps: Array, values: Array) -> dict[float, float]:
         drops = [at[following][point] - value for point, value in at[rung].items() if point in at[following]]
         offsets[rung] = offsets[following] + (float(np.median(drops)) if drops else 0.0)
     return offsets
+
+
+def _unsquash(z: Array) -> Array:
+    return np.where(z <= 1, z, np.exp(np.minimum(z, 20.0) - 1))

@@ -13,7 +13,7 @@ from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
-from autolr.search import records
+from autolr.search import prior, records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
 from autolr.search.pruner import RungPruner
@@ -72,7 +72,9 @@ class Trials:
             study_name=study.name,
             storage=folder.storage(),
             direction="minimize",
-            sampler=CurveSampler(study.seed, space=space.distributions, priors={"lr_v": space.rate}),
+            sampler=CurveSampler(
+                study.seed, space=space.distributions, priors=prior.priors(study.search.prior, space)
+            ),
             pruner=RungPruner(self.rungs, study.search.keep),
             load_if_exists=True,
         )
@@ -188,6 +190,7 @@ class Trials:
                 if trial.params:
                     self.optuna.enqueue_trial(trial.params, user_attrs=_kept(trial.user_attrs))
         present = {trial.user_attrs.get("rule") for trial in trials}
+        known = {trial.user_attrs.get("prior") for trial in trials}
         for name in self.study.baselines:
             # winner_lr is known only when there is a winner: it joins at the confirmation.
             if name == "winner_lr" or name in present:
@@ -198,7 +201,12 @@ class Trials:
                 self.optuna.enqueue_trial(params, user_attrs={"rule": name})
             else:
                 self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
+        for number, found in enumerate(self.study.search.prior):
+            if number not in known:
+                candidate = prior.carried(found, self.space)
+                params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+                self.optuna.enqueue_trial(params, user_attrs={"prior": number})
 
 
 def _kept(attributes: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in attributes.items() if key == "rule"}
+    return {key: value for key, value in attributes.items() if key in ("rule", "prior")}

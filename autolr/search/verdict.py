@@ -41,12 +41,26 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
 
 
 def choose(repeats: Sequence[RepeatRecord]) -> Candidate:
-    """Return the candidate with the lowest mean *select* loss; W_k must be frozen in it.
+    """Return the candidate with the lowest mean *select* loss, or one of smaller rank that is as good.
 
-    The comparison with W_k trained is for the verdict only: the recipe is one for W_q and W_v.
+    As good is what lies within one standard error of the best, of the paired differences over seeds; of those
+    with the smallest rank the best is taken (the one-standard-error rule). W_k must be frozen: the comparison
+    with W_k trained is for the verdict only, the recipe is one for W_q and W_v.
     """
-    means = {c: np.mean([r.select_loss for r in rs]) for c, rs in _by_candidate(repeats).items()}
-    return min((c for c in means if c.targets == "qv"), key=lambda c: (means[c], c.describe()))
+    groups = {c: np.array([r.select_loss for r in rs]) for c, rs in _by_candidate(repeats).items()}
+    losses = {c: group for c, group in groups.items() if c.targets == "qv"}
+    ranked = sorted(losses, key=lambda c: (losses[c].mean(), c.describe()))
+    best = ranked[0]
+    as_good = [c for c in ranked if c == best or (c.rank < best.rank and _within(losses[c], losses[best]))]
+    return min(as_good, key=lambda c: c.rank)  # the first of them, so the best
+
+
+def _within(losses: np.ndarray, best: np.ndarray) -> bool:
+    """Tell whether losses lie within one standard error of the best, seed by seed."""
+    if losses.shape != best.shape or len(best) < 2:
+        return False
+    differences = losses - best
+    return bool(differences.mean() <= differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
 def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:

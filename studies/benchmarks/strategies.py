@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from surfaces import Surface
 
 from autolr.candidate import Candidate
-from autolr.search.pruner import RungPruner
+from autolr.search.pruner import ChancePruner, RungPruner
 from autolr.study import Search
 
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
@@ -137,6 +137,7 @@ def packed(
     sampler: Callable[[Surface, int], BaseSampler],
     pick: Callable[[Surface, list[optuna.trial.FrozenTrial]], Candidate],
     own_decay: bool = False,
+    pruner: Callable[[tuple[int, ...], int], BasePruner] | None = None,
 ) -> Ledger:
     """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried."""
     steps, settings = surface.bounds.steps, Search()
@@ -150,7 +151,7 @@ def packed(
         trained = candidate.model_copy(update={"lr_v": candidate.lr_v * (steps / length) ** CARRY})
         return surface.short_loss(trained, length, seed, step)
 
-    study = optuna.create_study(sampler=sampler(surface, seed), pruner=RungPruner(rungs, settings.keep))
+    study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length))
     study.enqueue_trial(rule_params(surface))
     ledger, running, now = Ledger(budget), [], 0
     while True:
@@ -180,6 +181,16 @@ def packed(
             ledger.recommend(pick(surface, study.get_trials(deepcopy=False)))
 
 
+def halves(rungs: tuple[int, ...], length: int) -> BasePruner:
+    """Return the pruner that keeps the better half at a rung."""
+    return RungPruner(rungs, 0.5)
+
+
+def by_chance(rungs: tuple[int, ...], length: int) -> BasePruner:
+    """Return the pruner that ends what will hardly be the best."""
+    return ChancePruner(rungs, length)
+
+
 def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> Candidate:
     """Return the candidate with the lowest loss at the highest rung that was reached."""
     seen = [trial for trial in trials if trial.intermediate_values]
@@ -205,9 +216,9 @@ def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) ->
 
 def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
     """Return our sampler as the search sets it up."""
-    from autolr.search.sampler import CurveSampler
+    from autolr.search.sampler import CurveSampler, Prior
 
-    return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": surface.bounds.rule}, startup=8)
+    return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": Prior(surface.bounds.rule)})
 
 
 def tpe_in_slots(surface: Surface, seed: int) -> BaseSampler:
@@ -256,10 +267,11 @@ STRATEGIES: dict[str, Strategy] = {
     "gp": partial(stock, sampler=gp, pruner=unpruned),
     "own_decay_tpe": partial(packed, sampler=tpe_in_slots, pick=lowest_seen, own_decay=True),
     "rung_tpe": partial(packed, sampler=tpe_in_slots, pick=lowest_seen),
-    "ours": partial(packed, sampler=curve_sampler, pick=lowest_expected),
+    "halving_curves": partial(packed, sampler=curve_sampler, pick=lowest_expected),
+    "ours": partial(packed, sampler=curve_sampler, pick=lowest_expected, pruner=by_chance),
 }
 STOCK = ("random", "asha", "tpe_asha", "tpe_median", "tpe_hyperband", "gp")
-PACKED = ("own_decay_tpe", "rung_tpe", "ours")
+PACKED = ("own_decay_tpe", "rung_tpe", "halving_curves", "ours")
 
 
 def available() -> list[str]:

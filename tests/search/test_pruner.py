@@ -7,7 +7,8 @@ import itertools
 import optuna
 import pytest
 
-from autolr.search.pruner import RungPruner
+from autolr.search.pruner import ChancePruner, RungPruner
+from tests.search.test_sampler import SPACE, loss, search
 
 RUNG = 10
 SCORES = [0.5, 0.1, 0.9, 0.3]
@@ -57,3 +58,54 @@ def test_a_later_trial_is_measured_against_all_before_it():
 def test_keep_must_be_a_share():
     with pytest.raises(ValueError, match="keep"):
         RungPruner((1,), keep=0)
+
+
+LENGTH = 128
+EARLY = 24
+
+
+def reported(study: optuna.Study, points: list[dict]) -> list[optuna.Trial]:
+    trials = []
+    for params in points:
+        study.enqueue_trial(params)
+        trials.append(study.ask(SPACE))
+        trials[-1].report(loss(params, EARLY), EARLY)
+    return trials
+
+
+def spread(count: int) -> list[dict]:
+    return [{"lr_v": 3e-4 * 60 ** (i / count), "ratio": 1.0 + i % 3, "rank": 8} for i in range(count)]
+
+
+def test_what_will_hardly_be_the_best_ends_and_the_best_never_does():
+    study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
+    study.add_trials(search(optuna.samplers.RandomSampler(seed=0), 2))
+    points = spread(12)
+    trials = reported(study, points)
+    pruned = [trial.should_prune() for trial in trials]
+    losses = [loss(params, LENGTH) for params in points]
+    assert not pruned[losses.index(min(losses))]
+    assert pruned[losses.index(max(losses))]
+    assert sum(pruned) >= 6
+    kept = [value for value, gone in zip(losses, pruned, strict=True) if not gone]
+    assert max(kept) < min(value for value, gone in zip(losses, pruned, strict=True) if gone) + 0.02
+
+
+def test_the_order_of_the_reports_does_not_matter():
+    found = []
+    for points in (spread(10), spread(10)[::-1]):
+        study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
+        trials = reported(study, points)
+        found.append({trial.params["lr_v"]: trial.should_prune() for trial in trials})
+    assert found[0] == found[1]
+
+
+def test_few_scores_prune_nobody_and_no_number_ends():
+    study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
+    trials = reported(study, spread(4))
+    assert not any(trial.should_prune() for trial in trials)
+    trial = study.ask(SPACE)
+    trial.report(float("nan"), EARLY)
+    assert trial.should_prune()
+    with pytest.raises(ValueError, match="chance"):
+        ChancePruner((1,), 2, chance=1.0)

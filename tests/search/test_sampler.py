@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autolr.search.sampler import CurveSampler, Encoding
+from autolr.search.sampler import CurveSampler, Encoding, Prior
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RULE = 2e-3
@@ -48,7 +48,7 @@ def search(sampler, groups: int, keep: float = 1.0, seed: int = 0, noise: float 
 
 
 def ours(seed: int = 0) -> CurveSampler:
-    return CurveSampler(seed, space=SPACE, priors={"lr_v": RULE})
+    return CurveSampler(seed, space=SPACE, priors={"lr_v": Prior(RULE)})
 
 
 def excess(trials: list[FrozenTrial]) -> float:

@@ -60,6 +60,19 @@ def test_the_winner_is_chosen_on_select_and_w_k_stays_frozen():
     assert "training W_k too (λ=1): a loss" in text
 
 
+def test_the_smallest_rank_that_is_as_good_is_taken():
+    small = A.model_copy(update={"rank": 4})
+    best = [record(A, s, loss, 0.5, "finalist 1") for s, loss in ((1, 0.400), (2, 0.410), (3, 0.405))]
+    # 0.001 worse on average, by differences that scatter more; and 0.004 worse in all of them.
+    as_good = [record(small, s, loss, 0.5, "finalist 2") for s, loss in ((1, 0.405), (2, 0.406), (3, 0.407))]
+    worse = [record(small, s, loss, 0.5, "finalist 2") for s, loss in ((1, 0.404), (2, 0.4145), (3, 0.409))]
+    assert verdict.choose([*best, *as_good]) == small
+    assert verdict.choose([*best, *worse]) == A
+    # A larger rank has to be better, not as good.
+    large = A.model_copy(update={"rank": 16})
+    assert verdict.choose([*best, *[r.model_copy(update={"candidate": large}) for r in as_good]]) == A
+
+
 def test_the_sentence_says_no_gain_where_there_is_none():
     rng = np.random.default_rng(0)
     close = [record(A, s, 0.40, 0.400, "finalist 1") for s in (1, 2, 3)]

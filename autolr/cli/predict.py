@@ -1,0 +1,29 @@
+"""`autolr predict`: what a search says about a candidate it has not tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search.", show_default=False)],
+    lr_v: Annotated[float, typer.Option(help="Rate of W_v.", show_default=False)],
+    ratio: Annotated[float, typer.Option(help="λ = lr_v / lr_q.")] = 1.0,
+    rank: Annotated[int, typer.Option(help="Adapter rank.")] = 8,
+) -> None:
+    """Predict the score of any candidate from a search's curves, with a 90 % interval.
+
+    Refused (exit code 2) outside the searched space, and where nothing like it was tried.
+    """
+    from autolr import documents
+    from autolr.candidate import Candidate
+    from autolr.search.predict import predict as predicted
+    from autolr.search.result import SearchResult
+
+    given = {"lr_v": lr_v, "ratio": ratio, "rank": rank}
+    found = predicted(SearchResult.load(run), documents.validate(Candidate, given, "command line"))
+    typer.echo(found.describe())
+    typer.echo(f"the nearest tried is {found.nearest.describe()}")

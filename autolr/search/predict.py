@@ -1,0 +1,88 @@
+"""What a search's curves say about candidates that were not tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution
+
+from autolr.candidate import Candidate
+from autolr.errors import RunError
+from autolr.search.folder import RunFolder
+from autolr.search.result import SearchResult
+from autolr.search.sampler import Encoding, observations
+from autolr.search.surrogate import Surrogate
+
+LEVEL = 0.90
+# Above this share of what was unknown before the search, a guess is no prediction.
+FAR = 0.8
+ENOUGH = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The select loss that a trial of a candidate would end at.
+
+    Attributes:
+        step: where trials end; the loss is that of the averaged weights there.
+        loss: the median expected.
+        low, high: an interval that holds a new trial's loss with 90 % chance.
+        nearest: the candidate tried that is most like it.
+    """
+
+    candidate: Candidate
+    step: int
+    loss: float
+    low: float
+    high: float
+    nearest: Candidate
+
+    def describe(self) -> str:
+        """Return the prediction in one line."""
+        return (
+            f"{self.candidate.describe()}: select loss {self.loss:.4f} at step {self.step} of a trial, "
+            f"90% interval {self.low:.4f} to {self.high:.4f}"
+        )
+
+
+def predict(result: SearchResult, candidate: Candidate) -> Prediction:
+    """Predict what a trial of a candidate would score, from all curves of a search.
+
+    Raises:
+        RunError: too few trials, W_k would be trained, or the candidate is far from all that was tried.
+    """
+    if candidate.targets != "qv":
+        raise RunError(f"{result.folder}: predictions are for W_q and W_v alone, and {candidate.describe()} is not")
+    folder = RunFolder(result.folder)
+    names = optuna.get_all_study_names(folder.storage()) if folder.journal.is_file() else []
+    trials = optuna.load_study(study_name=names[0], storage=folder.storage()).trials if names else []
+    trials = [t for t in trials if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
+    if len(trials) < ENOUGH:
+        raise RunError(f"{result.folder}: {len(trials)} trials have a score, a prediction needs {ENOUGH}; search on")
+    encoding = Encoding(trials[-1].distributions, {})
+    params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+    for name, distribution in encoding.space.items():
+        choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else None
+        low = min(choices) if choices else distribution.low  # type: ignore[attr-defined]
+        high = max(choices) if choices else distribution.high  # type: ignore[attr-defined]
+        if not low <= params[name] <= high:
+            raise RunError(
+                f"{result.folder}: {name} {params[name]:g} lies outside what was searched, {low:g} to {high:g}; "
+                "search a wider space to know"
+            )
+    known = [trial for trial in trials if encoding.holds(trial)]
+    surrogate = Surrogate.fit(*observations(known, encoding, 1.0))
+    point = encoding.encode(params)[None]
+    tried = np.array([encoding.encode(trial.params) for trial in known])
+    nearest = Candidate(**known[int(np.linalg.norm(tried - point, axis=1).argmin())].params)
+    unknown = float(surrogate.unknown(point)[0])
+    if unknown > FAR:
+        raise RunError(
+            f"{result.folder}: {candidate.describe()} is far from all that was tried (the nearest is "
+            f"{nearest.describe()}), and the curves say nothing about it; search on with more --trials"
+        )
+    levels = np.array([0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    loss, low, high = surrogate.quantiles(point, levels)[:, 0].tolist()
+    return Prediction(candidate, int(surrogate.last), loss, low, high, nearest)
