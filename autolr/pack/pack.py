@@ -281,7 +281,7 @@ class Pack:
         Returns:
             Losses and hits (see `Classification`), both float64 [slots, examples] on the CPU.
         """
-        max_rows = max_rows or (32 if self.device.type == "cpu" else 512)
+        max_rows = max_rows or (16 if self.device.type == "cpu" else 512)
         shape = (len(slots), len(data))
         losses, hits = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
@@ -62,11 +62,11 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
     if len(trials) < ENOUGH:
         raise RunError(f"{result.folder}: {len(trials)} trials have a score, a prediction needs {ENOUGH}; search on")
     encoding = Encoding(trials[-1].distributions, {})
-    params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+    params: dict[str, float] = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
     for name, distribution in encoding.space.items():
-        choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else None
-        low = min(choices) if choices else distribution.low  # type: ignore[attr-defined]
-        high = max(choices) if choices else distribution.high  # type: ignore[attr-defined]
+        choices: Any = getattr(distribution, "choices", None)
+        low = float(min(choices) if choices else distribution.low)  # type: ignore[attr-defined]
+        high = float(max(choices) if choices else distribution.high)  # type: ignore[attr-defined]
         if not low <= params[name] <= high:
             raise RunError(
                 f"{result.folder}: {name} {params[name]:g} lies outside what was searched, {low:g} to {high:g}; "

@@ -41,6 +41,11 @@ OWN_PART, CARRY = 0.2, 0.3
 ENOUGH = 8
 
 
+def trial_length(steps: int) -> int:
+    """Return the steps of our trials: the first part of a full run of so many."""
+    return max(1, round(PART * steps / CYCLE)) * CYCLE
+
+
 def full_rungs(steps: int) -> list[int]:
     """Return the steps at which a full-length trial is scored, its end included."""
     return [max(1, round(share * steps)) for share in RUNG_SHARES] + [steps]
@@ -141,7 +146,7 @@ def packed(
 ) -> Ledger:
     """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried."""
     steps, settings = surface.bounds.steps, Search()
-    length = max(1, round((OWN_PART if own_decay else PART) * steps / CYCLE)) * CYCLE
+    length = max(1, round(OWN_PART * steps / CYCLE)) * CYCLE if own_decay else trial_length(steps)
     rungs = settings.rung_steps(length)
     ends = [*rungs, length]
 

@@ -74,7 +74,7 @@ def reported(study: optuna.Study, points: list[dict]) -> list[optuna.Trial]:
 
 
 def spread(count: int) -> list[dict]:
-    return [{"lr_v": 3e-4 * 60 ** (i / count), "ratio": 1.0 + i % 3, "rank": 8} for i in range(count)]
+    return [{"lr_v": 3e-4 * 60 ** (i / count), "ratio": 1.0 + i % 3, "rank": 16} for i in range(count)]
 
 
 def test_what_will_hardly_be_the_best_ends_and_the_best_never_does():

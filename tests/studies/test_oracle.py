@@ -1,0 +1,78 @@
+"""The scripts that measure oracles: the second task's examples, and a grid that goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from autolr.study import Study
+
+ORACLE = Path(__file__).resolve().parents[2] / "studies" / "oracle"
+
+
+@pytest.fixture
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ORACLE))
+        yield importlib.import_module
+        for name in ("measure", "sections"):
+            sys.modules.pop(name, None)
+
+
+def stanza(name: str, section: str, text: str) -> list[str]:
+    return [f"Package: {name}", f"Section: {section}", f"Description: {text}", " continued", ""]
+
+
+def test_examples_are_balanced_and_no_text_has_two_labels(script):
+    sections = script("sections")
+    lines = [line for i in range(700) for line in stanza(f"g{i}", "games", f"a game number {i}")]
+    lines += [line for i in range(30) for line in stanza(f"s{i}", "sound", f"a player number {i}")]
+    lines += stanza("x", "sound", "a game number 5") + stanza("y", "libs", "not of these sections")
+    lines += stanza("z", "sound", "too short")
+    rows = sections.examples(lines)
+    labels = [label for _, label in rows]
+    assert labels.count("games") == sections.EACH
+    assert labels.count("sound") == 30
+    assert "a game number 5" not in {text for text, _ in rows}
+    assert rows == sections.examples(lines)
+    assert labels[:40] != sorted(labels[:40])
+
+
+def test_every_grid_belongs_to_a_study_that_can_be_read(script, tmp_path):
+    measure = script("measure")
+    (tmp_path / "sections.csv").write_text("text,label\n")
+    for name, grid in measure.GRIDS.items():
+        study = measure.read_study(name, tmp_path / "sections.csv")
+        assert isinstance(study, Study)
+        assert len(grid["lr_v"]) >= 6 and len(grid["ratio"]) >= 6 and len(grid["rank"]) >= 2
+        assert study.data.source.startswith(("demo:", str(tmp_path)))
+
+
+def test_a_grid_is_measured_run_by_run_and_goes_on(script, small_study, tmp_path, monkeypatch):
+    measure = script("measure")
+    monkeypatch.setattr(measure, "HERE", tmp_path)
+    grid = {"overrides": [], "lr_v": [1e-3, 2e-3], "ratio": [1.0, 4.0], "rank": [2], "rungs": [8, 16]}
+    monkeypatch.setattr(measure, "GRIDS", {"toy": grid})
+    monkeypatch.setattr(measure, "read_study", lambda name, data: small_study)
+    for limit, there in ((1, 1), (2, 3), (9, 4)):
+        monkeypatch.setattr(sys, "argv", ["measure.py", "toy", "--seeds", "1", "--limit", str(limit)])
+        measure.main()
+        runs = measure.read(tmp_path / "toy.jsonl")
+        assert len(runs) == there
+    assert len({(run["lr_v"], run["ratio"]) for run in runs}) == 4
+    for run in runs:
+        assert [(r["step"], r["averaged"]) for r in run["rungs"]] == [
+            (s, a) for s in (8, 16, 24) for a in (False, True)
+        ]
+        assert all(
+            {"select_loss", "confirm_loss", "select_accuracy", "confirm_accuracy"} <= r.keys() for r in run["rungs"]
+        )
+    table = pq.read_table(tmp_path / "toy.parquet")
+    assert table.num_rows == 4 * 6
+    about = json.loads(table.schema.metadata[b"autolr"])
+    assert about["steps"] == 24 and about["environment"]["versions"]
