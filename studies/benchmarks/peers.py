@@ -35,11 +35,12 @@ class Rows(Dataset[dict[str, Any]]):
         return len(self.data)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"input_ids": self.data.ids[row], "row": row}
+        return {"input_ids": self.data.ids[row], "labels": self.data.labels[row]}
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest of the batch: dynamic padding."""
-        return self.data.collate([example["row"] for example in examples])
+        """Pad examples, of this or of another split, to the longest of the batch: dynamic padding."""
+        ids, labels = ([example[key] for example in examples] for key in ("input_ids", "labels"))
+        return TokenSet(ids, labels, self.data.pad_id).collate(range(len(examples)))
 
 
 def peft_model(base: Backbone, rank: int, seed: int = 0) -> Any:

@@ -143,6 +143,15 @@ def test_throughput_measures_every_contender(module):
     json.dumps(result.document(CPU))
 
 
+def test_the_trainers_examples_are_those_of_their_own_split(module):
+    peers = module("peers")
+    train, select = TokenSet([[1, 2, 3], [4]], [0, 1], 0), TokenSet([[7, 8], [9]], [1, 1], 0)
+    rows = peers.Rows(select)
+    batch = peers.Rows(train).collate([rows[0], rows[1]])  # the Trainer has one collator for both
+    assert batch["input_ids"].tolist() == [[7, 8], [9, 0]]
+    assert batch["labels"].tolist() == [1, 1]
+
+
 def test_the_trainer_really_trains_in_the_precision_it_is_given(module):
     peers, shapes = module("peers"), module("shapes")
     shape = small(module).shape
