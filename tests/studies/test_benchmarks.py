@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from autolr.data.batches import TokenSet
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
 CPU = torch.device("cpu")
 
