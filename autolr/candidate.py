@@ -9,7 +9,10 @@ from autolr.study import Rank, Rate, Ratio, Role, Targets
 
 
 class Candidate(Document):
-    """One point of the space: the rate of W_v, the ratio λ, the rank, and what is trained."""
+    """One point of the space: the rate of W_v, the ratio λ, the rank, and what is trained.
+
+    W_k, where it is trained, learns as fast as W_q; W_o as fast as W_v.
+    """
 
     lr_v: Rate
     ratio: Ratio = Field(description="λ = lr_v / lr_q")
@@ -22,11 +25,11 @@ class Candidate(Document):
         return self.lr_v / self.ratio
 
     def rates(self, lr_head: float) -> dict[Role, float]:
-        """Return the rate of each role; a role at 0 is frozen. W_k, where trained, learns as W_q does."""
-        lr_k = self.lr_q if self.targets == "qkv" else 0.0
-        return {"q": self.lr_q, "k": lr_k, "v": self.lr_v, "head": lr_head}
+        """Return the rate of each role; a role at 0 is frozen."""
+        own: dict[Role, float] = {"q": self.lr_q, "k": self.lr_q, "v": self.lr_v, "o": self.lr_v}
+        return {**{role: rate if role in self.targets else 0.0 for role, rate in own.items()}, "head": lr_head}
 
     def describe(self) -> str:
         """Return the candidate in a few words, such as `λ=4 lr_v=2.0e-03 r=8`."""
         text = f"λ={self.ratio:.3g} lr_v={self.lr_v:.2e} r={self.rank}"
-        return f"{text} with W_k" if self.targets == "qkv" else text
+        return text + {"qv": "", "qkv": " with W_k"}.get(self.targets, f" on {self.targets}")

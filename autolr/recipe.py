@@ -10,16 +10,26 @@ from pydantic import Field
 from autolr import documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import Data, Method, Rate, Training
+from autolr.study import Data, Method, Rate, Role, Training
 
 
 class Rates(Document):
-    """The rate of each role; `k` is absent where W_k stays frozen."""
+    """The rate of each role; a role that stays frozen is absent."""
 
-    q: Rate
-    v: Rate
+    q: Rate | None = None
+    v: Rate | None = None
     head: Rate
     k: Rate | None = None
+    o: Rate | None = None
+
+    def trained(self) -> dict[Role, float]:
+        """Return the roles that are trained, and their rates."""
+        rates: dict[Role, float | None] = {"q": self.q, "k": self.k, "v": self.v, "o": self.o, "head": self.head}
+        return {role: rate for role, rate in rates.items() if rate is not None}
+
+    def describe(self) -> str:
+        """Return the rates in a few words, such as `lr_q=1.5e-03 lr_v=2.4e-03 lr_head=5.2e-03`."""
+        return " ".join(f"lr_{role}={rate:.2e}" for role, rate in self.trained().items())
 
 
 class Interval(Document):

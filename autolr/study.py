@@ -20,8 +20,9 @@ from autolr import documents
 from autolr.documents import Document
 from autolr.errors import DocumentError
 
-Role = Literal["q", "k", "v", "head"]
-Targets = Literal["qv", "qkv"]
+Role = Literal["q", "k", "v", "o", "head"]
+# What is trained beside the head: W_q, W_k, W_v, and the output projection W_o.
+Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -62,12 +63,12 @@ class Range(Document):
 
 
 def _one_as_list(value: Any) -> Any:
-    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return [value] if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
 def _rate_choice(value: Any) -> Any:
     """Turn a single number into a list of one, and say plainly what is accepted."""
-    value = _one_as_list(value)
+    value = value if isinstance(value, str) else _one_as_list(value)
     if not isinstance(value, (dict, list, tuple, Range)):
         raise ValueError(f"must be a range {{low: , high: }}, a list or a number (given: {value!r})")
     return value
@@ -83,6 +84,11 @@ class Space(Document):
         Range(low=0.5, high=32.0), description="λ = lr_v / lr_q; below 1 is legal"
     )
     rank: Annotated[list[Rank], BeforeValidator(_one_as_list)] = Field([4, 8, 16], min_length=1)
+    targets: Annotated[list[Targets], BeforeValidator(_one_as_list)] = Field(
+        ["qv"],
+        min_length=1,
+        description="matrices that are trained: q, k, v, o; several choices are compared in one search",
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Space:
@@ -92,8 +98,10 @@ class Space(Document):
                 raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")
             if isinstance(value, list) and (not value or len(set(value)) != len(value)):
                 raise ValueError(f"{name} must list at least one value, and each value once: {value}")
-        if len(set(self.rank)) != len(self.rank):
-            raise ValueError(f"rank lists a value twice: {self.rank}")
+        for name in ("rank", "targets"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} lists a value twice: {values}")
         return self
 
 

@@ -170,7 +170,7 @@ def _show_result(result: SearchResult) -> None:
     counts = recipe.evidence.trials
     typer.echo(
         f"\nverdict  {recipe.evidence.verdict}\n"
-        f"recipe   {result.folder / 'recipe.yaml'}: {recipe.candidate.describe()}, lr_q={recipe.rates.q:.2e}\n"
+        f"recipe   {result.folder / 'recipe.yaml'}: {recipe.candidate.describe()}; {recipe.rates.describe()}\n"
         f"trials   {counts['total']}: {counts['finished']} finished, {counts['pruned']} pruned, "
         f"{counts['diverged']} diverged\n"
         f"cost     {cost.device_seconds:.0f} device-seconds, {cost.trained_tokens:,} trained tokens "

@@ -42,7 +42,7 @@ def full_run(recipe: Recipe, folder: Path, device: str | None) -> None:
     from autolr.search.setting import choose_device
     from autolr.train.run import train
 
-    rates = f"lr_q={recipe.rates.q:.2e} lr_v={recipe.rates.v:.2e} lr_head={recipe.rates.head:.2e}"
+    rates = recipe.rates.describe()
     typer.echo(f"\nfull run {recipe.steps} steps, {rates} r={recipe.candidate.rank}")
     result = train(recipe, folder, device=str(choose_device(device)), on_log=_log)
     confirm = result.metrics["confirm"]

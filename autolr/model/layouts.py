@@ -9,6 +9,7 @@ one of two orders:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,11 @@ _FUSED: dict[str, tuple[str, Callable[[Any], tuple[Order, int]]]] = {
     "phi3": ("qkv_proj", _grouped),
 }
 CHILDREN: dict[str, str] = {family: child for family, (child, _) in _FUSED.items()}
+# What families call W_o, a child of the attention module; BERT and its like have it in attention.output.dense.
+OUTPUTS = ("o_proj", "out_proj", "out_lin", "Wo", "dense", "c_proj")
+_IS_OUTPUT = re.compile(
+    rf"(^|[.])(attention[.]output[.]dense|(attention|self_attention|attn|self_attn|sa)[.]({'|'.join(OUTPUTS)}))$"
+)
 # Families whose q_proj makes, head by head, the query and then a gate on the attention's output.
 _GATED = ("qwen3_next", "qwen3_5")
 
@@ -126,3 +132,8 @@ def gated(attention: nn.Module, config: Any, total: int) -> Rows | None:
     size = int(getattr(attention, "head_dim", config.head_dim))
     heads = int(config.num_attention_heads)
     return Rows(total, heads, 0, size) if total == 2 * heads * size else None
+
+
+def is_output(name: str) -> bool:
+    """Tell whether a module's full name is that of an attention's output projection W_o."""
+    return _IS_OUTPUT.search(name) is not None

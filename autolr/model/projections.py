@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from autolr.errors import ModelError
 from autolr.model import layouts
 from autolr.model.layouts import Rows
-from autolr.study import Targets
+from autolr.study import Role, Targets
 
 # The names transformers gives to separate projections, family by family:
 # BERT, RoBERTa, ELECTRA (query); DistilBERT (q_lin); DeBERTa-v2 and v3 (query_proj); Llama, Mistral, Qwen, Gemma,
@@ -41,7 +41,7 @@ class Site:
     """
 
     name: str
-    role: Literal["q", "k", "v"]
+    role: Role
     d_in: int
     d_out: int
     rows: Rows | None = None
@@ -57,7 +57,7 @@ class Projections:
     """The sites of a model, in the order of its layers, and how many of its layers have them.
 
     Attributes:
-        sites: q, k and v of one layer are neighbours.
+        sites: q, k, v and o of one layer are neighbours.
         layers: of the model.
         shared_input: some projection also reads what all rows of a batch share (DeBERTa's relative
             positions), so slots with different adapters cannot go through it in one pass.
@@ -68,7 +68,15 @@ class Projections:
     shared_input: bool = False
 
     def of(self, targets: Targets) -> tuple[Site, ...]:
-        """Return the sites that `targets` trains."""
+        """Return the sites that `targets` trains.
+
+        Raises:
+            ModelError: the model has no matrix of one of its roles.
+        """
+        has = {site.role for site in self.sites}
+        missing = [role for role in targets if role not in has]
+        if missing:
+            raise ModelError(f"targets {targets}: the model has no W_{missing[0]} of its own; it has {sorted(has)}")
         return tuple(site for site in self.sites if site.role in targets)
 
     @property
@@ -121,7 +129,8 @@ def find(model: nn.Module, name: str) -> Projections:
                 "code, so there is no W_v whose rate could be told from that of W_k; choose a model with separate "
                 "or fused q, k and v projections"
             )
-        sites += _separate(module, path, text) or _fused(module, path, text, name)
+        own = _separate(module, path, text) or _fused(module, path, text, name)
+        sites += own + (_output(model, path) if own else [])
         shared = shared or bool(getattr(module, "share_att_key", False) and getattr(module, "relative_attention", 0))
     if not sites:
         raise ModelError(_nothing_found(model, name))
@@ -159,6 +168,19 @@ def _fused(module: nn.Module, path: str, config: Any, name: str) -> list[Site]:
     except ValueError as error:
         raise ModelError(f"model {name!r}: {path}.{child}: {error}") from None
     return [Site(f"{path}.{child}.{role}", role, d_in, rows.count, rows) for role, rows in parts.items()]  # type: ignore[arg-type]
+
+
+def _output(model: nn.Module, path: str) -> list[Site]:
+    """Return W_o of the attention module at `path`: a child of its own, or a sibling's as in BERT."""
+    parent = path.rpartition(".")[0]
+    for full in (*(f"{path}.{child}" for child in layouts.OUTPUTS), f"{parent}.output.dense"):
+        try:
+            matrix = model.get_submodule(full)
+        except AttributeError:
+            continue
+        if _is_matrix(matrix) and layouts.is_output(full):
+            return [Site(full, "o", *_shape(matrix))]
+    return []
 
 
 def _is_matrix(module: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from autolr.model.backbone import Backbone
 from autolr.study import Role
 
-ROLES: tuple[Role, ...] = ("q", "k", "v", "head")
+ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "head")
 
 
 @dataclass(frozen=True)

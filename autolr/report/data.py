@@ -101,7 +101,7 @@ def surface(result: SearchResult, points: int = 40) -> Surface | None:
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
     scores = comparable_scores(result)
-    trials = [t for t in result.trials if t.number in scores and t.candidate.targets == "qv"]
+    trials = [t for t in result.trials if t.number in scores and t.candidate.targets in result.study.space.targets]
     if len(trials) < SURFACE_MIN_TRIALS:
         return None
     x = np.log10([[t.candidate.lr_q, t.candidate.lr_v] for t in trials])

@@ -122,7 +122,7 @@ def rate_map(result: SearchResult) -> go.Figure:
             colorbar={"title": {"text": "loss"}, "thickness": 12},
             hovertemplate="η_Q %{x:.2e}, η_V %{y:.2e}<br>fitted loss %{z:.4f}<extra></extra>",
         )
-    trials = [trial for trial in result.trials if trial.candidate.targets == "qv"]
+    trials = [trial for trial in result.trials if trial.candidate.targets in result.study.space.targets]
     if trials:
         q = [trial.candidate.lr_q for trial in trials]
         v = [trial.candidate.lr_v for trial in trials]

@@ -26,13 +26,13 @@ ENOUGH = 8
 
 
 def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list[Candidate]:
-    """Return the best candidates of the search, best first; W_k is frozen in all of them.
+    """Return the best candidates of the search, best first; a rule that lies outside the space is none of them.
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
     the lowest score that counts, which is half luck, but the lowest expected by the surrogate of all curves.
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
-    usable = [t for t in usable if t.candidate.targets == "qv"]
+    usable = [t for t in usable if space.holds(t.candidate)]
     expected = {t.number: t.score for t in usable}
     if len(usable) >= ENOUGH:
         encoding = Encoding(space.distributions, {})

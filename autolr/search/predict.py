@@ -53,8 +53,9 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
     Raises:
         RunError: too few trials, W_k would be trained, or the candidate is far from all that was tried.
     """
-    if candidate.targets != "qv":
-        raise RunError(f"{result.folder}: predictions are for W_q and W_v alone, and {candidate.describe()} is not")
+    if candidate.targets not in result.study.space.targets:
+        searched = ", ".join(result.study.space.targets)
+        raise RunError(f"{result.folder}: {candidate.describe()} is not what was searched, which is {searched}")
     folder = RunFolder(result.folder)
     names = optuna.get_all_study_names(folder.storage()) if folder.journal.is_file() else []
     trials = optuna.load_study(study_name=names[0], storage=folder.storage()).trials if names else []
@@ -62,8 +63,9 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
     if len(trials) < ENOUGH:
         raise RunError(f"{result.folder}: {len(trials)} trials have a score, a prediction needs {ENOUGH}; search on")
     encoding = Encoding(trials[-1].distributions, {})
-    params: dict[str, float] = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
-    for name, distribution in encoding.space.items():
+    params = candidate.model_dump(include=set(encoding.space))
+    for name in ("lr_v", "ratio", "rank"):
+        distribution = encoding.space[name]
         choices: Any = getattr(distribution, "choices", None)
         low = float(min(choices) if choices else distribution.low)  # type: ignore[attr-defined]
         high = float(max(choices) if choices else distribution.high)  # type: ignore[attr-defined]
@@ -76,7 +78,9 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
     surrogate = Surrogate.fit(*observations(known, encoding, 1.0))
     point = encoding.encode(params)[None]
     tried = np.array([encoding.encode(trial.params) for trial in known])
-    nearest = Candidate(**known[int(np.linalg.norm(tried - point, axis=1).argmin())].params)
+    nearest = Candidate(
+        **{"targets": candidate.targets, **known[int(np.linalg.norm(tried - point, axis=1).argmin())].params}
+    )
     unknown = float(surrogate.unknown(point)[0])
     if unknown > FAR:
         raise RunError(

@@ -49,6 +49,7 @@ def carried(found: Earlier, space: SearchSpace) -> Candidate:
         lr_v=_nearest(space, "lr_v", found.rate * space.rate),
         ratio=_nearest(space, "ratio", found.ratio),
         rank=int(_nearest(space, "rank", found.rank)),
+        targets=space.targets,
     )
 
 

@@ -15,7 +15,7 @@ from autolr.recipe import Recipe
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.records import RepeatRecord, TrialRecord
-from autolr.study import Study
+from autolr.study import Study, Targets
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -61,10 +61,11 @@ class SearchResult:
         run = RunFolder(folder)
         if not run.study.is_file():
             raise RunError(f"{folder}: is no run folder (it has no study.yaml); give the --out of a search")
+        study = Study.load(run.study)
         return cls(
             folder=run.path,
-            study=Study.load(run.study),
-            trials=_trials(run),
+            study=study,
+            trials=_trials(run, study.space.targets[0]),
             repeats=_parse(run.confirm, RepeatRecord),
             phases=_parse(run.phases, Phase),
             recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
@@ -85,7 +86,7 @@ def _parse(path: Path, kind: type[records.RepeatRecord] | type[Phase]) -> list: 
     return found
 
 
-def _trials(run: RunFolder) -> list[TrialRecord]:
+def _trials(run: RunFolder, usual: Targets) -> list[TrialRecord]:
     import optuna
 
     if not run.journal.is_file():
@@ -96,11 +97,12 @@ def _trials(run: RunFolder) -> list[TrialRecord]:
         return []
     study = optuna.load_study(study_name=studies[0], storage=storage)
     curves = {content.get("number"): content for content in records.lines(run.curves)}
-    return [_record(trial, curves.get(trial.number, {})) for trial in study.trials if trial.params]
+    return [_record(trial, curves.get(trial.number, {}), usual) for trial in study.trials if trial.params]
 
 
-def _record(trial: FrozenTrial, extra: dict[str, object]) -> TrialRecord:
+def _record(trial: FrozenTrial, extra: dict[str, object], usual: Targets) -> TrialRecord:
     attributes = trial.user_attrs
+    targets = "qkv" if attributes.get("rule") == "qkv" else usual
     outcome = attributes.get("outcome") or ("interrupted" if trial.state.is_finished() else "running")
     steps = sorted(trial.intermediate_values)
     return TrialRecord.model_validate(
@@ -109,7 +111,7 @@ def _record(trial: FrozenTrial, extra: dict[str, object]) -> TrialRecord:
             "tokens": extra.get("tokens", 0),
             "seconds": extra.get("seconds", 0.0),
             "number": trial.number,
-            "candidate": Candidate(**trial.params, targets="qkv" if attributes.get("rule") == "qkv" else "qv"),
+            "candidate": Candidate(**{"targets": targets, **trial.params}),
             "rule": attributes.get("rule"),
             "outcome": outcome,
             "score": trial.intermediate_values[steps[-1]] if steps and outcome != "diverged" else None,

@@ -114,7 +114,7 @@ def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> 
     """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
     first = line_up(setting.study, setting.space, best)
     repeats = [record for record in SearchResult.load(folder.path).repeats if record.candidate in first]
-    return line_up(setting.study, setting.space, best, verdict.choose(repeats))
+    return line_up(setting.study, setting.space, best, verdict.choose(repeats, setting.study.space.targets))
 
 
 @contextmanager
@@ -144,11 +144,10 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         for record in result.repeats
         if record.candidate in wanted
     ]
-    winner = verdict.choose(repeats)
+    winner = verdict.choose(repeats, study.space.targets)
     found = verdict.scores(repeats, winner)
     trained = sum(phase.trained_tokens for phase in result.phases)
     outcomes = [trial.outcome for trial in result.ended()]
-    rates = winner.rates(setting.space.lr_head)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -159,7 +158,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         task=study.task,
         method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
         candidate=winner,
-        rates=Rates(q=rates["q"], v=rates["v"], head=rates["head"]),
+        rates=Rates(**{role: rate for role, rate in winner.rates(setting.space.lr_head).items() if rate > 0}),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,

@@ -17,8 +17,9 @@ from autolr.model import backbone
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.rows import ROLES
 from autolr.search.space import SearchSpace
-from autolr.study import Role, Study
+from autolr.study import Role, Study, Targets
 
 # A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
 # weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
@@ -54,13 +55,20 @@ class Setting:
     @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
-        rule = self.space.rule("qkv" if "qkv" in self.study.baselines else "rule")
-        candidate = Candidate(lr_v=rule.lr_v, ratio=1.0, rank=max(self.study.space.rank), targets=rule.targets)
+        candidate = Candidate(
+            lr_v=self.space.rate, ratio=1.0, rank=max(self.study.space.rank), targets=max(self._targets, key=len)
+        )
         return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.steps, PROBE_STEPS))
+
+    @property
+    def _targets(self) -> list[Targets]:
+        """What any candidate trains."""
+        return [*self.study.space.targets, *(["qkv"] if "qkv" in self.study.baselines else [])]  # type: ignore[list-item]
 
     def pack(self, capacity: int, passes: int | None = None) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
-        roles: tuple[Role, ...] = ("q", "k", "v", "head") if "qkv" in self.study.baselines else ("q", "v", "head")
+        trained = {*"".join(self._targets), "head"}
+        roles: tuple[Role, ...] = tuple(role for role in ROLES if role in trained)
         return Pack(
             self.backbone,
             self.study.training,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from autolr.candidate import Candidate
 from autolr.errors import ModelError
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
-from autolr.study import BaselineName, Range, Space, Study
+from autolr.study import BaselineName, Range, Space, Study, Targets
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
 RULE_EXPONENTS = {"qwen": 0.0775}
@@ -33,7 +34,7 @@ def rule_rate(hidden_size: int, model_type: str) -> float:
 def describe(distribution: BaseDistribution) -> str:
     """Say in words what a dimension ranges over."""
     if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(f"{choice:g}" for choice in distribution.choices)
+        return ", ".join(c if isinstance(c, str) else f"{c:g}" for c in distribution.choices)
     assert isinstance(distribution, FloatDistribution)
     return f"{distribution.low:.3g} to {distribution.high:.3g}" + (" (log)" if distribution.log else "")
 
@@ -43,16 +44,18 @@ class SearchSpace:
     """A study's space for one model.
 
     Attributes:
-        distributions: Optuna's, for `lr_v`, `ratio` and `rank`.
+        distributions: Optuna's, for `lr_v`, `ratio` and `rank`; for `targets` where there is a choice.
         rate: the rule of thumb's rate for the model.
         lr_head: rate of the head, the same for all candidates.
         steps: of the full run.
+        targets: what is trained where there is no choice, and by the rules of thumb.
     """
 
     distributions: dict[str, BaseDistribution]
     rate: float
     lr_head: float
     steps: int
+    targets: Targets = "qv"
 
     @classmethod
     def of(cls, study: Study, backbone: Backbone, steps: int) -> SearchSpace:
@@ -72,7 +75,17 @@ class SearchSpace:
         if lr_head == "auto":
             # Adam moves each weight of the head by about the rate, and a logit sums them over the width.
             lr_head = float(f"{HEAD_STEP / backbone.hidden_size:.3g}")
-        return cls(_distributions(study.space, rate), rate, lr_head, steps)
+        for targets in study.space.targets:
+            backbone.projections.of(targets)
+        return cls(_distributions(study.space, rate), rate, lr_head, steps, study.space.targets[0])
+
+    def candidate(self, params: Mapping[str, Any]) -> Candidate:
+        """Return Optuna's parameters as a candidate."""
+        return Candidate(**{"targets": self.targets, **params})
+
+    def params(self, candidate: Candidate) -> dict[str, Any]:
+        """Return a candidate as Optuna's parameters."""
+        return candidate.model_dump(include=set(self.distributions))
 
     def slot(self, candidate: Candidate, seed: int, length: int) -> SlotConfig:
         """Return the first `length` steps of the candidate's full run."""
@@ -80,7 +93,9 @@ class SearchSpace:
 
     def holds(self, candidate: Candidate) -> bool:
         """Tell whether the candidate is a point of the space."""
-        values = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
+        values = candidate.model_dump()
+        if "targets" not in self.distributions and candidate.targets != self.targets:
+            return False
         return all(
             value in d.choices if isinstance(d, CategoricalDistribution) else d.low <= value <= d.high  # type: ignore[attr-defined]
             for value, d in ((values[name], d) for name, d in self.distributions.items())
@@ -109,20 +124,23 @@ class SearchSpace:
         ranks = self.distributions["rank"].choices  # type: ignore[attr-defined]
         rank = min(ranks, key=lambda r: (abs(r - RULE_RANK), r))
         if name == "paper":
-            return Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, rank=rank)
+            return Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, rank=rank, targets=self.targets)
         if name == "winner_lr":
             assert winner is not None
-            return Candidate(lr_v=winner.lr_v, ratio=1.0, rank=winner.rank)
-        return Candidate(lr_v=self.rate, ratio=1.0, rank=rank, targets="qkv" if name == "qkv" else "qv")
+            return winner.model_copy(update={"ratio": 1.0})
+        return Candidate(lr_v=self.rate, ratio=1.0, rank=rank, targets="qkv" if name == "qkv" else self.targets)
 
 
 def _distributions(space: Space, rate: float) -> dict[str, BaseDistribution]:
     lr_v = Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
-    return {
+    found: dict[str, BaseDistribution] = {
         "lr_v": _distribution(lr_v),
         "ratio": _distribution(space.ratio),
         "rank": CategoricalDistribution(sorted(space.rank)),
     }
+    if len(space.targets) > 1:
+        found["targets"] = CategoricalDistribution(space.targets)
+    return found
 
 
 def _distribution(values: Range | list[float]) -> BaseDistribution:

@@ -9,7 +9,6 @@ import optuna
 from optuna.trial import TrialState
 from torch import Tensor
 
-from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
@@ -73,7 +72,10 @@ class Trials:
             storage=folder.storage(),
             direction="minimize",
             sampler=CurveSampler(
-                study.seed, space=space.distributions, priors=prior.priors(study.search.prior, space)
+                study.seed,
+                space=space.distributions,
+                priors=prior.priors(study.search.prior, space),
+                counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
             ),
             pruner=RungPruner(self.rungs, study.search.keep),
             load_if_exists=True,
@@ -95,7 +97,7 @@ class Trials:
         if trial is None:
             return None
         rule = trial.user_attrs.get("rule")
-        candidate = Candidate(**trial.params, targets="qkv" if rule == "qkv" else "qv")
+        candidate = self.space.rule("qkv") if rule == "qkv" else self.space.candidate(trial.params)
         self._live[trial.number] = trial
         config = self.space.slot(candidate, self.study.seed, self.length)
         return Job(rule or f"trial {trial.number}", candidate, config, trial.number)
@@ -197,15 +199,13 @@ class Trials:
                 continue
             candidate = self.space.rule(name)
             if self.space.holds(candidate):
-                params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
-                self.optuna.enqueue_trial(params, user_attrs={"rule": name})
+                self.optuna.enqueue_trial(self.space.params(candidate), user_attrs={"rule": name})
             else:
                 self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
         for number, found in enumerate(self.study.search.prior):
             if number not in known:
                 candidate = prior.carried(found, self.space)
-                params = {"lr_v": candidate.lr_v, "ratio": candidate.ratio, "rank": candidate.rank}
-                self.optuna.enqueue_trial(params, user_attrs={"prior": number})
+                self.optuna.enqueue_trial(self.space.params(candidate), user_attrs={"prior": number})
 
 
 def _kept(attributes: dict[str, object]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy import stats
@@ -10,8 +10,10 @@ from scipy import stats
 from autolr.candidate import Candidate
 from autolr.recipe import Interval, Score
 from autolr.search.records import RepeatRecord
+from autolr.study import Targets
 
 LEVEL = 0.90
+DEFAULT_TARGETS: tuple[Targets, ...] = ("qv",)
 
 
 def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
@@ -40,15 +42,15 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
-def choose(repeats: Sequence[RepeatRecord]) -> Candidate:
+def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
     """Return the candidate with the lowest mean *select* loss, or one of smaller rank that is as good.
 
     As good is what lies within one standard error of the best, of the paired differences over seeds; of those
-    with the smallest rank the best is taken (the one-standard-error rule). W_k must be frozen: the comparison
-    with W_k trained is for the verdict only, the recipe is one for W_q and W_v.
+    with the smallest rank the best is taken (the one-standard-error rule). A comparison that trains other
+    matrices than the study's is for the verdict only: `among` says which are the study's.
     """
     groups = {c: np.array([r.select_loss for r in rs]) for c, rs in _by_candidate(repeats).items()}
-    losses = {c: group for c, group in groups.items() if c.targets == "qv"}
+    losses = {c: group for c, group in groups.items() if c.targets in among}
     ranked = sorted(losses, key=lambda c: (losses[c].mean(), c.describe()))
     best = ranked[0]
     as_good = [c for c in ranked if c == best or (c.rank < best.rank and _within(losses[c], losses[best]))]

@@ -15,9 +15,10 @@ from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.projections import Site
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.rows import ROLES
 from autolr.study import Targets
 from autolr.testing.bench import ALPHA, STEPS, Bench, ProblemError
-from autolr.train.optimizer import parameter_groups
+from autolr.train.optimizer import grouped
 
 
 def packed_equals_alone(bench: Bench) -> str:
@@ -25,7 +26,7 @@ def packed_equals_alone(bench: Bench) -> str:
     bench.frozen = bench.base.fingerprint()
     configs = [config for _, config in bench.slots]
     largest = max(config.rank for config in configs)
-    options: dict[str, Any] = {"capacity": len(configs), "max_rank": largest, "alpha": ALPHA}
+    options: dict[str, Any] = {"capacity": len(configs), "max_rank": largest, "alpha": ALPHA, "roles": ROLES}
     with Pack(bench.base, bench.training, bench.task, bench.data, together=2, **options) as pack:
         slots = [pack.admit(config) for config in configs]
         for _ in range(STEPS):
@@ -65,15 +66,8 @@ def adapted(base: Backbone, targets: Targets, config: SlotConfig) -> Iterator[An
 
 
 def _train(bench: Bench, model: Any, config: SlotConfig, order: list[list[int]]) -> list[float]:
-    rates = config.rates
-    groups = parameter_groups(
-        model,
-        lr_q=rates["q"],
-        ratio=rates["v"] / rates["q"],
-        lr_head=rates["head"],
-        lr_k=rates["k"] or None,
-        weight_decay=bench.training.weight_decay,
-    )
+    rates = {role: rate for role, rate in config.rates.items() if rate > 0}
+    groups = grouped(model, rates, weight_decay=bench.training.weight_decay)
     trained = [p for p in model.parameters() if p.requires_grad]
     return _steps(bench, model, groups, trained, order)
 

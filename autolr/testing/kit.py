@@ -51,6 +51,8 @@ def run(base: Backbone, *, seed: int = 0) -> Iterator[Check]:
         ("qv", SlotConfig({"q": 5e-2, "k": 0.0, "v": 1e-3, "head": 1e-3}, 2 * rank, 2, STEPS)),
         ("qkv", SlotConfig({"q": 1e-3, "k": 3e-3, "v": 2e-2, "head": 3e-2}, rank, 3, STEPS)),
     ]
+    if any(site.role == "o" for site in base.projections.sites):
+        slots.append(("vo", SlotConfig({"q": 0.0, "v": 4e-3, "o": 2e-3, "head": 1e-2}, rank, 4, STEPS)))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(base, random_tokens(base, len(task.classes), seed), task, slots, [], Path(folder))
         checks: dict[str, Callable[[Bench], str]] = {

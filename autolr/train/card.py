@@ -25,9 +25,7 @@ A LoRA adapter on {matrices} of `{model}`, trained by AutoLR with a rate for eac
 | setting | value |
 |---|---|
 | λ = lr_v / lr_q | {ratio:.4g} |
-| lr_v | {lr_v:.3g} |
-| lr_q | {lr_q:.3g} |
-{lr_k}| lr of the head | {lr_head:.3g} |
+{rates}
 | rank, alpha | {rank}, {alpha:g} |
 | batch size, steps | {batch}, {steps} |
 | data | `{data}` |
@@ -88,19 +86,16 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """Return the card of a finished full run as Markdown with front matter."""
     base = base_name(recipe.model)
     on_this_machine = base != hub_name(recipe.model)
-    k = recipe.rates.k
+    matrices = [f"W_{role}" for role in recipe.candidate.targets]
     return _CARD.format(
         base=json.dumps(base),
         base_code=json.dumps(f"path/to/{base}" if on_this_machine else base),
-        matrices="W_q and W_v" if k is None else "W_q, W_k and W_v",
-        lr_k="" if k is None else f"| lr_k | {k:.3g} |\n",
+        matrices=" and ".join(", ".join(matrices).rsplit(", ", 1)),
+        rates="\n".join(f"| lr_{role} | {rate:.3g} |" for role, rate in recipe.rates.trained().items()),
         name=recipe.name,
         model=base if on_this_machine else recipe.model,
         verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
         ratio=recipe.candidate.ratio,
-        lr_v=recipe.rates.v,
-        lr_q=recipe.rates.q,
-        lr_head=recipe.rates.head,
         rank=recipe.candidate.rank,
         alpha=recipe.method.alpha,
         batch=recipe.training.batch_size,

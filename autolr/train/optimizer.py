@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import nn
 from autolr.model import layouts
 from autolr.model.projections import NAMES
 from autolr.recipe import Recipe
+from autolr.study import Role
 
 _FUSED = frozenset(layouts.CHILDREN.values())
-_ROLE_OF = {name: role for names in NAMES for role, name in names.items()}
+_ROLE_OF: dict[str, Role] = {name: role for names in NAMES for role, name in names.items()}  # type: ignore[misc]
 
 
 def parameter_groups(
@@ -24,6 +25,7 @@ def parameter_groups(
     ratio: float,
     lr_head: float | None = None,
     lr_k: float | None = None,
+    lr_o: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Sort a model's trainable parameters into groups of one rate each.
@@ -37,6 +39,7 @@ def parameter_groups(
         ratio: λ = lr_v / lr_q.
         lr_head: rate of the task's new output layer; None: lr_q.
         lr_k: rate of W_k where it is trained; None: lr_q.
+        lr_o: rate of the output projection W_o where it is trained; None: that of W_v.
         weight_decay: of all groups.
 
     Returns:
@@ -47,35 +50,51 @@ def parameter_groups(
         ValueError: a rate is not positive and finite, W_q or W_v is not trained, something is
             trained that has no role, or one tensor is shared by two roles.
     """
-    rates = {
+    if not (math.isfinite(lr_q) and lr_q > 0 and math.isfinite(ratio) and ratio > 0):
+        raise ValueError(f"lr_q and ratio must be positive, finite numbers: {lr_q}, {ratio}")
+    rates: dict[Role, float] = {
         "q": lr_q,
         "k": lr_q if lr_k is None else lr_k,
         "v": lr_q * ratio,
+        "o": lr_q * ratio if lr_o is None else lr_o,
         "head": lr_q if lr_head is None else lr_head,
     }
-    for name, value in {
-        "lr_q": lr_q,
-        "ratio": ratio,
-        **{f"rate of {r}": v for r, v in rates.items()},
-    }.items():
+    return grouped(model, rates, weight_decay=weight_decay, needed=("q", "v"))
+
+
+def grouped(
+    model: nn.Module, rates: Mapping[Role, float], *, weight_decay: float = 0.0, needed: Collection[Role] = ()
+) -> list[dict[str, Any]]:
+    """Sort a model's trainable parameters into groups, as `parameter_groups` does, at any rates.
+
+    Args:
+        model: the model.
+        rates: of the roles that may be trained.
+        weight_decay: of all groups.
+        needed: roles that must be trained.
+
+    Raises:
+        ValueError: as `parameter_groups`; and where a role is trained that has no rate.
+    """
+    for role, value in rates.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive, finite number: {value}")
+            raise ValueError(f"the rate of {role} must be a positive, finite number: {value}")
     # Every name of a shared tensor counts: each must say the same role.
     named = list(model.named_parameters(remove_duplicate=False))
     stacks = _layer_stacks(name for name, _ in named)
-    members: dict[str, list[nn.Parameter]] = {role: [] for role in rates}
+    members: dict[Role, list[nn.Parameter]] = {role: [] for role in rates}
     seen: dict[int, tuple[str, str]] = {}
     strangers = []
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        role = role_of(name, stacks)
-        if role is None:
+        own = role_of(name, stacks)
+        if own is None or own not in members:
             strangers.append(name)
         elif id(parameter) not in seen:
-            seen[id(parameter)] = role, name
-            members[role].append(parameter)
-        elif seen[id(parameter)][0] != role:
+            seen[id(parameter)] = own, name
+            members[own].append(parameter)
+        elif seen[id(parameter)][0] != own:
             raise ValueError(
                 f"{seen[id(parameter)][1]} and {name} share one tensor, which cannot learn at two rates; untie them"
             )
@@ -88,14 +107,14 @@ def parameter_groups(
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise ValueError(
-            f"{len(strangers)} trainable parameters are neither W_q, W_k, W_v nor head: {shown}; freeze them, or "
-            "give adapters the targets of W_q and W_v alone"
+            f"{len(strangers)} trainable parameters are none of {', '.join(rates)}: {shown}; freeze them, or give "
+            "adapters the targets of W_q and W_v alone"
         )
-    for role in ("q", "v"):
-        if not members[role]:
-            raise ValueError(f"no W_{role} is trained; give the adapter targets such as q_proj and v_proj")
-    grouped = [id(p) for params in members.values() for p in params]
-    if sorted(grouped) != sorted(id(p) for p in model.parameters() if p.requires_grad):
+    for wanted in needed:
+        if not members.get(wanted):
+            raise ValueError(f"no W_{wanted} is trained; give the adapter targets such as q_proj and v_proj")
+    held = [id(p) for params in members.values() for p in params]
+    if sorted(held) != sorted(id(p) for p in model.parameters() if p.requires_grad):
         raise ValueError("the groups do not hold every trainable parameter exactly once")
     return [
         {"params": params, "lr": rates[role], "weight_decay": weight_decay, "name": role}
@@ -104,10 +123,10 @@ def parameter_groups(
     ]
 
 
-def role_of(name: str, stacks: Collection[str] = ()) -> str | None:
+def role_of(name: str, stacks: Collection[str] = ()) -> Role | None:
     """Return the role of a parameter by its full name; None where it has none.
 
-    W_q, W_k and W_v themselves, and what LoRA adds to them, have their own roles. Whatever PEFT
+    W_q, W_k, W_v and W_o themselves, and what LoRA adds to them, have their own roles. Whatever PEFT
     keeps as `modules_to_save`, and whatever is no adapter and lies outside the model's layers and
     input embeddings, is the head.
 
@@ -119,17 +138,25 @@ def role_of(name: str, stacks: Collection[str] = ()) -> str | None:
     matrix = _matrix(parts)
     if matrix is not None:
         return matrix[1]
+    if layouts.is_output(_module(parts)):
+        return "o"
     is_adapter = any(part.startswith("lora_") for part in parts)
     if "modules_to_save" in parts or (not is_adapter and not name.startswith(tuple(stacks))):
         return "head" if "embeddings" not in parts and "embed_tokens" not in parts else None
     return None
 
 
-def _matrix(parts: list[str]) -> tuple[int, str] | None:
+def _module(parts: list[str]) -> str:
+    """Return the name of the module that a parameter, or its adapter, belongs to."""
+    end = next((i for i, part in enumerate(parts) if part.startswith("lora_") or part == "base_layer"), None)
+    return ".".join(parts[: len(parts) - 1 if end is None else end])
+
+
+def _matrix(parts: list[str]) -> tuple[int, Role] | None:
     """Return which part names the module, and the role, if a parameter is W_q's, W_k's, W_v's or their adapter's."""
     # What `autolr.model.fused` trains on the rows of one role: c_attn.lora_A.default.q
     if len(parts) > 3 and parts[-3] in ("lora_A", "lora_B") and parts[-1] in ("q", "k", "v"):
-        return len(parts) - 4, parts[-1]
+        return len(parts) - 4, parts[-1]  # type: ignore[return-value]
     for index, part in enumerate(parts):
         if part not in _ROLE_OF:
             continue
@@ -160,12 +187,6 @@ def _layer_stacks(names: Iterable[str]) -> set[str]:
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """Return AdamW with a recipe's rates, betas, eps and weight decay."""
-    groups = parameter_groups(
-        model,
-        lr_q=recipe.rates.q,
-        ratio=recipe.rates.v / recipe.rates.q,
-        lr_head=recipe.rates.head,
-        lr_k=recipe.rates.k,
-        weight_decay=recipe.training.weight_decay,
-    )
+    rates = recipe.rates.trained()
+    groups = grouped(model, rates, weight_decay=recipe.training.weight_decay, needed=list(recipe.candidate.targets))  # type: ignore[arg-type]
     return torch.optim.AdamW(groups, betas=recipe.training.betas, eps=recipe.training.eps)

@@ -7,7 +7,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from autolr.model import adapters
-from autolr.train.optimizer import parameter_groups
+from autolr.train.optimizer import grouped, parameter_groups, role_of
 from tests import tiny
 
 
@@ -42,8 +42,8 @@ def test_a_model_that_trains_its_matrices_themselves():
 
 
 def test_what_has_no_role_is_named():
-    model = lora("llama", ["q_proj", "v_proj", "o_proj"])
-    with pytest.raises(ValueError, match="o_proj"):
+    model = lora("llama", ["q_proj", "v_proj", "up_proj"])
+    with pytest.raises(ValueError, match="up_proj"):
         parameter_groups(model, lr_q=1e-4, ratio=4)
     with pytest.raises(ValueError, match="no W_v"):
         parameter_groups(lora("llama", ["q_proj"]), lr_q=1e-4, ratio=4)
@@ -52,6 +52,29 @@ def test_what_has_no_role_is_named():
     unfrozen = tiny.model("bert").requires_grad_(True)
     with pytest.raises(ValueError, match="embeddings"):
         parameter_groups(unfrozen, lr_q=1e-4, ratio=4)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "gpt2", "opt", "modernbert"])
+def test_the_output_projection_learns_as_w_v_does(family):
+    base = tiny.base(family)
+    model = adapters.peft_model(base, "vo", 2, 16, 0)
+    groups = {group["name"]: group for group in grouped(model, {"v": 4e-4, "o": 2e-4, "head": 1e-3})}
+    sites = [site for site in base.projections.sites if site.role == "o"]
+    assert len(groups["o"]["params"]) == 2 * len(sites) > 0
+    assert (groups["o"]["lr"], groups["v"]["lr"]) == (2e-4, 4e-4)
+    with pytest.raises(ValueError, match="none of v, head"):
+        grouped(model, {"v": 4e-4, "head": 1e-3})
+    with pytest.raises(ValueError, match="no W_q"):
+        grouped(model, {"v": 4e-4, "o": 2e-4, "head": 1e-3}, needed="q")
+
+
+def test_a_head_called_out_proj_is_no_output_projection():
+    assert role_of("roberta.encoder.layer.0.attention.output.dense.lora_A.default.weight") == "o"
+    assert role_of("model.layers.3.self_attn.o_proj.weight") == "o"
+    assert role_of("base_model.model.classifier.modules_to_save.default.out_proj.weight") == "head"
+    assert role_of("classifier.out_proj.weight") == "head"
+    assert role_of("transformer.h.0.mlp.c_proj.lora_B.default.weight") is None
+    assert role_of("bert.encoder.layer.0.output.dense.lora_A.default.weight") is None
 
 
 @pytest.mark.parametrize("bad", [{"lr_q": 0}, {"lr_q": float("nan")}, {"ratio": -1}, {"lr_head": 0.0}])
