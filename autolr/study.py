@@ -25,6 +25,7 @@ Role = Literal["q", "k", "v", "o", "head"]
 Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
 Precision = Literal["auto", "fp32", "bf16"]
+MethodKind = Literal["lora", "rslora", "dora"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
@@ -132,14 +133,17 @@ class Data(Document):
 
 
 class Method(Document):
-    """What is trained beside the frozen base: LoRA on W_q and W_v, and the task's new head."""
+    """What is trained beside the frozen base: adapters of the matrices in space.targets, and the task's new head."""
 
-    kind: Literal["lora"] = "lora"
+    kind: MethodKind = Field(
+        "lora",
+        description="lora; rslora: scaled by alpha / sqrt(rank); dora: the length of each row learns by itself",
+    )
     alpha: float = Field(
         16.0,
         gt=0,
         allow_inf_nan=False,
-        description="LoRA's alpha, one for all ranks (PEFT scales by alpha / rank)",
+        description="LoRA's alpha, one for all ranks (lora and dora are scaled by alpha / rank)",
     )
     lr_head: Literal["auto"] | Rate = Field(
         "auto", description="rate of the new output layer, the same for all candidates; auto: 2 / the model's width"

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from autolr.data import demo
+from autolr.errors import ModelError
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.fused import split
 from autolr.model.projections import Site, by_module
-from autolr.study import Targets
+from autolr.study import MethodKind, Targets
 
 
 def initial_a(site: Site, rank: int, seed: int) -> Tensor:
@@ -31,14 +32,47 @@ def initial_a(site: Site, rank: int, seed: int) -> Tensor:
     return torch.from_numpy(rng.uniform(-bound, bound, (rank, site.d_in)).astype(np.float32))
 
 
-def parameters(backbone: Backbone, targets: Targets, rank: int) -> dict[str, int]:
+def scaling(kind: MethodKind, alpha: float, rank: int) -> float:
+    """Return what an adapter's product B A is multiplied by, as PEFT has it."""
+    return alpha / math.sqrt(rank) if kind == "rslora" else alpha / rank
+
+
+def row_lengths(backbone: Backbone, site: Site) -> Tensor:
+    """Return the length of each row of a site's frozen matrix, [d_out]: DoRA's magnitudes before the first step.
+
+    Raises:
+        ModelError: the site is some rows of a fused matrix, whose other rows a stock DoRA adapter would train too.
+    """
+    return torch.linalg.vector_norm(frozen(backbone, site), dim=1)
+
+
+def frozen(backbone: Backbone, site: Site) -> Tensor:
+    """Return a site's frozen matrix W, [d_out, d_in].
+
+    Raises:
+        ModelError: as `row_lengths`.
+    """
+    if site.rows:
+        raise ModelError(
+            f"model {backbone.source!r}: {site.module} holds W_q, W_k and W_v in one matrix, and DoRA would train the "
+            "lengths of all its rows; use method.kind lora or rslora"
+        )
+    module = backbone.model.get_submodule(site.module)
+    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def parameters(backbone: Backbone, targets: Targets, rank: int, kind: MethodKind = "lora") -> dict[str, int]:
     """Count what a candidate trains: `{"adapter": ..., "head": ...}`."""
-    adapter = sum(rank * (site.d_in + site.d_out) for site in backbone.projections.of(targets))
+    sites = backbone.projections.of(targets)
+    adapter = sum(rank * (site.d_in + site.d_out) + (site.d_out if kind == "dora" else 0) for site in sites)
     return {"adapter": adapter, "head": sum(p.numel() for p in backbone.head_parameters().values())}
 
 
-def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, seed: int) -> Any:
-    """Return the base with a stock PEFT LoRA adapter whose first values are those of a slot.
+def peft_model(
+    backbone: Backbone, targets: Targets, rank: int, alpha: float, seed: int, kind: MethodKind = "lora"
+) -> Any:
+    """Return the base with a stock PEFT adapter whose first values are those of a slot.
 
     The base model inside is the backbone's own, changed in place; load the backbone anew to use
     it elsewhere.
@@ -49,7 +83,7 @@ def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, se
     # PEFT wraps the head in place, so its first values are read before.
     values: dict[str, Tensor] = {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
     values |= fresh_head(backbone, seed)
-    model = get_peft_model(backbone.model, lora_config(backbone, targets, rank, alpha))
+    model = get_peft_model(backbone.model, lora_config(backbone, targets, rank, alpha, kind))
     for name, group in by_module(sites).items():
         if group[0].rows:
             split(model.get_submodule(f"base_model.model.{name}"), group, rank)
@@ -57,15 +91,22 @@ def peft_model(backbone: Backbone, targets: Targets, rank: int, alpha: float, se
     return model
 
 
-def lora_config(backbone: Backbone, targets: Targets, rank: int, alpha: float) -> Any:
+def lora_config(backbone: Backbone, targets: Targets, rank: int, alpha: float, kind: MethodKind = "lora") -> Any:
     """Return the stock PEFT configuration of an adapter.
 
-    On a fused module its rank and alpha are as many times as large as it has roles; see
+    On a fused module its rank is as many times as large as it has roles, and alpha so that the scale stays; see
     `autolr.model.fused`.
+
+    Raises:
+        ModelError: DoRA on a fused module.
     """
     from peft import LoraConfig, TaskType
 
-    modules = by_module(backbone.projections.of(targets))
+    sites = backbone.projections.of(targets)
+    if kind == "dora":
+        for site in sites:
+            frozen(backbone, site)  # says why where it cannot be
+    modules = by_module(sites)
     times = {name: len(sites) for name, sites in modules.items()}
     most = max(times.values())
     fewer = {name: count for name, count in times.items() if count < most}
@@ -73,9 +114,11 @@ def lora_config(backbone: Backbone, targets: Targets, rank: int, alpha: float) -
     return LoraConfig(
         task_type=TaskType.SEQ_CLS if backbone.head else TaskType.CAUSAL_LM,
         r=most * rank,
-        lora_alpha=most * alpha,
+        lora_alpha=scaling(kind, alpha, rank) / scaling(kind, 1.0, most * rank),
         rank_pattern={name: count * rank for name, count in fewer.items()},
-        alpha_pattern={name: count * alpha for name, count in fewer.items()},
+        alpha_pattern={n: scaling(kind, alpha, rank) / scaling(kind, 1.0, c * rank) for n, c in fewer.items()},
+        use_rslora=kind == "rslora",
+        use_dora=kind == "dora",
         lora_dropout=0.0,
         bias="none",
         target_modules=_short_names(backbone, list(modules)),
@@ -113,7 +156,7 @@ def hub_name(source: str) -> str:
 def plain_name(name: str) -> str:
     """Turn a parameter's name inside a PEFT model into the name slots use."""
     name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
-    adapter = re.fullmatch(r"(.+)[.](lora_[AB])[.]default[.](weight|[qkv])", name)
+    adapter = re.fullmatch(r"(.+)[.](lora_[AB]|lora_magnitude_vector)[.]default[.](weight|[qkv])", name)
     if adapter is None:
         return name
     module, side, part = adapter.groups()

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Classification
 from autolr.errors import ModelError
-from autolr.model.adapters import initial_a
+from autolr.model.adapters import frozen, initial_a, row_lengths, scaling
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.fused import stack
 from autolr.model.projections import Site, by_module
@@ -28,7 +28,7 @@ from autolr.pack.crew import Crew
 from autolr.pack.memory import give_back
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Layout
-from autolr.study import Role, Training
+from autolr.study import MethodKind, Role, Training
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
 AVERAGE_C = 8.0
@@ -92,7 +92,7 @@ class _Pass(threading.local):
 
     Attributes:
         bound: tensors of the pass's slots, [slots, ...], by name.
-        scale: alpha / rank of each slot.
+        scale: of each slot's adapters.
         used: roles that any of its slots trains.
         batch: rows of its input.
         twins: copies of the head's modules without hooks; a thread's own, since their tensors are replaced.
@@ -116,7 +116,8 @@ class Pack:
         data: tokenized *train* split.
         capacity: slots there is room for.
         max_rank: the largest rank of any slot.
-        alpha: LoRA's alpha; a slot's adapter is scaled by alpha / rank.
+        alpha: LoRA's alpha.
+        kind: of the adapters, which says how alpha and rank scale them.
         roles: the roles any slot may train.
         together: slots that share a forward pass; None: all on a GPU, one on a CPU, where
             a pass of its own for each slot costs nothing and spares padding and memory. Always one
@@ -135,6 +136,7 @@ class Pack:
         capacity: int,
         max_rank: int,
         alpha: float,
+        kind: MethodKind = "lora",
         roles: tuple[Role, ...] = ("q", "k", "v", "head"),
         together: int | None = None,
         passes: int | None = None,
@@ -145,8 +147,9 @@ class Pack:
         self.data = data
         self.capacity = capacity
         self.alpha = alpha
+        self.kind = kind
         self.slots: list[Slot] = []
-        self.layout = Layout(backbone, max_rank, roles)
+        self.layout = Layout(backbone, max_rank, roles, magnitudes=kind == "dora")
         base = next(backbone.model.parameters())
         self.device = base.device
         self.together = together or (1 if self.device.type == "cpu" else capacity)
@@ -158,6 +161,9 @@ class Pack:
         self.optimizer = RowAdamW(self.layout, training, self.rows)
         self._grad = torch.zeros_like(self.rows)
         self._pass = _Pass()
+        # A slot that freezes a role has its lengths all the same: they stay what they are.
+        trained = [site for site in backbone.projections.sites if site.role in roles] if kind == "dora" else []
+        self._magnitudes = {f"{site.name}.lora_magnitude_vector": row_lengths(backbone, site) for site in trained}
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
@@ -202,7 +208,7 @@ class Pack:
         """Return the tensors a slot starts from; B is zero and left out."""
         sites = [site for site in self.backbone.projections.sites if site.role in config.roles]
         values = {f"{site.name}.lora_A": initial_a(site, config.rank, config.seed) for site in sites}
-        return {**values, **fresh_head(self.backbone, config.seed)}
+        return {**values, **self._magnitudes, **fresh_head(self.backbone, config.seed)}
 
     def evict(self, slot: Slot) -> None:
         """Free a slot; the last row moves into its place, so active rows stay together."""
@@ -353,7 +359,7 @@ class Pack:
         self._set_slots(slots)
 
     def _set_slots(self, slots: list[Slot]) -> None:
-        self._pass.scale = self.rows.new_tensor([self.alpha / slot.config.rank for slot in slots])
+        self._pass.scale = self.rows.new_tensor([scaling(self.kind, self.alpha, slot.config.rank) for slot in slots])
         self._pass.used = {role for slot in slots for role in slot.config.roles}
 
     def _attach(self) -> list[Any]:
@@ -388,9 +394,31 @@ class Pack:
             a, b = a.to(output.dtype), b.to(output.dtype)
             x = args[0].reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
             low = torch.bmm(x, a.transpose(1, 2)) * now.scale.view(-1, 1, 1).to(output.dtype)
-            return output + torch.bmm(low, b.transpose(1, 2)).view(output.shape)
+            term = torch.bmm(low, b.transpose(1, 2)).view(output.shape)
+            if self.kind != "dora":
+                return output + term
+            return self._dora(_module, sites[0], output, term)
 
         return add
+
+    def _dora(self, module: nn.Module, site: Site, output: Tensor, term: Tensor) -> Tensor:
+        """Give the rows of W + s B A their learned lengths (Liu et al., "DoRA", 2024, equation 5, as PEFT has it)."""
+        now = self._pass
+        a, b = now.bound[f"{site.name}.lora_A"], now.bound[f"{site.name}.lora_B"]
+        with torch.no_grad():  # the lengths of W + s B A count as constants
+            weight = frozen(self.backbone, site)
+            scale = now.scale.view(-1, 1)
+            wa = torch.matmul(weight, a.transpose(1, 2).to(weight.dtype)).to(b.dtype)  # [slots, d_out, rank]
+            of_b = torch.bmm(b, torch.bmm(a, a.transpose(1, 2)))
+            squares = weight.to(b.dtype).square().sum(1) + 2 * scale * (wa * b).sum(2) + scale**2 * (of_b * b).sum(2)
+            lengths = squares.clamp_min(0.0).sqrt()
+        factor = now.bound[f"{site.name}.lora_magnitude_vector"] / lengths  # [slots, d_out]
+        factor = factor.repeat_interleave(output.shape[0] // factor.shape[0], 0).to(output.dtype)
+        factor = factor.view(output.shape[0], *[1] * (output.dim() - 2), -1)
+        bias = getattr(module, "bias", None)
+        if bias is None:
+            return factor * (output + term)
+        return factor * (output - bias + term) + bias
 
     def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
         names = [name for name, _ in module.named_parameters(recurse=False)]

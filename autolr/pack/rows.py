@@ -45,9 +45,10 @@ class Layout:
         backbone: the base whose sites and head are laid out.
         max_rank: the largest rank of any slot.
         roles: the roles any slot may train; the others get no columns.
+        magnitudes: whether each adapter has DoRA's length of each row as well.
     """
 
-    def __init__(self, backbone: Backbone, max_rank: int, roles: tuple[Role, ...]) -> None:
+    def __init__(self, backbone: Backbone, max_rank: int, roles: tuple[Role, ...], magnitudes: bool = False) -> None:
         self.max_rank = max_rank
         self.segments: dict[str, Segment] = {}
         self.roles: dict[Role, slice] = {}
@@ -61,6 +62,8 @@ class Layout:
                 for site in (site for site in backbone.projections.sites if site.role == role):
                     shapes[f"{site.name}.lora_A"] = (max_rank, site.d_in)
                     shapes[f"{site.name}.lora_B"] = (site.d_out, max_rank)
+                    if magnitudes:
+                        shapes[f"{site.name}.lora_magnitude_vector"] = (site.d_out,)
             for name, shape in shapes.items():
                 self.segments[name] = Segment(name, role, at, shape)
                 at += prod(shape)

@@ -77,6 +77,7 @@ class Setting:
             capacity=capacity,
             max_rank=max(self.study.space.rank),
             alpha=self.study.method.alpha,
+            kind=self.study.method.kind,
             roles=roles,
             passes=passes,
         )

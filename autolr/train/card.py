@@ -18,7 +18,7 @@ tags: [lora, autolr]
 
 # {name}
 
-A LoRA adapter on {matrices} of `{model}`, trained by AutoLR with a rate for each role.
+A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for each role.
 
 {verdict}
 
@@ -98,6 +98,7 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         ratio=recipe.candidate.ratio,
         rank=recipe.candidate.rank,
         alpha=recipe.method.alpha,
+        kind={"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[recipe.method.kind],
         batch=recipe.training.batch_size,
         steps=recipe.steps,
         data=_without_folder(recipe.data.source),

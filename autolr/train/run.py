@@ -115,7 +115,8 @@ def _train(
         )
     batch = recipe.training.batch_size
     data = prepare(examples, recipe.data, base.tokenizer, batch, recipe.split_seed, base.max_length)
-    model = adapters.peft_model(base, candidate.targets, candidate.rank, recipe.method.alpha, recipe.seed)
+    method = recipe.method
+    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
     recipe.save(folder / "recipe.yaml")
     task = Classification(tuple(recipe.classes))
     checkpoints = folder / "checkpoints"

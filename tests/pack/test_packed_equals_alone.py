@@ -8,6 +8,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import get_scheduler
 
 from autolr.data.tasks import Classification
+from autolr.errors import ModelError
 from autolr.model import adapters
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.study import Training
@@ -25,7 +26,9 @@ SLOTS = [
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-def alone(family: str, dtype: torch.dtype, config: SlotConfig, order: list[list[int]], initial: dict):
+def alone(
+    family: str, dtype: torch.dtype, config: SlotConfig, order: list[list[int]], initial: dict, kind: str = "lora"
+):
     """Train a stock PEFT model with torch.optim.AdamW on the batches of a slot."""
     base = tiny.base(family, dtype)
     names = {site.role: site.name.rpartition(".")[2] for site in base.projections.sites}
@@ -37,6 +40,8 @@ def alone(family: str, dtype: torch.dtype, config: SlotConfig, order: list[list[
         lora_dropout=0.0,
         target_modules=[names[role] for role in roles],
         modules_to_save=list(base.head),
+        use_rslora=kind == "rslora",
+        use_dora=kind == "dora",
     )
     model = get_peft_model(base.model, lora).to(dtype)
     adapters.set_values(model, initial)
@@ -92,6 +97,30 @@ def test_every_slot_equals_a_stock_run(family, dtype, together, passes):
         assert_same(values, stock, TOLERANCE[dtype])
         assert losses == pytest.approx(stock_losses, rel=TOLERANCE[dtype])
         assert max(losses) - min(losses) > 0.01  # it did train
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_other_methods_equal_stock_runs_too(kind, family, dtype, together):
+    with make_pack(family, dtype, together=together, kind=kind) as pack:
+        slots = [pack.admit(config) for config in SLOTS]
+        initial = [pack.initial_values(config) for config in SLOTS]
+        for _ in range(STEPS):
+            pack.step()
+        packed = [(pack.values(slot), slot.losses, slot.order) for slot in slots]
+    for config, first, (values, losses, order) in zip(SLOTS, initial, packed, strict=True):
+        own = {name: value for name, value in first.items() if name in values}
+        stock, stock_losses = alone(family, dtype, config, order, own, kind)
+        assert (kind == "dora") == any("magnitude" in name for name in values)
+        assert_same(values, stock, TOLERANCE[dtype])
+        assert losses == pytest.approx(stock_losses, rel=TOLERANCE[dtype])
+
+
+def test_dora_on_a_fused_matrix_is_refused():
+    with pytest.raises(ModelError, match="in one matrix.*use method.kind lora"):
+        make_pack("gpt2", torch.float64, kind="dora")
 
 
 # The conformance kit takes the fused ones; DeBERTa's own loss is rounded to float32.
