@@ -43,7 +43,8 @@ def row_lengths(backbone: Backbone, site: Site) -> Tensor:
     Raises:
         ModelError: the site is some rows of a fused matrix, whose other rows a stock DoRA adapter would train too.
     """
-    return torch.linalg.vector_norm(frozen(backbone, site), dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(frozen(backbone, site), dim=1)
+    return lengths
 
 
 def frozen(backbone: Backbone, site: Site) -> Tensor:
@@ -54,11 +55,11 @@ def frozen(backbone: Backbone, site: Site) -> Tensor:
     """
     if site.rows:
         raise ModelError(
-            f"model {backbone.source!r}: {site.module} holds W_q, W_k and W_v in one matrix, and DoRA would train the "
-            "lengths of all its rows; use method.kind lora or rslora"
+            f"model {backbone.source!r}: {site.module} holds W_q, W_k and W_v in one matrix, and DoRA would train "
+            "the lengths of all its rows; use method.kind lora or rslora"
         )
     module = backbone.model.get_submodule(site.module)
-    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr]
+    weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 

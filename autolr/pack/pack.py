@@ -416,9 +416,8 @@ class Pack:
         factor = factor.repeat_interleave(output.shape[0] // factor.shape[0], 0).to(output.dtype)
         factor = factor.view(output.shape[0], *[1] * (output.dim() - 2), -1)
         bias = getattr(module, "bias", None)
-        if bias is None:
-            return factor * (output + term)
-        return factor * (output - bias + term) + bias
+        grown: Tensor = factor * (output + term) if bias is None else factor * (output - bias + term) + bias
+        return grown
 
     def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
         names = [name for name, _ in module.named_parameters(recurse=False)]

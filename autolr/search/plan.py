@@ -56,10 +56,12 @@ def plan(study: Study, device: str | None = None) -> Plan:
     evaluated = study.budget.trials * scorings * sum(data.select.lengths())
     evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
-    ranks = sorted(study.space.rank)
+    ranks, trained = sorted(study.space.rank), max(study.space.targets, key=len)
     return Plan(
         coverage=setting.backbone.projections.coverage,
-        parameters={f"r={rank}": adapters.parameters(setting.backbone, "qv", rank) for rank in ranks},
+        parameters={
+            f"r={rank}": adapters.parameters(setting.backbone, trained, rank, study.method.kind) for rank in ranks
+        },
         splits={"train": len(data.train), "select": len(data.select), "confirm": len(data.confirm)},
         horizon=setting.steps,
         length=setting.length,
