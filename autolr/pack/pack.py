@@ -46,6 +46,7 @@ class SlotConfig:
         seed: of adapter, head and data order.
         steps: the schedule's end.
         stop: steps after which the training ends before that; None: it does not.
+        cool: last steps of the training, over which the rates fall to 0 whatever the schedule says.
     """
 
     rates: dict[Role, float]
@@ -53,6 +54,7 @@ class SlotConfig:
     seed: int
     steps: int
     stop: int | None = None
+    cool: int = 0
 
     @property
     def length(self) -> int:
@@ -338,6 +340,8 @@ class Pack:
             for slot in self.slots:
                 base = slot.config.rates.get(role, 0.0)
                 factor = schedule_factor(self.training, slot.step, slot.config.steps)
+                if slot.config.cool:
+                    factor *= min(1.0, (slot.config.length - slot.step) / slot.config.cool)
                 rates[role].append(base * factor if base > 0 else -1.0)
         return rates
 

@@ -2,10 +2,14 @@
 
     python studies/oracle/measure.py sentiment [--seeds 2] [--limit 20]
     python studies/oracle/measure.py sections [--data sections.csv]
+    python studies/oracle/measure.py sentiment --cool
 
 Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *select* and *confirm*, as
 they are and averaged. What is measured is kept run by run in `<name>.jsonl`, so the command can be stopped and given
 again; `<name>.parquet` is written from it, its provenance in the file's own metadata.
+
+With `--cool` some candidates of the grid are trained to each rung and their rates then fall to 0 over a quarter as
+many steps: what a short cool-down would say of the end, kept in `<name>-cool.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +61,40 @@ GRIDS: dict[str, dict[str, Any]] = {
 STUDY = HERE.parent / "sentiment.yaml"
 
 
+# Of the candidates that are cooled down: every rate of W_v, at these ratios and this rank.
+COOL_RATIOS, COOL_RANK, COOL_SHARE = (1.0, 8.0), 16, 0.25
+
+
 class Grid:
     """The grid's runs that are not there yet, as a source of jobs for the loop."""
 
-    def __init__(self, name: str, setting: Setting, pack: Pack, seeds: int, limit: int | None) -> None:
+    def __init__(
+        self, name: str, setting: Setting, pack: Pack, seeds: int, limit: int | None, cool: bool = False
+    ) -> None:
         grid = GRIDS[name]
-        self.file = HERE / f"{name}.jsonl"
-        self.rungs = tuple(grid["rungs"])
+        self.file = HERE / (f"{name}-cool.jsonl" if cool else f"{name}.jsonl")
+        self.rungs: tuple[int, ...] = () if cool else tuple(grid["rungs"])
         self.pack = pack
         self.started = time.time()
         select, confirm = setting.data.select, setting.data.confirm
         self.parts = {"select": slice(0, len(select)), "confirm": slice(len(select), None)}
         self.data = TokenSet(select.ids + confirm.ids, select.labels + confirm.labels, select.pad_id)
         self.rows: dict[Running, list[dict[str, Any]]] = {}
-        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"]) for r in read(self.file)}
+        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"], r.get("rung")) for r in read(self.file)}
         jobs = []
-        for seed in range(seeds):
+        for seed in range(1 if cool else seeds):
             points = list(itertools.product(grid["lr_v"], grid["ratio"], grid["rank"]))
             np.random.default_rng(seed).shuffle(points)  # an oracle that is not complete is spread out
-            for lr_v, ratio, rank in points:
+            if cool:
+                points = [point for point in points if point[1] in COOL_RATIOS and point[2] == COOL_RANK]
+            for (lr_v, ratio, rank), rung in itertools.product(points, grid["rungs"] if cool else [None]):
                 candidate = Candidate(lr_v=float(lr_v), ratio=float(ratio), rank=int(rank))
-                if (candidate.lr_v, candidate.ratio, candidate.rank, seed) not in there:
-                    config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, seed, setting.steps)
-                    jobs.append(Job(name, candidate, config, len(jobs)))
+                config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, seed, setting.steps)
+                if rung is not None:
+                    fall = max(1, round(COOL_SHARE * rung))
+                    config = replace(config, stop=rung + fall, cool=fall)
+                if (candidate.lr_v, candidate.ratio, candidate.rank, seed, rung) not in there:
+                    jobs.append(Job(str(rung or name), candidate, config, len(jobs)))
         self.jobs = jobs[:limit]
         self.total = len(self.jobs)
 
@@ -104,6 +120,7 @@ class Grid:
         run = {
             **candidate.model_dump(include={"lr_v", "ratio", "rank"}),
             "seed": running.job.config.seed,
+            **({"rung": int(running.job.label)} if running.job.config.cool else {}),
             "outcome": running.outcome,
             "seconds": round(running.seconds, 2),
             "rungs": self.rows.pop(running, []),
@@ -168,13 +185,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--limit", type=int, help="runs of this sitting")
     parser.add_argument("--data", type=Path, help="file that `sections` is kept in; made where it is not there")
+    parser.add_argument("--cool", action="store_true", help="measure cool-downs of some candidates instead")
     parser.add_argument("--device")
     arguments = parser.parse_args()
     study = read_study(arguments.name, arguments.data)
     setting = read_setting(study, choose_device(arguments.device))
     with setting.pack(8) as pack:
-        drive(pack, Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit), Watcher())
-    print(export(arguments.name, setting))
+        grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, arguments.cool)
+        drive(pack, grid, Watcher())
+    if not arguments.cool:
+        print(export(arguments.name, setting))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ORACLE))
         yield importlib.import_module
-        for name in ("measure", "sections"):
+        for name in ("measure", "sections", "rungs"):
             sys.modules.pop(name, None)
 
 
@@ -76,3 +76,23 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(script, small_study, tmp_path
     assert table.num_rows == 4 * 6
     about = json.loads(table.schema.metadata[b"autolr"])
     assert about["steps"] == 24 and about["environment"]["versions"]
+
+
+def test_correlations_of_rungs_with_the_end(script):
+    rungs = script("rungs")
+    runs = []
+    for number, lr_v in enumerate((1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 9e-3)):
+        end = 9.0 if lr_v == 9e-3 else 0.4 + 0.01 * number  # the last one has diverged
+        raw, averaged = 0.9 - 0.01 * number, 0.6 + 0.01 * number
+        row = [(10, False, raw), (10, True, averaged), (40, False, end), (40, True, end)]
+        runs.append(
+            {
+                **{"lr_v": lr_v, "ratio": 1.0, "rank": 4, "seed": 0},
+                "rungs": [{"step": s, "averaged": a, "select_loss": x, "confirm_loss": x} for s, a, x in row],
+            }
+        )
+    cooled = [{**run, "rung": 10, "rungs": run["rungs"][:1]} for run in runs]
+    (found,) = rungs.table(runs, cooled)
+    assert found["share"] == 0.25
+    assert found["candidates"] == 5
+    assert (found["raw"], found["averaged"], found["cool"]) == pytest.approx((-1, 1, -1))

@@ -1,0 +1,93 @@
+"""Which score of a rung predicts the end best? Rank correlations on what the oracles have measured.
+
+    python studies/oracle/rungs.py sentiment
+
+For each rung: Spearman's correlation, over candidates, of the weights as they are, of their running average, and of
+a short cool-down (where it was measured), with the loss of the averaged weights at the end of the full run. Each loss
+is the mean over seeds, on *select* and *confirm* together. Candidates that diverged are left out: any score tells them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+HERE = Path(__file__).parent
+# Final losses above this many times the best are of candidates that have diverged.
+DIVERGED = 1.5
+Point = tuple[float, float, int]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the runs of a file; a line that is being written is left out."""
+    runs = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            runs.append(json.loads(line))
+        except ValueError:
+            continue
+    return runs
+
+
+def scores(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[int, bool], dict[Point, float]]:
+    """Return losses by (step, averaged), each by candidate, the mean over its seeds."""
+    found: dict[tuple[int, bool], dict[Point, list[float]]] = {}
+    for run in runs:
+        point = (run["lr_v"], run["ratio"], run["rank"])
+        for rung in run["rungs"]:
+            loss = (rung["select_loss"] + rung["confirm_loss"]) / 2
+            found.setdefault((rung["step"], rung["averaged"]), {}).setdefault(point, []).append(loss)
+    return {key: {point: float(np.mean(losses)) for point, losses in own.items()} for key, own in found.items()}
+
+
+def correlation(early: Mapping[Point, float], end: Mapping[Point, float]) -> tuple[float, int]:
+    """Return Spearman's correlation over the candidates that both have, and how many they are."""
+    best = min(end.values())
+    common = [p for p in early if p in end and end[p] < DIVERGED * best and np.isfinite(early[p])]
+    if len(common) < 4:
+        return float("nan"), len(common)
+    return float(spearmanr([early[p] for p in common], [end[p] for p in common]).statistic), len(common)
+
+
+def table(runs: Sequence[Mapping[str, Any]], cooled: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each rung: its share of the run, and the correlations.
+
+    All scores of a row are compared on the same candidates where cool-downs were measured: `*_same`.
+    """
+    by_rung = scores(runs)
+    last = max(step for step, _ in by_rung)
+    end = by_rung[last, True]
+    cool: dict[int, dict[Point, float]] = {}
+    for run in cooled:
+        if run["rungs"]:
+            loss = [(r["select_loss"] + r["confirm_loss"]) / 2 for r in run["rungs"] if not r["averaged"]]
+            cool.setdefault(run["rung"], {})[run["lr_v"], run["ratio"], run["rank"]] = loss[-1]
+    rows = []
+    for step in sorted({step for step, _ in by_rung} - {last}):
+        row: dict[str, Any] = {"step": step, "share": step / last}
+        for name, averaged in (("raw", False), ("averaged", True)):
+            row[name], row["candidates"] = correlation(by_rung[step, averaged], end)
+        if step in cool:
+            row["cool"], row["cooled"] = correlation(cool[step], end)
+            same = {point: by_rung[step, True][point] for point in cool[step] if point in by_rung[step, True]}
+            row["averaged_same"], _ = correlation(same, end)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    name = parser.parse_args().name
+    for row in table(read(HERE / f"{name}.jsonl"), read(HERE / f"{name}-cool.jsonl")):
+        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
+if __name__ == "__main__":
+    main()
