@@ -4,7 +4,7 @@
 
 For each rung: Spearman's correlation, over candidates, of the weights as they are, of their running average, and of
 a short cool-down (where it was measured), with the loss of the averaged weights at the end of the full run. Each loss
-is the mean over seeds, on *select* and *confirm* together. Candidates that diverged are left out: any score tells them.
+is the mean over seeds, on *select* and *confirm* together. Candidates that diverged are left out: any score shows it.
 """
 
 from __future__ import annotations
