@@ -10,7 +10,7 @@ from pydantic import Field
 from autolr import documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import Data, Method, Rate, Role, Training
+from autolr.study import Data, Method, MetricName, Rate, Role, TaskName, Training
 
 
 class Rates(Document):
@@ -47,7 +47,7 @@ class Score(Document):
     candidate: Candidate
     select_loss: float = Field(description="mean over seeds; the winner was chosen by it")
     confirm_loss: float
-    confirm_accuracy: float
+    confirm_metric: float = Field(description="accuracy, or the study's own metric")
     gain: Interval | None = Field(
         None, description="confirm loss of this candidate minus the winner's: above 0, the winner is better"
     )
@@ -82,7 +82,8 @@ class Recipe(Document):
     data: Data
     data_fingerprint: str | None = Field(None, description="sha256 of texts and labels; null: not checked")
     classes: list[str]
-    task: str = "classification"
+    task: TaskName = "classification"
+    metric: MetricName = "accuracy"
     method: Method
     candidate: Candidate
     rates: Rates

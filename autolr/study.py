@@ -25,6 +25,12 @@ Role = Literal["q", "k", "v", "o", "head"]
 Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
 Precision = Literal["auto", "fp32", "bf16"]
+TaskName = Literal["classification", "regression"]
+MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+}
 MethodKind = Literal["lora", "rslora", "dora"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
@@ -117,6 +123,7 @@ class Data(Document):
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
     split: str = Field("train", description="split of a hub data set")
     text_column: str | None = Field(None, description="found by itself where unambiguous")
+    pair_column: str | None = Field(None, description="second text of pairs; found by itself under usual names")
     label_column: str | None = Field(None, description="found by itself where unambiguous")
     select: float = Field(0.1, gt=0, lt=1, description="share of the examples for choosing")
     confirm: float = Field(0.15, gt=0, lt=1, description="share of the examples for judging")
@@ -251,7 +258,10 @@ class Study(Document):
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     model: str = Field(min_length=1, description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
     data: Data
-    task: Literal["classification"] = "classification"
+    task: TaskName = Field("classification", description="regression: the labels are numbers")
+    metric: MetricName | None = Field(
+        None, description="shown beside the loss, by which all is chosen; none given: accuracy, or pearson"
+    )
     space: Space = Space()
     method: Method = Method()
     training: Training = Training()
@@ -268,6 +278,12 @@ class Study(Document):
     @classmethod
     def _source_alone(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _metric_of_the_task(self) -> Study:
+        if self.metric is not None and self.metric not in METRICS[self.task]:
+            raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(METRICS[self.task])}")
+        return self
 
     @field_validator("baselines")
     @classmethod

@@ -47,7 +47,7 @@ def full_run(recipe: Recipe, folder: Path, device: str | None) -> None:
     result = train(recipe, folder, device=str(choose_device(device)), on_log=_log)
     confirm = result.metrics["confirm"]
     typer.echo(
-        f"confirm  accuracy {confirm['accuracy']:.4f}, loss {confirm['loss']:.4f} "
+        f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {confirm['loss']:.4f} "
         f"(best checkpoint on select: step {result.metrics['best_step']})\n"
         f"adapter  {result.adapter}"
     )

@@ -25,12 +25,12 @@ class TokenSet:
 
     Attributes:
         ids: token ids, one list an example, without padding.
-        labels: class index of each example.
+        labels: class index of each example, or its number.
         pad_id: id used to pad.
     """
 
     ids: list[list[int]]
-    labels: list[int]
+    labels: list[int] | list[float]
     pad_id: int
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class TokenSet:
         return {
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.tensor([self.labels[row] for row in rows], dtype=torch.long),
+            "labels": torch.tensor([self.labels[row] for row in rows]),  # int64 or float32
         }
 
     @cached_property
@@ -70,11 +70,13 @@ class TokenSet:
         return flat, np.cumsum(sizes) - sizes, sizes
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int) -> TokenSet:
-    """Tokenize texts, each cut to `max_length` tokens."""
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)
-    ids = [list(tokens) or [int(tokenizer.pad_token_id)] for tokens in encoded["input_ids"]]
-    return TokenSet(ids=ids, labels=list(labels), pad_id=int(tokenizer.pad_token_id))
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None
+) -> list[list[int]]:
+    """Tokenize texts, or pairs of texts, each cut to `max_length` tokens."""
+    both = (list(texts),) if pairs is None else (list(texts), list(pairs))
+    encoded = tokenizer(*both, truncation=True, max_length=max_length, padding=False)
+    return [list(tokens) or [int(tokenizer.pad_token_id)] for tokens in encoded["input_ids"]]
 
 
 def batch_order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:

@@ -34,7 +34,7 @@ def tokens(examples: Examples, tokenizer: Any, max_length: int) -> list[list[int
             return [part.tolist() for part in np.split(flat, ends[:-1])]
     except (OSError, SafetensorError, KeyError, IndexError):
         pass
-    ids = tokenize(tokenizer, examples.texts, examples.labels, max_length).ids
+    ids = tokenize(tokenizer, examples.texts, max_length, examples.pairs)
     _keep(path, ids)
     return ids
 

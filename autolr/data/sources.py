@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from autolr.data import demo
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.study import Data, TaskName
 
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "sentiment", "y")
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment")
+# Columns of pairs, as GLUE and its like name them.
+PAIR_NAMES = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+)
+# Strata of a regression's labels.
+BINS = 10
+# Squared errors of labels far from this spread would need rates far from all that is searched.
+SPREAD = (0.05, 50.0)
 MAX_CLASSES = 1000
 
 _READERS = {
@@ -33,31 +47,48 @@ class Examples:
 
     Attributes:
         texts: one string an example.
-        labels: one class index an example, below `len(classes)`.
-        classes: names of the classes.
+        labels: one class index an example, below `len(classes)`; a regression's number.
+        classes: names of the classes; a regression's single output.
         fingerprint: sha256 over texts and labels in their order.
+        pairs: second texts, where examples are pairs.
     """
 
     texts: list[str]
-    labels: list[int]
+    labels: list[int] | list[float]
     classes: list[str]
     fingerprint: str
+    pairs: list[str] | None = None
+
+    @property
+    def strata(self) -> list[int]:
+        """What a split keeps in proportion: the class, or the label's tenth."""
+        if len(self.classes) > 1:
+            return [int(label) for label in self.labels]
+        place = np.argsort(np.argsort(self.labels, kind="stable"), kind="stable")
+        return [int(place * min(BINS, max(1, len(self) // 10)) // len(self)) for place in place]
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def load(data: Data) -> Examples:
+def load(data: Data, task: TaskName = "classification") -> Examples:
     """Read the examples a study names.
+
+    Args:
+        data: the study's section.
+        task: says what the labels are.
 
     Raises:
         DataError: the source, a column or a label is missing or unfit; the message says which.
     """
     table, names = _read_table(data)
-    text_column, label_column = _columns(table, data)
+    text_column, pair_column, label_column = _columns(table, data)
     where = f"data {data.source!r}"
     texts, labels = table[text_column], table[label_column]
+    pairs = table[pair_column] if pair_column else None
     _require_text(texts, where, text_column)
+    if pairs is not None and pair_column is not None:
+        _require_text(pairs, where, pair_column)
     # -1 is how hub data sets with named classes mark the labels of a hidden test split; elsewhere it is a label.
     hidden = -1 if names is not None else None
     missing = [row for row, label in enumerate(labels) if _is_missing(label) or label == hidden]
@@ -66,10 +97,15 @@ def load(data: Data) -> Examples:
             f"{where}: {len(missing)} of {len(labels)} labels in column {label_column!r} are missing "
             f"(first in row {missing[0] + 1}); remove these rows, or choose a labelled split or label_column"
         )
+    said = [*texts] if pairs is None else [f"{one}\x1d{other}" for one, other in zip(texts, pairs, strict=True)]
+    strings = {"texts": [str(text) for text in texts], "pairs": None if pairs is None else [str(p) for p in pairs]}
+    if task == "regression":
+        numbers = _numbers(labels, where, label_column)
+        return Examples(**strings, labels=numbers, classes=["value"], fingerprint=_fingerprint(said, numbers))  # type: ignore[arg-type]
     if names is None and any(isinstance(label, float) and label % 1 for label in labels):
         raise DataError(
-            f"{where}: column {label_column!r} holds numbers with fractions; regression is not supported "
-            "yet, task: classification needs classes"
+            f"{where}: column {label_column!r} holds numbers with fractions, which are no classes; for a regression "
+            "set task=regression"
         )
     values = [int(label) if isinstance(label, float) else label for label in labels]
     if not all(isinstance(label, (str, int)) for label in values):
@@ -85,11 +121,35 @@ def load(data: Data) -> Examples:
     index = {kind: position for position, kind in enumerate(kinds)}
     classes = [str(kind) if names is None else names[int(kind)] for kind in kinds]
     return Examples(
-        texts=[str(text) for text in texts],
+        **strings,  # type: ignore[arg-type]
         labels=[index[value] for value in values],
         classes=classes,
-        fingerprint=_fingerprint(texts, values),
+        fingerprint=_fingerprint(said, values),
     )
+
+
+def _numbers(labels: list[Any], where: str, column: str) -> list[float]:
+    """Return the labels of a regression.
+
+    Raises:
+        DataError: they are no numbers, all the same, or far from a spread of about 1.
+    """
+    try:
+        numbers = [float(label) for label in labels]
+    except (TypeError, ValueError):
+        wrong = next(label for label in labels if not str(label).replace(".", "", 1).lstrip("-").isdigit())
+        raise DataError(
+            f"{where}: labels in column {column!r} must be numbers for a regression, not {wrong!r}"
+        ) from None
+    spread = float(np.std(numbers))
+    if not math.isfinite(spread) or spread == 0:
+        raise DataError(f"{where}: the labels in column {column!r} are all {numbers[0]:g}, or not finite")
+    if not SPREAD[0] <= spread <= SPREAD[1]:
+        raise DataError(
+            f"{where}: the labels in column {column!r} have a standard deviation of {spread:.3g}; scale them to "
+            "about 1, so that rates which suit other tasks suit this one"
+        )
+    return numbers
 
 
 def _read_table(data: Data) -> tuple[dict[str, list[Any]], list[str] | None]:
@@ -158,23 +218,33 @@ def _read_hub(data: Data) -> tuple[dict[str, list[Any]], list[str] | None]:
     return table, list(named.names) if named is not None else None
 
 
-def _columns(table: dict[str, list[Any]], data: Data) -> tuple[str, str]:
+def _columns(table: dict[str, list[Any]], data: Data) -> tuple[str, str | None, str]:
     where = f"data {data.source!r}"
     columns = ", ".join(table)
     if not table or not next(iter(table.values())):
         raise DataError(f"{where}: holds no rows")
-    for key, given in (("text_column", data.text_column), ("label_column", data.label_column)):
+    named = {"text_column": data.text_column, "pair_column": data.pair_column, "label_column": data.label_column}
+    for key, given in named.items():
         if given is not None and given not in table:
             raise DataError(f"{where}: there is no column {given!r} ({key}); it has: {columns}")
     label = data.label_column or _label_column(table, data.text_column)
     if label is None:
         raise DataError(f"{where}: which column holds the labels? Set data.label_column to one of: {columns}")
-    text = data.text_column or _text_column(table, label)
+    pair = data.pair_column
+    text = data.text_column
+    if text is None and pair is None:
+        text, pair = _pair_columns(table, label) or (None, None)
+    text = text or _text_column(table, label)
     if text is None:
         raise DataError(f"{where}: which column holds the texts? Set data.text_column to one of: {columns}")
-    if text == label:
-        raise DataError(f"{where}: text_column and label_column are both {text!r}; it has: {columns}")
-    return text, label
+    if len({text, pair, label}) < 3:
+        raise DataError(f"{where}: one column cannot be two of text_column, pair_column, label_column: {columns}")
+    return text, pair, label
+
+
+def _pair_columns(table: dict[str, list[Any]], label: str) -> tuple[str, str] | None:
+    lower = {name.lower(): name for name in table if name != label}
+    return next(((lower[one], lower[other]) for one, other in PAIR_NAMES if one in lower and other in lower), None)
 
 
 def _label_column(table: dict[str, list[Any]], text: str | None) -> str | None:
@@ -192,7 +262,7 @@ def _text_column(table: dict[str, list[Any]], label: str) -> str | None:
     named = [name for name in strings if name.lower() in TEXT_NAMES]
     if len(strings) == 1:
         return strings[0]
-    return named[0] if len(named) == 1 and "sentence1" not in strings else None
+    return named[0] if len(named) == 1 else None
 
 
 def _is_prose(column: list[Any]) -> bool:
@@ -215,7 +285,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _fingerprint(texts: list[Any], labels: list[Any]) -> str:
+def _fingerprint(texts: Sequence[Any], labels: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for text, label in zip(texts, labels, strict=True):
         digest.update(f"{text}\x1f{label!r}\x1e".encode("utf-8", "surrogatepass"))

@@ -24,26 +24,29 @@ class Splits:
 
 
 def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
-    """Split the examples, stratified by label.
+    """Split the examples, stratified by label; a text, or a pair, that occurs twice stays on one side.
 
     Raises:
         DataError: a class or a split would be left without enough examples.
     """
     where = f"data {data.source!r}"
     groups: dict[str, list[int]] = {}
-    for index, text in enumerate(examples.texts):
-        groups.setdefault(text.strip(), []).append(index)
-    strata: dict[int, list[list[int]]] = {label: [] for label in range(len(examples.classes))}
+    seconds = examples.pairs or [""] * len(examples)
+    for index, (text, second) in enumerate(zip(examples.texts, seconds, strict=True)):
+        groups.setdefault(f"{text.strip()}\x1d{second.strip()}", []).append(index)
+    own = examples.strata
+    strata: dict[int, list[list[int]]] = {stratum: [] for stratum in sorted(set(own))}
     for members in groups.values():
-        strata[examples.labels[members[0]]].append(members)
+        strata[own[members[0]]].append(members)
     rng = np.random.default_rng([seed, 7])
     most = data.most / len(examples)
     share = {"select": min(data.select, most), "confirm": min(data.confirm, most)}
     parts: dict[str, list[int]] = {"train": [], "select": [], "confirm": []}
     small = []
-    for label, texts in strata.items():
+    for stratum, texts in strata.items():
         if len(texts) < 3:
-            small.append(f"{examples.classes[label]!r} has {len(texts)}")
+            name = examples.classes[stratum] if len(examples.classes) > 1 else f"labels, part {stratum + 1}"
+            small.append(f"{name!r} has {len(texts)}")
             continue
         order = rng.permutation(len(texts))
         confirm = min(max(1, round(share["confirm"] * len(texts))), len(texts) - 2)

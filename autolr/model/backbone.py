@@ -16,7 +16,7 @@ from autolr.data import demo
 from autolr.errors import ModelError
 from autolr.model import precision, projections
 from autolr.model.projections import Projections
-from autolr.study import Precision
+from autolr.study import Precision, TaskName
 
 
 @dataclass
@@ -90,14 +90,16 @@ def load(
     classes: list[str],
     device: str | torch.device = "cpu",
     wanted: Precision = "fp32",
+    task: TaskName = "classification",
 ) -> Backbone:
-    """Load a model for sequence classification.
+    """Load a model with a head for a task.
 
     Args:
         source: `demo:all-MiniLM-L6-v2`, a local folder with safetensors, or a hub id.
         classes: names of the classes; the head gets one output for each.
         device: where the model goes.
         wanted: precision of products with the frozen weights; see `autolr.model.precision`.
+        task: what the head is for.
 
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
@@ -116,6 +118,7 @@ def load(
             num_labels=len(classes),
             id2label=dict(enumerate(classes)),
             label2id={name: index for index, name in enumerate(classes)},
+            problem_type="regression" if task == "regression" else "single_label_classification",
         )
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ModelError(_no_class(source, config))

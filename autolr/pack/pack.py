@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from autolr.data.batches import TokenSet, batch_order, by_length
-from autolr.data.tasks import Classification
+from autolr.data.tasks import Task
 from autolr.errors import ModelError
 from autolr.model.adapters import frozen, initial_a, row_lengths, scaling
 from autolr.model.backbone import Backbone, fresh_head
@@ -132,7 +132,7 @@ class Pack:
         self,
         backbone: Backbone,
         training: Training,
-        task: Classification,
+        task: Task,
         data: TokenSet,
         *,
         capacity: int,
@@ -287,24 +287,24 @@ class Pack:
             max_rows: examples times slots in one forward pass, about; None: what suits the device.
 
         Returns:
-            Losses and hits (see `Classification`), both float64 [slots, examples] on the CPU.
+            Losses and predictions, both float64 [slots, examples] on the CPU.
         """
         max_rows = max_rows or (16 if self.device.type == "cpu" else 512)
         shape = (len(slots), len(data))
-        losses, hits = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
 
         def score(group: slice) -> None:
-            losses[group], hits[group] = self._evaluate(list(slots[group]), data, averaged, max_rows)
+            losses[group], said[group] = self._evaluate(list(slots[group]), data, averaged, max_rows)
 
         self._crew.work(score, self._groups(len(slots)))
-        return losses, hits
+        return losses, said
 
     @torch.no_grad()
     def _evaluate(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
         count = len(slots)
         self._bind((self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]], slots)
         rows: list[int] = []
-        losses, hits = [], []
+        losses, said = [], []
         for picked in by_length(data.lengths(), max(1, max_rows // count)):
             batch = {
                 key: value.to(self.device, non_blocking=True).repeat(count, *[1] * (value.dim() - 1))
@@ -312,10 +312,10 @@ class Pack:
             }
             logits = self._forward(batch)
             losses.append(self.task.losses(logits, batch["labels"]).view(count, -1))
-            hits.append(self.task.hits(logits, batch["labels"]).view(count, -1))
+            said.append(self.task.predictions(logits).view(count, -1))
             rows += picked
         back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
-        return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(hits, 1).cpu()[:, back]
+        return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
 
     def _gather(self, slots: list[Slot]) -> dict[str, Tensor]:
         picked: list[int] = []

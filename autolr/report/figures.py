@@ -29,7 +29,7 @@ PAPER_RATIOS = (2, 4, 8)
 def convergence(result: SearchResult) -> go.Figure:
     """Training loss against step, a line for each trial coloured by λ; markers are rung scores."""
     curves = data.curves(result)
-    figure = _figure("step", "loss (nats)")
+    figure = _figure("step", "loss")
     logs = [float(np.log10(curve.trial.candidate.ratio)) for curve in curves] or [0.0]
     low, high = min(logs), max(max(logs), min(logs) + 1e-9)
     for curve, log in zip(curves, logs, strict=False):
@@ -240,7 +240,7 @@ def gains(result: SearchResult) -> go.Figure | None:
     scores = [score for score in evidence.scores if score.gain is not None] if evidence else []
     if not scores:
         return None
-    figure = _figure("confirm loss above the winner's (nats)", "")
+    figure = _figure("confirm loss above the winner's", "")
     means = [score.gain.mean for score in scores if score.gain]
     figure.add_scatter(
         x=means,

@@ -127,7 +127,8 @@ class Confirmation:
         job = running.job
         if running not in self._scores:  # it has diverged
             self._score([running])
-        (select, select_hits), (confirm, confirm_hits) = self._scores.pop(running)
+        (select, select_said), (confirm, confirm_said) = self._scores.pop(running)
+        score = self.pack.task.score
         running.score = float(select.mean())
         self.trained_tokens += running.slot.tokens
         records.append(
@@ -138,9 +139,9 @@ class Confirmation:
                 seed=job.config.seed,
                 diverged=running.outcome == "diverged",
                 select_loss=float(select.mean()),
-                select_accuracy=float(select_hits.mean()),
+                select_metric=score(select_said, self.data.select.labels),
                 confirm_loss=float(confirm.mean()),
-                confirm_accuracy=float(confirm_hits.mean()),
+                confirm_metric=score(confirm_said, self.data.confirm.labels),
                 losses=[float(f"{loss:.6g}") for loss in confirm.tolist()],
                 curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
                 tokens=running.slot.tokens,
@@ -150,8 +151,8 @@ class Confirmation:
 
     def _score(self, running: list[Running]) -> None:
         for data in (self.data.select, self.data.confirm):
-            losses, hits = self.pack.evaluate([one.slot for one in running], data, averaged=True)
+            losses, said = self.pack.evaluate([one.slot for one in running], data, averaged=True)
             self.evaluated_tokens += len(running) * sum(data.lengths())
             finite = torch.nan_to_num(losses, nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
             for place, one in enumerate(running):
-                self._scores.setdefault(one, []).append((finite[place], hits[place]))
+                self._scores.setdefault(one, []).append((finite[place], said[place]))

@@ -25,7 +25,7 @@ class TrialRecord(Document):
         outcome: how it ended.
         score: its select loss, the last one measured; None where it never reached a rung.
         rungs: select loss at each rung it reached, of the averaged weights.
-        accuracy: select accuracy, measured with the score.
+        metric: the study's metric on *select*, measured with the score.
         curve: training loss of each optimizer step.
         tokens: trained tokens, padding not counted.
         seconds: its share of the device's time.
@@ -37,7 +37,7 @@ class TrialRecord(Document):
     outcome: Outcome
     score: float | None = None
     rungs: dict[int, float] = {}
-    accuracy: float | None = None
+    metric: float | None = None
     curve: list[float] = []
     tokens: int = 0
     seconds: float = 0.0
@@ -56,9 +56,9 @@ class RepeatRecord(Document):
     seed: int
     diverged: bool = False
     select_loss: float
-    select_accuracy: float
+    select_metric: float
     confirm_loss: float
-    confirm_accuracy: float
+    confirm_metric: float
     losses: list[float] = Field(repr=False)
     curve: list[float] = Field([], repr=False)
     tokens: int = 0

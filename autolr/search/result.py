@@ -116,6 +116,6 @@ def _record(trial: FrozenTrial, extra: dict[str, object], usual: Targets) -> Tri
             "outcome": outcome,
             "score": trial.intermediate_values[steps[-1]] if steps and outcome != "diverged" else None,
             "rungs": trial.intermediate_values,
-            "accuracy": attributes.get("accuracy"),
+            "metric": attributes.get("metric"),
         }
     )

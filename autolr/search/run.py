@@ -156,6 +156,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         data_fingerprint=setting.examples.fingerprint,
         classes=setting.examples.classes,
         task=study.task,
+        metric=setting.task.metric,
         method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
         candidate=winner,
         rates=Rates(**{role: rate for role, rate in winner.rates(setting.space.lr_head).items() if rate > 0}),

@@ -11,7 +11,7 @@ from autolr.data import sources
 from autolr.data.batches import CYCLE
 from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
-from autolr.data.tasks import Classification
+from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError
 from autolr.model import backbone
 from autolr.model.backbone import Backbone
@@ -42,7 +42,7 @@ class Setting:
     backbone: Backbone
     data: Prepared
     space: SearchSpace
-    task: Classification
+    task: Task
     steps: int
     length: int
 
@@ -107,16 +107,16 @@ def read_setting(study: Study, device: torch.device) -> Setting:
         DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
         ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
     """
-    examples = sources.load(study.data)
+    examples = sources.load(study.data, study.task)
     with quiet():
-        base = backbone.load(study.model, examples.classes, device, study.training.precision)
+        base = backbone.load(study.model, examples.classes, device, study.training.precision, study.task)
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
     horizon = study.training.horizon
     per_epoch = len(data.train) // batch
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
-    task = Classification(tuple(examples.classes))
+    task = task_of(study.task, examples.classes, study.metric, data.train.labels)
     return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
 
 

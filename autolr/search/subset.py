@@ -44,28 +44,29 @@ class Subset:
         self.counts = dict(counts or {})
         self.order = stratified_order(data.labels, seed)
 
-    def score(self, evaluate: Evaluate, step: int, since: int) -> tuple[Tensor, Tensor]:
+    def score(self, evaluate: Evaluate, step: int, since: int) -> tuple[Tensor, Tensor, Sequence[float]]:
         """Score trials at a rung.
 
         Args:
-            evaluate: returns losses and hits, both [trials, examples], of the trials on some examples.
+            evaluate: returns losses and predictions, both [trials, examples], of the trials on some examples.
             step: the rung.
             since: steps of training since the rung before.
 
         Returns:
-            Losses and hits on the rung's examples, float64 [trials, examples].
+            Losses and predictions on the rung's examples, float64 [trials, examples], and these examples' labels.
         """
         affordable = int(COST * FORWARDS_PER_STEP * since * self.batch_size)
         most = min(len(self.data), max(PILOT, affordable))
         if step in self.counts:
-            return evaluate(self._part(0, self.counts[step]))
+            part = self._part(0, self.counts[step])
+            return *evaluate(part), part.labels
         first = min(PILOT, most)
-        losses, hits = evaluate(self._part(0, first))
+        losses, said = evaluate(self._part(0, first))
         self.counts[step] = count = min(most, max(first, needed(losses) if len(losses) >= ENOUGH else most))
         if count > first:
-            more_losses, more_hits = evaluate(self._part(first, count))
-            losses, hits = torch.cat([losses, more_losses], 1), torch.cat([hits, more_hits], 1)
-        return losses, hits
+            more_losses, more_said = evaluate(self._part(first, count))
+            losses, said = torch.cat([losses, more_losses], 1), torch.cat([said, more_said], 1)
+        return losses, said, self._part(0, count).labels
 
     def _part(self, start: int, end: int) -> TokenSet:
         return self.data.take(self.order[start:end])
@@ -83,7 +84,7 @@ def needed(losses: Tensor) -> int:
     return int(min(noise / (PRECISION**2 * spread), 1e9)) + 1
 
 
-def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+def stratified_order(labels: Sequence[float], seed: int) -> list[int]:
     """Return all rows in an order whose every beginning holds the labels in their proportions."""
     rng = np.random.default_rng([seed, 13])
     label = np.asarray(labels)

@@ -149,17 +149,17 @@ class Trials:
         step = slots[0].step
         before = max((rung for rung in self.rungs if rung < step), default=0)
         is_new = step not in self.subset.counts
-        losses, hits = self.subset.score(evaluate, step, step - before)
+        losses, said, labels = self.subset.score(evaluate, step, step - before)
         if is_new:
             self.optuna.set_user_attr(EXAMPLES, {str(at): count for at, count in self.subset.counts.items()})
-        for one, loss, accuracy in zip(group, losses.mean(1).tolist(), hits.mean(1).tolist(), strict=True):
+        for one, loss, predictions in zip(group, losses.mean(1).tolist(), said, strict=True):
             if not math.isfinite(loss):
                 one.outcome = "diverged"
                 continue
             one.score = loss
             trial = self._live[one.job.number]
             trial.report(loss, one.slot.step)
-            trial.set_user_attr("accuracy", accuracy)
+            trial.set_user_attr("metric", self.pack.task.score(predictions, labels))
 
     def _ask(self) -> optuna.Trial | None:
         points = self.space.points()

@@ -78,7 +78,7 @@ def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
                 candidate=candidate,
                 select_loss=float(np.mean([r.select_loss for r in group])),
                 confirm_loss=float(np.mean([r.confirm_loss for r in group])),
-                confirm_accuracy=float(np.mean([r.confirm_accuracy for r in group])),
+                confirm_metric=float(np.mean([r.confirm_metric for r in group])),
                 gain=gain,
             )
         )
@@ -110,7 +110,7 @@ def sentence(found: Sequence[Score]) -> str:
 def _against(what: str, name: str, other: Score) -> str:
     gain = other.gain
     assert gain is not None
-    interval = f"{gain.mean:+.4f} nats of confirm loss, 90% interval {gain.low:+.4f} to {gain.high:+.4f}"
+    interval = f"{gain.mean:+.4f} of confirm loss, 90% interval {gain.low:+.4f} to {gain.high:+.4f}"
     if gain.low > 0:
         return f"{what} beats {name}, {other.candidate.describe()}, by {interval}."
     if gain.high < 0:

@@ -30,10 +30,10 @@ A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for e
 | batch size, steps | {batch}, {steps} |
 | data | `{data}` |
 
-| split | loss | accuracy |
+| split | loss | {metric} |
 |---|---|---|
-| select (chose the checkpoint, step {best_step}) | {select[loss]:.4f} | {select[accuracy]:.4f} |
-| confirm (seen by no choice) | {confirm[loss]:.4f} | {confirm[accuracy]:.4f} |
+| select (chose the checkpoint, step {best_step}) | {select[loss]:.4f} | {select_metric:.4f} |
+| confirm (seen by no choice) | {confirm[loss]:.4f} | {confirm_metric:.4f} |
 
 ## Load it
 
@@ -52,7 +52,7 @@ base = AutoModelForSequenceClassification.from_pretrained(
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 ```
 
-Classes in their order: {class_names}.
+Outputs in their order: {class_names}.
 
 ## Paper
 
@@ -103,8 +103,11 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         steps=recipe.steps,
         data=_without_folder(recipe.data.source),
         best_step=metrics["best_step"],
+        metric=recipe.metric,
         select=metrics["select"],
         confirm=metrics["confirm"],
+        select_metric=metrics["select"][recipe.metric],
+        confirm_metric=metrics["confirm"][recipe.metric],
         classes=len(recipe.classes),
         class_names=", ".join(f"`{name}`" for name in recipe.classes),
     )

@@ -21,7 +21,7 @@ from autolr import documents
 from autolr.data import sources
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.prepared import prepare
-from autolr.data.tasks import Classification
+from autolr.data.tasks import Task, task_of
 from autolr.errors import DataError, DocumentError, ModelError, RunError
 from autolr.model import adapters, backbone, precision
 from autolr.model.quiet import quiet
@@ -49,12 +49,12 @@ class TrainResult:
 
     @property
     def select(self) -> dict[str, float]:
-        """Loss and accuracy on *select*, by which the checkpoint was chosen."""
+        """Loss and metric on *select*, by which the checkpoint was chosen."""
         return dict(self.metrics["select"])
 
     @property
     def confirm(self) -> dict[str, float]:
-        """Loss and accuracy on *confirm*, seen by no choice."""
+        """Loss and metric on *confirm*, seen by no choice."""
         return dict(self.metrics["confirm"])
 
 
@@ -96,13 +96,13 @@ def _default_device() -> str:
 def _train(
     recipe: Recipe, folder: Path, device: torch.device, on_log: Callable[[dict[str, Any]], None] | None
 ) -> TrainResult:
-    examples = sources.load(recipe.data)
+    examples = sources.load(recipe.data, recipe.task)
     if recipe.data_fingerprint not in (None, examples.fingerprint):
         raise DataError(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
-    base = backbone.load(recipe.model, recipe.classes, device, recipe.training.precision)
+    base = backbone.load(recipe.model, recipe.classes, device, recipe.training.precision, recipe.task)
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
@@ -118,7 +118,7 @@ def _train(
     method = recipe.method
     model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
     recipe.save(folder / "recipe.yaml")
-    task = Classification(tuple(recipe.classes))
+    task = task_of(recipe.task, recipe.classes, recipe.metric)
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
     trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log)
@@ -150,19 +150,20 @@ def holds(folder: Path, recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def evaluate(model: Any, data: TokenSet, task: Classification, batch_size: int = 32) -> dict[str, float]:
-    """Return mean loss and accuracy of a model on `data`, in eval mode, as anybody who loads it gets them."""
+def evaluate(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> dict[str, float]:
+    """Return mean loss and metric of a model on `data`, in eval mode, as anybody who loads it gets them."""
     model.eval()
     first = next(model.parameters())
     device, half = first.device, first.dtype == torch.bfloat16
-    loss = hits = 0.0
+    loss, said, labels = 0.0, [], []
     with precision.exact(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for rows in by_length(data.lengths(), batch_size):
             batch = {key: value.to(device) for key, value in data.collate(rows).items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
             loss += float(task.losses(logits, batch["labels"]).double().sum())
-            hits += float(task.hits(logits, batch["labels"]).sum())
-    return {"loss": loss / len(data), task.metric: hits / len(data)}
+            said.append(task.predictions(logits).cpu())
+            labels += [data.labels[row] for row in rows]
+    return {"loss": loss / len(data), task.metric: task.score(torch.cat(said), labels)}
 
 
 class _Rows(Dataset[int]):
@@ -249,7 +250,7 @@ class _RecipeTrainer(Trainer):
     ) -> dict[str, float]:
         # The Trainer's own loss gives a short last batch the weight of a full one, and leaves out
         # what is not finite: the checkpoint would be chosen by another number than is reported.
-        task = Classification(tuple(self.recipe.classes))
+        task = task_of(self.recipe.task, self.recipe.classes, self.recipe.metric)
         scores = evaluate(self.model, self.select_data, task)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)

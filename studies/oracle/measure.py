@@ -103,13 +103,13 @@ class Grid:
 
     def reached(self, running: list[Running]) -> None:
         for averaged in (False, True):
-            losses, hits = self.pack.evaluate([one.slot for one in running], self.data, averaged=averaged)
+            losses, said = self.pack.evaluate([one.slot for one in running], self.data, averaged=averaged)
             for place, one in enumerate(running):
                 row: dict[str, Any] = {"step": one.slot.step, "averaged": averaged, "tokens": one.slot.tokens}
                 row["train_loss"] = float(np.mean(one.slot.losses[-10:]))
                 for part, rows in self.parts.items():
                     row[f"{part}_loss"] = float(losses[place, rows].mean())
-                    row[f"{part}_accuracy"] = float(hits[place, rows].mean())
+                    row[f"{part}_accuracy"] = self.pack.task.score(said[place, rows], self.data.labels[rows])
                 self.rows.setdefault(one, []).append(row)
         for one in running:
             if one.slot.done:

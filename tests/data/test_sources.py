@@ -57,7 +57,7 @@ def test_the_embedded_set():
         ({"text": TEXTS, "label": [None, *LABELS[1:]]}, "1 of 40 labels"),
         ({"text": TEXTS, "label": [1] * 40}, "one class only"),
         ({"text": ["  ", *TEXTS[1:]], "label": LABELS}, "1 of 40 rows have no text"),
-        ({"text": TEXTS, "label": [n / 7 for n in range(40)]}, "regression is not supported"),
+        ({"text": TEXTS, "label": [n / 7 for n in range(40)]}, "set task=regression"),
         ({"text": TEXTS, "label": range(40)}, "these are no classes"),
         ({"a": TEXTS, "b": TEXTS, "label": LABELS}, "which column holds the texts"),
         ({"text": TEXTS, "x": LABELS, "z": LABELS}, "which column holds the labels"),
@@ -114,3 +114,55 @@ def test_splits_of_a_large_set_are_no_larger_than_asked():
     parts = splits.split(examples, Data(source="x", select=0.1, confirm=0.2, most=100), 8, 0)
     assert (len(parts.select), len(parts.confirm), len(parts.train)) == (100, 100, 3800)
     assert sum(examples.labels[row] for row in parts.select) == 25
+
+
+@pytest.mark.parametrize("names", [("sentence1", "sentence2"), ("premise", "hypothesis"), ("Question", "sentence")])
+def test_pairs_are_found_by_their_names(tmp_path, names):
+    table = {names[0]: TEXTS, names[1]: TEXTS[::-1], "idx": range(40), "label": LABELS}
+    examples = sources.load(write(tmp_path / "d.csv", table))
+    assert (examples.texts, examples.pairs) == (TEXTS, TEXTS[::-1])
+    named = write(tmp_path / "e.csv", {"a": TEXTS, "b": TEXTS[::-1], "label": LABELS})
+    named = named.model_copy(update={"text_column": "b", "pair_column": "a"})
+    again = sources.load(named)
+    assert (again.texts, again.pairs) == (TEXTS[::-1], TEXTS)
+    assert again.fingerprint != examples.fingerprint
+    with pytest.raises(DataError, match="one column cannot be two"):
+        sources.load(named.model_copy(update={"pair_column": "b"}))
+    with pytest.raises(DataError, match="no column 'c' .pair_column"):
+        sources.load(named.model_copy(update={"pair_column": "c"}))
+
+
+def test_a_pair_that_occurs_twice_stays_on_one_side(tmp_path):
+    texts = [f"text {n // 2}" for n in range(80)]
+    table = {"text1": texts, "text2": ["same"] * 80, "label": [n // 2 % 2 for n in range(80)]}
+    data = write(tmp_path / "d.csv", table)
+    examples = sources.load(data)
+    parts = split(examples, data, 4, 0)
+    sides = [{examples.texts[row] for row in rows} for rows in (parts.train, parts.select, parts.confirm)]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+
+
+def test_numbers_of_a_regression(tmp_path):
+    numbers = [n / 7 for n in range(40)]
+    data = write(tmp_path / "d.csv", {"text": TEXTS, "label": numbers})
+    examples = sources.load(data, "regression")
+    assert examples.labels == pytest.approx(numbers)
+    assert examples.classes == ["value"]
+    parts = split(examples, data, 4, 0)
+    # Each part of the split sees low and high labels alike.
+    for rows in (parts.select, parts.confirm):
+        assert min(numbers[r] for r in rows) < 2 and max(numbers[r] for r in rows) > 3.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["low", *range(39)], "must be numbers for a regression, not 'low'"),
+        ([2.5] * 40, "are all 2.5"),
+        ([1000.0 * n for n in range(40)], "standard deviation of 1.15e+04; scale them"),
+    ],
+)
+def test_labels_unfit_for_a_regression(tmp_path, labels, expected):
+    with pytest.raises(DataError) as error:
+        sources.load(write(tmp_path / "d.csv", {"text": TEXTS, "label": labels}), "regression")
+    assert expected in str(error.value)

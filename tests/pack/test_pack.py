@@ -76,14 +76,14 @@ def test_evaluation_in_a_pack_equals_the_model_with_the_adapter_in_it():
         slots = [pack.admit(V_ONLY), pack.admit(QV)]
         for _ in range(4):
             pack.step()
-        losses, hits = pack.evaluate(slots, data, averaged=False, max_rows=10)
+        losses, said = pack.evaluate(slots, data, averaged=False, max_rows=10)
         values = pack.values(slots[1])
     model = adapters.peft_model(tiny.base("bert", torch.float64), "qv", 8, 16.0, 0)
     adapters.set_values(model.double(), values)
     batch = data.collate(range(len(data)))
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.allclose(losses[1], TASK.losses(logits, batch["labels"]), rtol=1e-9)
-    assert torch.equal(hits[1], TASK.hits(logits, batch["labels"]))
+    assert torch.equal(said[1], TASK.predictions(logits).double())
     assert not torch.allclose(losses[0], losses[1])
 
 

@@ -40,9 +40,9 @@ def record(candidate: Candidate, seed: int, select: float, confirm: float, label
         candidate=candidate,
         seed=seed,
         select_loss=select,
-        select_accuracy=0.8,
+        select_metric=0.8,
         confirm_loss=confirm,
-        confirm_accuracy=0.8,
+        confirm_metric=0.8,
         losses=(confirm + rng.normal(0, 0.001, 50)).tolist(),
     )
 
