@@ -137,7 +137,7 @@ def test_a_pair_that_occurs_twice_stays_on_one_side(tmp_path):
     table = {"text1": texts, "text2": ["same"] * 80, "label": [n // 2 % 2 for n in range(80)]}
     data = write(tmp_path / "d.csv", table)
     examples = sources.load(data)
-    parts = split(examples, data, 4, 0)
+    parts = splits.split(examples, data, 4, 0)
     sides = [{examples.texts[row] for row in rows} for rows in (parts.train, parts.select, parts.confirm)]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
 
@@ -148,7 +148,7 @@ def test_numbers_of_a_regression(tmp_path):
     examples = sources.load(data, "regression")
     assert examples.labels == pytest.approx(numbers)
     assert examples.classes == ["value"]
-    parts = split(examples, data, 4, 0)
+    parts = splits.split(examples, data, 4, 0)
     # Each part of the split sees low and high labels alike.
     for rows in (parts.select, parts.confirm):
         assert min(numbers[r] for r in rows) < 2 and max(numbers[r] for r in rows) > 3.5
