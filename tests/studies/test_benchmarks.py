@@ -211,19 +211,33 @@ def test_the_peer_has_reached_our_loss_when_its_choice_has(module):
 
 def test_half_a_comparison_has_no_ratio(module):
     end_to_end, contract = module("end_to_end"), module("contract")
-    own = {"seconds": 10.0, "confirm_loss": 0.4}
-    trials = [trial(end_to_end, 0, 30, 0.5, 0.5)]
+    main, small = ({"seconds": seconds, "confirm_loss": loss} for seconds, loss in ((10.0, 0.4), (5.0, 0.45)))
+    trials = [trial(end_to_end, 0, 30, 0.5, 0.46)]
+    whole = {"cpu_confirm_loss_main", "cpu_confirm_loss_ours", "cpu_confirm_loss_hf"}
+    whole |= {"cpu_time_vs_hf", "cpu_time_vs_hf_main"}
     for given, held, names in (
-        (own, [], {"cpu_confirm_loss_ours"}),
-        (None, trials, {"cpu_confirm_loss_hf"}),
-        (own, trials, {"cpu_confirm_loss_ours", "cpu_confirm_loss_hf", "cpu_time_vs_hf"}),
+        ([main], [], {"cpu_confirm_loss_main"}),
+        ([], trials, {"cpu_confirm_loss_hf"}),
+        ([main], trials, {"cpu_confirm_loss_main", "cpu_confirm_loss_hf"}),
+        ([main, small], trials, whole),
     ):
         result = contract.Result("end_to_end")
         complete = end_to_end.compare(result, "cpu", given, held, 0.0, 1)
         assert set(result.figures) == names
-        assert complete == (given is not None and bool(held))
-    assert result.figures["cpu_time_vs_hf"] == 3
-    assert result.rows[-1]["hf_reached"] is False
+        assert complete == (len(given) == 2 and bool(held))
+    assert result.figures["cpu_time_vs_hf"] == 6
+    assert result.figures["cpu_time_vs_hf_main"] == 3
+    assert result.rows[-1]["reached_ours"] is False
+
+
+def test_a_search_that_is_not_as_good_is_not_compared(module):
+    end_to_end, contract = module("end_to_end"), module("contract")
+    main, small = ({"seconds": seconds, "confirm_loss": loss} for seconds, loss in ((10.0, 0.4), (5.0, 0.45)))
+    for best, expected in ((0.44, 3.0), (0.39, None)):
+        result = contract.Result("end_to_end")
+        held = [trial(end_to_end, 0, 30, 0.5, best)]
+        assert end_to_end.compare(result, "cpu", [main, small], held, 0.0, 1)
+        assert result.figures.get("cpu_time_vs_hf") == expected
 
 
 def test_end_to_end_measures_both_sides_and_goes_on_where_it_stopped(module, small_study, tmp_path):
