@@ -2,11 +2,13 @@
 
     python studies/benchmarks/end_to_end.py [--quick] [--work runs/end_to_end] [--ours-only | --peer-only]
 
-Ours is `autolr.search` and `autolr.train`: on the embedded study as it is (`main`), and with a third of its trials and
-the shortest verdict (`small`), which is enough where the peer's final loss is all that is asked for. The peer trains the same model on the same splits,
-with the same LoRA targets and the same number of trials, each a full run with Optuna's pruning; it searches one rate
-and the rank. It takes an hour on two cores, so the script may be stopped and given again: it goes on after the last
-trial that ended. The two sides cannot take turns; run them on a machine that does nothing else.
+Ours is `autolr.search` and `autolr.train`: on the embedded study as it is (`main`), and with a third of its trials
+and the shortest verdict (`small`), which is enough where the peer's final loss is all that is asked.
+
+The peer trains the same model on the same splits, with the same LoRA targets and the same number of trials, each a
+full run with Optuna's pruning; it searches one rate and the rank. It takes half an hour on two cores, so the script may
+be stopped and given again: it goes on after the last trial that ended. The two sides cannot take turns; run them on a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -306,8 +308,8 @@ def compare(
 ) -> bool:
     """Add rows and figures of both sides as far as they are there; tell whether both are complete.
 
-    The ratio of times is that of the shortest of our searches whose confirm loss is as low as the peer's; with `_main`
-    in its name, that of the main job.
+    The ratio of times is that of the shortest of our searches whose confirm loss is as low as the peer's; with
+    `_main` in its name, that of the main job.
 
     Args:
         result: to add to.
