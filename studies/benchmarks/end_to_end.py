@@ -6,9 +6,9 @@ Ours is `autolr.search` and `autolr.train`: on the embedded study as it is (`mai
 and the shortest verdict (`small`), which is enough where the peer's final loss is all that is asked.
 
 The peer trains the same model on the same splits, with the same LoRA targets and the same number of trials, each a
-full run with Optuna's pruning; it searches one rate and the rank. It takes half an hour on two cores, so the script may
-be stopped and given again: it goes on after the last trial that ended. The two sides cannot take turns; run them on a
-machine that does nothing else.
+full run with Optuna's pruning; it searches one rate and the rank. It takes half an hour on two cores, so the script
+may be stopped and given again: it goes on after the last trial that ended. The two sides cannot take turns; run them
+on a machine that does nothing else.
 """
 
 from __future__ import annotations
