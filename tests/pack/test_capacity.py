@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -90,8 +92,9 @@ def test_the_peak_of_a_cpu_is_the_process_own():
 
 
 def test_free_memory_is_what_torch_can_have():
+    gc.collect()
     free = capacity.free_memory()
     assert free > 100 * 2**20
-    block = torch.ones(50 * 2**20)
+    block = torch.ones(150 * 2**20)  # 600 MiB: what others on the machine do is less
     assert capacity.free_memory() < free - 100 * 2**20
     del block

@@ -66,7 +66,7 @@ def test_the_interval_holds_new_trials(searched):
     [
         (Candidate(lr_v=1.0, ratio=1, rank=8), "lr_v 1 lies outside"),
         (Candidate(lr_v=2e-3, ratio=1, rank=64), "rank 64 lies outside what was searched, 4 to 16"),
-        (Candidate(lr_v=2e-3, ratio=1, rank=8, targets="qkv"), "W_q and W_v alone"),
+        (Candidate(lr_v=2e-3, ratio=1, rank=8, targets="qkv"), "is not what was searched, which is qv"),
     ],
 )
 def test_what_was_not_searched_is_refused(searched, candidate, said):

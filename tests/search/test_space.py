@@ -24,7 +24,11 @@ def test_rules():
     found = space()
     assert found.rule("rule") == Candidate(lr_v=found.rate, ratio=1, rank=8)
     assert found.rule("paper").lr_q == pytest.approx(1e-4)
-    assert found.rule("qkv").rates(1e-3) == {"q": found.rate, "k": found.rate, "v": found.rate, "head": 1e-3}
+    assert found.rule("qkv").rates(1e-3) == {
+        **dict.fromkeys("qkv", found.rate),
+        "o": 0,
+        "head": 1e-3,
+    }
     winner = Candidate(lr_v=3e-3, ratio=6, rank=16)
     assert found.rule("winner_lr", winner) == Candidate(lr_v=3e-3, ratio=1, rank=16)
     assert winner.rates(1e-3)["k"] == 0

@@ -44,7 +44,9 @@ def test_a_regression_from_study_to_adapter(small_study, rated, tmp_path):
     assert done.confirm["spearman"] > 0.5  # it did learn
     assert "confirm spearman of the full run" in render(SearchResult.load(tmp_path / "run"))
     assert "| split | loss | spearman |" in (done.adapter / "README.md").read_text()
-    stock = AutoModelForSequenceClassification.from_pretrained(recipe.model, num_labels=1)
+    stock = AutoModelForSequenceClassification.from_pretrained(
+        recipe.model, num_labels=1, ignore_mismatched_sizes=True
+    )
     stock = PeftModel.from_pretrained(stock, done.adapter).eval()
     tokenizer = AutoTokenizer.from_pretrained(done.adapter)
     with torch.no_grad():

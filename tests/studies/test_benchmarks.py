@@ -258,7 +258,7 @@ def test_end_to_end_measures_both_sides_and_goes_on_where_it_stopped(module, sma
     stopped._study().ask()  # a trial that was running when the script was killed
     result, complete = end_to_end.measure(study, CPU, tmp_path, sides=both, peer_trials=2, tuning_steps=2)
     assert complete
-    assert {"cpu_time_vs_hf", "cpu_confirm_loss_ours", "cpu_confirm_loss_hf"} <= set(result.figures)
+    assert {"cpu_time_vs_hf_main", "cpu_confirm_loss_main", "cpu_confirm_loss_hf"} <= set(result.figures)
     trials = [row for row in result.rows if row["kind"] == "hf trial"]
     assert [row["number"] for row in trials] == [0, 2]
     assert trials[0]["rate"] != trials[1]["rate"]

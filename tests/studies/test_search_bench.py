@@ -232,7 +232,7 @@ class ToySurface:
 
 BUDGET = 3.0
 STRATEGIES = ["rule", "grid", "random", "asha", "tpe_asha", "tpe_median", "tpe_hyperband", "gp"]
-STRATEGIES += ["own_decay_tpe", "rung_tpe", "ours"]
+STRATEGIES += ["own_decay_tpe", "rung_tpe", "halving_curves", "ours"]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
