@@ -15,6 +15,12 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
+        # Linux counts what a parent process had before into ru_maxrss, but not into this.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
         import resource
     except ImportError:  # Windows, where psutil knows the peak
         return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))

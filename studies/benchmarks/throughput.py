@@ -168,11 +168,19 @@ def pack_rate(c: Configuration, backbone: Backbone, data: TokenSet, slots: int, 
         return slots * c.steps / (time.perf_counter() - start)
 
 
-def full_pack(c: Configuration, backbone: Backbone, data: TokenSet, slots: int, steps: int, seed: int = 0) -> Pack:
+def full_pack(
+    c: Configuration,
+    backbone: Backbone,
+    data: TokenSet,
+    slots: int,
+    steps: int,
+    seed: int = 0,
+    passes: int | None = None,
+) -> Pack:
     """Return a pack with a trial in every slot, each of its own seed."""
     training = Training(batch_size=c.batch_size)
-    roles: tuple[Any, ...] = ("q", "v", "head")
-    pack = Pack(backbone, training, TASK, data, capacity=slots, max_rank=max(c.ranks), alpha=peers.ALPHA, roles=roles)
+    options: dict[str, Any] = {"max_rank": max(c.ranks), "alpha": peers.ALPHA, "roles": ("q", "v", "head")}
+    pack = Pack(backbone, training, TASK, data, capacity=slots, passes=passes, **options)
     for slot in range(slots):
         pack.admit(SlotConfig(RATES, c.ranks[slot % len(c.ranks)], seed + slot, steps))
     return pack
@@ -300,10 +308,13 @@ def precision_error(result: Result, device: torch.device, steps: int = ERROR_STE
 
 
 def profiled(result: Result, configuration: Configuration, device: torch.device, slots: int, steps: int = 2) -> None:
-    """Add where the time of a pack's step goes: the 15 dearest operations."""
+    """Add where the time of a pack's step goes: the 15 dearest operations.
+
+    On a CPU the passes run one after another here, since the profiler sees the caller's thread alone.
+    """
     c, on_gpu = configuration, device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with full_pack(c, base(c.shape, device), tokens(c.shape, c.length), slots, WARM_UP + steps) as pack:
+    with full_pack(c, base(c.shape, device), tokens(c.shape, c.length), slots, WARM_UP + steps, passes=1) as pack:
         for _ in range(WARM_UP):
             pack.step()
         pack.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -98,3 +100,10 @@ def test_free_memory_is_what_torch_can_have():
     block = torch.ones(150 * 2**20)  # 600 MiB: what others on the machine do is less
     assert capacity.free_memory() < free - 100 * 2**20
     del block
+
+
+def test_the_peak_is_not_that_of_the_parent_process():
+    code = "import torch; from autolr.pack.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    block = torch.ones(400 * 2**20)  # 1.6 GiB here, which Linux's ru_maxrss would hand down
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 0 < found < block.nbytes
