@@ -37,21 +37,11 @@ def scaling(kind: MethodKind, alpha: float, rank: int) -> float:
     return alpha / math.sqrt(rank) if kind == "rslora" else alpha / rank
 
 
-def row_lengths(backbone: Backbone, site: Site) -> Tensor:
-    """Return the length of each row of a site's frozen matrix, [d_out]: DoRA's magnitudes before the first step.
-
-    Raises:
-        ModelError: the site is some rows of a fused matrix, whose other rows a stock DoRA adapter would train too.
-    """
-    lengths: Tensor = torch.linalg.vector_norm(frozen(backbone, site), dim=1)
-    return lengths
-
-
 def frozen(backbone: Backbone, site: Site) -> Tensor:
     """Return a site's frozen matrix W, [d_out, d_in].
 
     Raises:
-        ModelError: as `row_lengths`.
+        ModelError: the site is some rows of a fused matrix, whose other rows a stock DoRA adapter would train too.
     """
     if site.rows:
         raise ModelError(

@@ -54,13 +54,6 @@ class Capacity:
     rates: dict[int, float]
     passes: int = 1
 
-    def describe(self) -> str:
-        """Return the choice in one line."""
-        return (
-            f"{self.slots} slots ({self.reason}), about {self.peak_bytes / GIB:.1f} GiB at the peak, "
-            f"{self.free_bytes / GIB:.1f} GiB free"
-        )
-
 
 def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wanted: int | None = None) -> Capacity:
     """Choose the number of slots by trying.

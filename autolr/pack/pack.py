@@ -20,7 +20,7 @@ from torch.func import functional_call
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Task
 from autolr.errors import ModelError
-from autolr.model.adapters import frozen, initial_a, row_lengths, scaling
+from autolr.model.adapters import frozen, initial_a, scaling
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.fused import stack
 from autolr.model.projections import Site, by_module
@@ -165,7 +165,11 @@ class Pack:
         self._pass = _Pass()
         # A slot that freezes a role has its lengths all the same: they stay what they are.
         trained = [site for site in backbone.projections.sites if site.role in roles] if kind == "dora" else []
-        self._magnitudes = {f"{site.name}.lora_magnitude_vector": row_lengths(backbone, site) for site in trained}
+        self._frozen = {site.name: frozen(backbone, site) for site in trained}
+        self._magnitudes = {
+            f"{name}.lora_magnitude_vector": torch.linalg.vector_norm(weight.to(dtype), dim=1)
+            for name, weight in self._frozen.items()
+        }
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
@@ -410,11 +414,11 @@ class Pack:
         now = self._pass
         a, b = now.bound[f"{site.name}.lora_A"], now.bound[f"{site.name}.lora_B"]
         with torch.no_grad():  # the lengths of W + s B A count as constants
-            weight = frozen(self.backbone, site)
+            weight, own = self._frozen[site.name], self._magnitudes[f"{site.name}.lora_magnitude_vector"].to(b.dtype)
             scale = now.scale.view(-1, 1)
             wa = torch.matmul(weight, a.transpose(1, 2).to(weight.dtype)).to(b.dtype)  # [slots, d_out, rank]
             of_b = torch.bmm(b, torch.bmm(a, a.transpose(1, 2)))
-            squares = weight.to(b.dtype).square().sum(1) + 2 * scale * (wa * b).sum(2) + scale**2 * (of_b * b).sum(2)
+            squares = own.square() + 2 * scale * (wa * b).sum(2) + scale**2 * (of_b * b).sum(2)
             lengths = squares.clamp_min(0.0).sqrt()
         factor = now.bound[f"{site.name}.lora_magnitude_vector"] / lengths  # [slots, d_out]
         factor = factor.repeat_interleave(output.shape[0] // factor.shape[0], 0).to(output.dtype)

@@ -10,6 +10,7 @@ import optuna
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.search.confirm import ENOUGH
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
 from autolr.search.sampler import Encoding, observations
@@ -18,7 +19,6 @@ from autolr.search.surrogate import Surrogate
 LEVEL = 0.90
 # Above this share of what was unknown before the search, a guess is no prediction.
 FAR = 0.8
-ENOUGH = 8
 
 
 @dataclass(frozen=True)

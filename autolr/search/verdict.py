@@ -94,7 +94,7 @@ def sentence(found: Sequence[Score]) -> str:
     if rule is None or rule is winner:
         text = f"No gain over the rule of thumb: the rule itself, {what}, was best on select."
     else:
-        text = _against(what, "the rule of thumb λ=1", rule)
+        text = _against(what, "the rule of thumb", rule)
     same_rate = by_label.get("winner_lr")
     if winner.candidate.ratio == 1.0:
         text += " The winner's ratio is 1, that of ordinary LoRA."

@@ -38,7 +38,7 @@ import autolr
 from autolr import documents
 from autolr.model import backbone
 from autolr.model.quiet import quiet
-from autolr.search import provenance
+from autolr.search import provenance, records
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study, apply_overrides
 from autolr.train.run import EVALUATIONS, evaluate
@@ -130,13 +130,7 @@ class Peer:
         """Return the trials that ended, in their order."""
         held = self._study()
         states = {trial.number: trial.state for trial in held.trials} if held else {}
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
-        found = []
-        for line in lines:
-            try:
-                found.append(PeerTrial(**json.loads(line)))
-            except ValueError:
-                continue  # cut short by a crash
+        found = [PeerTrial(**fields) for fields in records.lines(self.file)]
         good = (TrialState.COMPLETE, TrialState.PRUNED)
         return sorted((t for t in found if states.get(t.number) in good), key=lambda t: t.number)[: self.trials]
 

@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from surfaces import Surface
 
 from autolr.candidate import Candidate
+from autolr.search.confirm import ENOUGH
 from autolr.search.pruner import ChancePruner, RungPruner
 from autolr.study import Search
 
@@ -37,8 +38,6 @@ PAPER_POINTS = [
 PART, CYCLE = 0.25, 8
 # Before, they were shorter and had a decay of their own; rates were carried to them by this power of the lengths.
 OWN_PART, CARRY = 0.2, 0.3
-# Fewer trials than this give no surrogate: as autolr.search.confirm has it.
-ENOUGH = 8
 
 
 def trial_length(steps: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from surfaces import DIVERGED, FINAL_NOISE, Array, Bounds, CurveFamily, Surface, crossing, with_edge
+
+from autolr.search import records
 
 STUDIES = Path(__file__).parents[1]
 # Fewer runs than this make no oracle.
@@ -169,13 +170,7 @@ def _seed_noise(points: Array, values: Array) -> float | None:
 def read_oracle(name: str) -> list[dict[str, Any]]:
     """Return the runs measured so far: of the parquet file, or of the lines where they hold more."""
     folder = STUDIES / "oracle"
-    runs = []
-    if (folder / f"{name}.jsonl").exists():
-        for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            try:
-                runs.append(json.loads(line))
-            except ValueError:  # a line that is being written
-                continue
+    runs: list[dict[str, Any]] = list(records.lines(folder / f"{name}.jsonl"))
     if (folder / f"{name}.parquet").exists():
         import pyarrow.parquet as pq
 

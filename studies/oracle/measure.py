@@ -30,7 +30,7 @@ import sections
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.pack.pack import Pack, SlotConfig
-from autolr.search import provenance
+from autolr.search import provenance, records
 from autolr.search.loop import Job, Running, Watcher, drive
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study
@@ -80,7 +80,7 @@ class Grid:
         self.parts = {"select": slice(0, len(select)), "confirm": slice(len(select), None)}
         self.data = TokenSet(select.ids + confirm.ids, select.labels + confirm.labels, select.pad_id)
         self.rows: dict[Running, list[dict[str, Any]]] = {}
-        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"], r.get("rung")) for r in read(self.file)}
+        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"], r.get("rung")) for r in records.lines(self.file)}
         jobs = []
         for seed in range(1 if cool else seeds):
             points = list(itertools.product(grid["lr_v"], grid["ratio"], grid["rank"]))
@@ -131,20 +131,9 @@ class Grid:
         print(f"{took / 60:6.1f} min  {candidate.describe()} seed {run['seed']}: {running.outcome}", flush=True)
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    """Return the runs measured so far; a line cut short by a crash is left out."""
-    runs = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            runs.append(json.loads(line))
-        except ValueError:
-            continue
-    return runs
-
-
 def export(name: str, setting: Setting) -> Path:
     """Write all runs as one table, a row a rung."""
-    runs = read(HERE / f"{name}.jsonl")
+    runs: list[dict[str, Any]] = list(records.lines(HERE / f"{name}.jsonl"))
     rows = [
         {**{key: value for key, value in run.items() if key != "rungs"}, **rung}
         for run in runs

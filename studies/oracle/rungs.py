@@ -10,7 +10,6 @@ is the mean over seeds, on *select* and *confirm* together. Candidates that dive
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from autolr.search import records
+
 HERE = Path(__file__).parent
 # Final losses above this many times the best are of candidates that have diverged.
 DIVERGED = 1.5
 Point = tuple[float, float, int]
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Return the runs of a file; a line that is being written is left out."""
-    runs = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            runs.append(json.loads(line))
-        except ValueError:
-            continue
-    return runs
 
 
 def scores(runs: Sequence[Mapping[str, Any]]) -> dict[tuple[int, bool], dict[Point, float]]:
@@ -85,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     name = parser.parse_args().name
-    for row in table(read(HERE / f"{name}.jsonl"), read(HERE / f"{name}-cool.jsonl")):
+    for row in table(*(list(records.lines(HERE / f"{name}{kind}.jsonl")) for kind in ("", "-cool"))):
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 

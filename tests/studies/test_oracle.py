@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from autolr.search import records
 from autolr.study import Study
 
 ORACLE = Path(__file__).resolve().parents[2] / "studies" / "oracle"
@@ -62,7 +63,7 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(script, small_study, tmp_path
     for limit, there in ((1, 1), (2, 3), (9, 4)):
         monkeypatch.setattr(sys, "argv", ["measure.py", "toy", "--seeds", "1", "--limit", str(limit)])
         measure.main()
-        runs = measure.read(tmp_path / "toy.jsonl")
+        runs = list(records.lines(tmp_path / "toy.jsonl"))
         assert len(runs) == there
     assert len({(run["lr_v"], run["ratio"]) for run in runs}) == 4
     for run in runs:
