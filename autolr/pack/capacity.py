@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from autolr.data.batches import CYCLE
+from autolr.pack.graphs import WARM
 from autolr.pack.memory import free_memory, peak_bytes, resident_bytes
 from autolr.pack.pack import GIVE_BACK, Pack, SlotConfig
 
@@ -44,6 +45,8 @@ class Capacity:
         free_bytes: memory that was free before.
         rates: trial-steps per second, all slots together, for each number that was tried.
         passes: forward passes that run side by side.
+        graphs: whether recorded passes are replayed.
+        graphs_reason: why, in words; None on a CPU, which has none.
     """
 
     slots: int
@@ -53,13 +56,15 @@ class Capacity:
     free_bytes: int
     rates: dict[int, float]
     passes: int = 1
+    graphs: bool = False
+    graphs_reason: str | None = None
 
 
 def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wanted: int | None = None) -> Capacity:
     """Choose the number of slots by trying.
 
     Args:
-        make_pack: returns an empty pack with room for so many slots, and so many passes side by side.
+        make_pack: returns an empty pack with room for so many slots, so many passes side by side, with graphs or not.
         config: of a trial that takes as much memory as any.
         most: more slots are never needed.
         wanted: the user's own choice; it is kept, and its memory predicted.
@@ -75,7 +80,8 @@ def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wante
     free = free_memory(cuda=True)
     limit = int(SHARE * free) + torch.cuda.memory_allocated()
     slots, reason, peaks, rates = knee(lambda count: _probe(make_pack, config, count), limit, most, wanted)
-    return Capacity(slots, reason, predict(peaks, slots), slope(peaks), free, rates)
+    graphs, why = recording(lambda on: _probe(make_pack, config, slots, graphs=on)[1], predict(peaks, slots), limit)
+    return Capacity(slots, reason, predict(peaks, slots), slope(peaks), free, rates, graphs=graphs, graphs_reason=why)
 
 
 def _on_cpu(
@@ -130,6 +136,25 @@ def knee(
         slots *= 2
 
 
+def recording(probe: Callable[[bool], float], peak: int, limit: int) -> tuple[bool, str]:
+    """Choose whether passes are recorded, and say why.
+
+    Args:
+        probe: returns trial-steps per second with graphs or without.
+        peak: bytes in use at the highest without them.
+        limit: bytes that may be in use; recorded passes keep their activations beside those of the others.
+    """
+    if 2 * peak > limit:
+        return False, "no memory for their activations"
+    without = probe(False)
+    try:
+        times = probe(True) / without
+    except RuntimeError as error:  # an operation of the model that waits for the device cannot be recorded
+        torch.cuda.empty_cache()
+        return False, f"cannot be recorded: {str(error).strip().splitlines()[0][:120]}"
+    return times > WORTHWHILE, f"{times:.2f} times as fast"
+
+
 def predict(peaks: dict[int, int], slots: int) -> int:
     """Return the peak of so many slots: the line through the last two measured, or in proportion to the only one."""
     if not peaks:
@@ -146,16 +171,16 @@ def slope(peaks: dict[int, int]) -> int:
     return (peaks[counts[-1]] - peaks[counts[-2]]) // (counts[-1] - counts[-2])
 
 
-def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int) -> tuple[int, float]:
+def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int, graphs: bool = False) -> tuple[int, float]:
     """Return peak bytes on the widest batch, and trial-steps per second on ordinary ones."""
     torch.cuda.reset_peak_memory_stats()
     with make_pack(slots) as pack:
         _fill(pack, config, slots, widest=True)
         pack.step()
         peak = torch.cuda.max_memory_allocated()
-    with make_pack(slots) as pack:
+    with make_pack(slots, graphs=graphs) as pack:
         _fill(pack, config, slots, widest=False)
-        for _ in range(WARM_UP):
+        for _ in range(CYCLE * (WARM + 1) if graphs else WARM_UP):  # lengths come round after a cycle
             pack.step()
         torch.cuda.synchronize()
         start = time.perf_counter()

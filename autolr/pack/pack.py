@@ -7,24 +7,19 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Task
-from autolr.errors import ModelError
-from autolr.model.adapters import frozen, initial_a, scaling
+from autolr.model.adapters import initial_a, scaling
 from autolr.model.backbone import Backbone, fresh_head
-from autolr.model.fused import stack
-from autolr.model.projections import Site, by_module
 from autolr.pack.crew import Crew
+from autolr.pack.graphs import Graphs
+from autolr.pack.hooks import Hooks, Part
 from autolr.pack.memory import give_back
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Layout
@@ -34,6 +29,9 @@ from autolr.study import MethodKind, Role, Training
 AVERAGE_C = 8.0
 # On a CPU freed memory goes back to the machine after so many passes.
 GIVE_BACK = 32
+# Slots of a pass are multiplied together, at the largest of their ranks, while that is less than this many times
+# the rank of each: fewer products, and little more work.
+SPREAD = 4
 
 
 @dataclass(frozen=True)
@@ -89,25 +87,6 @@ class Slot:
         return self.step >= self.config.length
 
 
-class _Pass(threading.local):
-    """What the hooks read in the forward pass that this thread is in.
-
-    Attributes:
-        bound: tensors of the pass's slots, [slots, ...], by name.
-        scale: of each slot's adapters.
-        used: roles that any of its slots trains.
-        batch: rows of its input.
-        twins: copies of the head's modules without hooks; a thread's own, since their tensors are replaced.
-    """
-
-    def __init__(self) -> None:
-        self.bound: dict[str, Tensor] = {}
-        self.scale = torch.zeros(0)
-        self.used: set[Role] = set()
-        self.batch = 0
-        self.twins: dict[str, nn.Module] = {}
-
-
 class Pack:
     """Slots over one frozen base model.
 
@@ -126,6 +105,9 @@ class Pack:
             where `Projections.shared_input`.
         passes: that run side by side on a CPU, each with its share of the cores: less is lost than
             by cores that share every product. None: as many as torch has threads.
+        graphs: records training passes and replays them, on a GPU; None: each pass runs as it is.
+
+    Slots lie in the order of their ranks, the largest first.
     """
 
     def __init__(
@@ -142,6 +124,7 @@ class Pack:
         roles: tuple[Role, ...] = ("q", "k", "v", "head"),
         together: int | None = None,
         passes: int | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         self.backbone = backbone
         self.training = training
@@ -162,20 +145,15 @@ class Pack:
         self.averages = torch.zeros_like(self.rows)
         self.optimizer = RowAdamW(self.layout, training, self.rows)
         self._grad = torch.zeros_like(self.rows)
-        self._pass = _Pass()
-        # A slot that freezes a role has its lengths all the same: they stay what they are.
-        trained = [site for site in backbone.projections.sites if site.role in roles] if kind == "dora" else []
-        self._frozen = {site.name: frozen(backbone, site) for site in trained}
-        self._magnitudes = {
-            f"{name}.lora_magnitude_vector": torch.linalg.vector_norm(weight.to(dtype), dim=1)
-            for name, weight in self._frozen.items()
-        }
-        self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._losses = self.rows.new_zeros(capacity)
+        self._scales = self.rows.new_zeros(capacity)
+        self._leaves: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+        self.graphs = graphs
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._crew = Crew(min(passes or most, -(-capacity // self.together)))
-        self._handles = self._attach()
+        self.hooks = Hooks(backbone, tuple(self.layout.roles), kind, dtype)
 
     def __enter__(self) -> Pack:
         return self
@@ -186,9 +164,7 @@ class Pack:
     def close(self) -> None:
         """Take the hooks off the base model."""
         self._crew.close()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self.hooks.close()
 
     @property
     def free(self) -> int:
@@ -203,27 +179,45 @@ class Pack:
             raise ValueError(f"rank {config.rank} is above the pack's largest, {self.layout.max_rank}")
         order = batch_order(self.data.lengths(), self.training.batch_size, config.length, config.seed)
         slot = Slot(config, order)
-        index = len(self.slots)
+        self.slots.append(slot)
+        index = len(self.slots) - 1
+        for first in reversed(self._firsts(config.rank)):
+            self._move(first, index)
+            index = first
+        self.slots[index] = slot
         self.layout.write(self.rows[index], self.initial_values(config))
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
-        self.slots.append(slot)
+        self._scales[index] = scaling(self.kind, self.alpha, config.rank)
         return slot
+
+    def _firsts(self, rank: int) -> list[int]:
+        """Return the place of the first slot of each rank below this one."""
+        ranks = [slot.config.rank for slot in self.slots[:-1]]
+        return [place for place, r in enumerate(ranks) if r < rank and r not in ranks[:place]]
+
+    def _move(self, source: int, target: int) -> None:
+        """Give row `target` what row `source` has."""
+        if source != target:
+            self.rows[target].copy_(self.rows[source])
+            self.averages[target].copy_(self.averages[source])
+            self.optimizer.move(source, target)
+            self._scales[target] = self._scales[source]
+            self.slots[target] = self.slots[source]
 
     def initial_values(self, config: SlotConfig) -> dict[str, Tensor]:
         """Return the tensors a slot starts from; B is zero and left out."""
         sites = [site for site in self.backbone.projections.sites if site.role in config.roles]
         values = {f"{site.name}.lora_A": initial_a(site, config.rank, config.seed) for site in sites}
-        return {**values, **self._magnitudes, **fresh_head(self.backbone, config.seed)}
+        return {**values, **self.hooks.magnitudes, **fresh_head(self.backbone, config.seed)}
 
     def evict(self, slot: Slot) -> None:
-        """Free a slot; the last row moves into its place, so active rows stay together."""
-        index, last = self.slots.index(slot), len(self.slots) - 1
-        if index != last:
-            self.rows[index].copy_(self.rows[last])
-            self.averages[index].copy_(self.averages[last])
-            self.optimizer.move(last, index)
-            self.slots[index] = self.slots[last]
+        """Free a slot; the last row of its rank moves into its place, and so on, so active rows stay together."""
+        index = self.slots.index(slot)
+        ends = {other.config.rank: place for place, other in enumerate(self.slots)}
+        for last in sorted(place for place in ends.values() if place >= index):
+            self._move(last, index)
+            index = last
         self.slots.pop()
 
     def values(self, slot: Slot, *, averaged: bool = False) -> dict[str, Tensor]:
@@ -235,22 +229,12 @@ class Pack:
         """Take one optimizer step in every slot, each on its own next batch."""
         active = len(self.slots)
         grad = self._grad[:active].zero_()
-        losses = self.rows.new_zeros(active)
-
-        def train(group: slice) -> None:
-            slots = self.slots[group]
-            batch = self._gather(slots)
-            self._bind_leaves(group)
-            each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
-            each.sum().backward()  # type: ignore[no-untyped-call]
-            losses[group] = each.detach()
-
         groups = self._groups(active)
-        self._crew.work(train, groups)
+        self._crew.work(self._train, groups)
         self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
         for slot in self.slots:
             slot.step += 1
-        self._pending.append((list(self.slots), losses))
+        self._pending.append((list(self.slots), self._losses[:active].clone()))
         if self.device.type == "cpu":
             self.flush()
             self._passes += len(groups)
@@ -260,6 +244,22 @@ class Pack:
         weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
         column = self.rows.new_tensor(weights).unsqueeze(1)
         self.averages[:active].lerp_(self.rows[:active], column)
+
+    def _train(self, group: slice) -> None:
+        """Leave the losses and gradients of the slots of a group in their buffers."""
+        slots = self.slots[group]
+        batch = self._gather(slots)
+        parts = self._bind_leaves(group)
+
+        def work(batch: dict[str, Tensor]) -> None:
+            each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
+            each.sum().backward()  # type: ignore[no-untyped-call]
+            self._losses[group].copy_(each.detach())
+
+        if self.graphs:
+            self.graphs.run((group.start, parts, frozenset(self.hooks.now.used)), batch, work)
+        else:
+            work(batch)
 
     @property
     def lag(self) -> int:
@@ -297,8 +297,11 @@ class Pack:
         shape = (len(slots), len(data))
         losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
 
+        order = sorted(range(len(slots)), key=lambda place: -slots[place].config.rank)
+
         def score(group: slice) -> None:
-            losses[group], said[group] = self._evaluate(list(slots[group]), data, averaged, max_rows)
+            places = order[group]
+            losses[places], said[places] = self._evaluate([slots[p] for p in places], data, averaged, max_rows)
 
         self._crew.work(score, self._groups(len(slots)))
         return losses, said
@@ -333,7 +336,7 @@ class Pack:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
-        self._pass.batch = batch["input_ids"].shape[0]
+        self.hooks.now.batch = batch["input_ids"].shape[0]
         output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return output.logits.to(self.rows.dtype)  # type: ignore[no-any-return]
 
@@ -349,103 +352,48 @@ class Pack:
                 rates[role].append(base * factor if base > 0 else -1.0)
         return rates
 
-    def _bind_leaves(self, group: slice) -> None:
-        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer."""
-        key = (group.start, group.stop)
-        if key not in self._leaves:
-            self._leaves[key] = {
-                name: self.layout.view(self.rows[group], name).detach().requires_grad_()
-                for name in self.layout.segments
-            }
-            for name, leaf in self._leaves[key].items():
-                leaf.grad = self.layout.view(self._grad[group], name)
-        self._pass.bound = self._leaves[key]
-        self._set_slots(self.slots[group])
+    def _parts(self, slots: list[Slot]) -> tuple[tuple[int, int, int], ...]:
+        """Return start, stop and rank of each run of slots that are multiplied together."""
+        parts: list[tuple[int, int, int]] = []
+        for place, slot in enumerate(slots):
+            rank = slot.config.rank
+            if parts and parts[-1][2] < SPREAD * rank:
+                parts[-1] = (parts[-1][0], place + 1, parts[-1][2])
+            else:
+                parts.append((place, place + 1, rank))
+        return tuple(parts)
+
+    def _bind_leaves(self, group: slice) -> tuple[tuple[int, int, int], ...]:
+        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer; return its parts."""
+
+        def leaves(start: int, stop: int, rank: int) -> dict[str, Tensor]:
+            key = (group.start + start, group.start + stop, rank)
+            if key not in self._leaves:
+                rows, grad = self.rows[key[0] : key[1]], self._grad[key[0] : key[1]]
+                names = self.layout.names(head=not rank)
+                views = {name: self.layout.view(rows, name, rank).detach().requires_grad_() for name in names}
+                for name, leaf in views.items():
+                    leaf.grad = self.layout.view(grad, name, rank)
+                self._leaves[key] = views
+            return self._leaves[key]
+
+        return self._point(self.slots[group], leaves, self._scales[group])
 
     def _bind(self, rows: Tensor, slots: list[Slot]) -> None:
-        self._pass.bound = {name: self.layout.view(rows, name) for name in self.layout.segments}
-        self._set_slots(slots)
+        """Point the hooks at copies of rows."""
 
-    def _set_slots(self, slots: list[Slot]) -> None:
-        self._pass.scale = self.rows.new_tensor([scaling(self.kind, self.alpha, slot.config.rank) for slot in slots])
-        self._pass.used = {role for slot in slots for role in slot.config.roles}
+        def views(start: int, stop: int, rank: int) -> dict[str, Tensor]:
+            names = self.layout.names(head=not rank)
+            return {name: self.layout.view(rows[start:stop], name, rank) for name in names}
 
-    def _attach(self) -> list[Any]:
-        modules = dict(self.backbone.model.named_modules())
-        handles = []
-        sites = tuple(site for site in self.backbone.projections.sites if site.role in self.layout.roles)
-        for name, group in by_module(sites).items():
-            handles.append(modules[name].register_forward_hook(self._adapter(group)))
-        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.head_parameters())
-        for owner in owners:
-            handles.append(modules[owner].register_forward_hook(self._head(owner, modules[owner])))
-        return handles
+        self._point(slots, views, self._scales[[self.slots.index(slot) for slot in slots]])
 
-    def _adapter(self, sites: tuple[Site, ...]) -> Callable[..., Tensor | None]:
-        name_a, name_b = f"{sites[0].name}.lora_A", f"{sites[0].name}.lora_B"
-
-        def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            now = self._pass
-            used = [site for site in sites if site.role in now.used]
-            if not used:
-                return None
-            if sites[0].rows:
-                a, b = stack(used, now.bound)
-            else:
-                a, b = now.bound[name_a], now.bound[name_b]
-            if a.shape[0] > 1 and args[0].shape[0] % now.batch:
-                raise ModelError(
-                    f"model {self.backbone.source!r}: {sites[0].module} reads {args[0].shape[0]} rows where "
-                    f"the batch has {now.batch}, so slots cannot share a pass; set together=1"
-                )
-            # [slots, rank, d_in] and [slots, d_out, rank], rounded to the activations' type as autocast does
-            a, b = a.to(output.dtype), b.to(output.dtype)
-            x = args[0].reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
-            low = torch.bmm(x, a.transpose(1, 2)) * now.scale.view(-1, 1, 1).to(output.dtype)
-            term = torch.bmm(low, b.transpose(1, 2)).view(output.shape)
-            if self.kind != "dora":
-                return output + term
-            return self._dora(_module, sites[0], output, term)
-
-        return add
-
-    def _dora(self, module: nn.Module, site: Site, output: Tensor, term: Tensor) -> Tensor:
-        """Give the rows of W + s B A their learned lengths (Liu et al., "DoRA", 2024, equation 5, as PEFT has it)."""
-        now = self._pass
-        a, b = now.bound[f"{site.name}.lora_A"], now.bound[f"{site.name}.lora_B"]
-        with torch.no_grad():  # the lengths of W + s B A count as constants
-            weight, own = self._frozen[site.name], self._magnitudes[f"{site.name}.lora_magnitude_vector"].to(b.dtype)
-            scale = now.scale.view(-1, 1)
-            wa = torch.matmul(weight, a.transpose(1, 2).to(weight.dtype)).to(b.dtype)  # [slots, d_out, rank]
-            of_b = torch.bmm(b, torch.bmm(a, a.transpose(1, 2)))
-            squares = own.square() + 2 * scale * (wa * b).sum(2) + scale**2 * (of_b * b).sum(2)
-            lengths = squares.clamp_min(0.0).sqrt()
-        factor = now.bound[f"{site.name}.lora_magnitude_vector"] / lengths  # [slots, d_out]
-        factor = factor.repeat_interleave(output.shape[0] // factor.shape[0], 0).to(output.dtype)
-        factor = factor.view(output.shape[0], *[1] * (output.dim() - 2), -1)
-        bias = getattr(module, "bias", None)
-        grown: Tensor = factor * (output + term) if bias is None else factor * (output - bias + term) + bias
-        return grown
-
-    def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
-        names = [name for name, _ in module.named_parameters(recurse=False)]
-        # The hook runs inside the module's own call, so per-slot calls go to a copy without hooks.
-        original = deepcopy(module)
-
-        def replace(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-            own = {name: self._pass.bound[f"{owner}.{name}"] for name in names}
-            slots = next(iter(own.values())).shape[0]
-            x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(self.rows.dtype)
-            if isinstance(module, nn.Linear):
-                flat = x.reshape(slots, -1, module.in_features)
-                out = torch.bmm(flat, own["weight"].transpose(1, 2))
-                if "bias" in own:
-                    out = out + own["bias"].unsqueeze(1)
-                return out.view(*args[0].shape[:-1], module.out_features)
-            if owner not in self._pass.twins:
-                self._pass.twins[owner] = deepcopy(original)
-            twin = self._pass.twins[owner]
-            parts = [functional_call(twin, {n: t[i] for n, t in own.items()}, (x[i],)) for i in range(slots)]
-            return torch.cat(parts)
-
-        return replace
+    def _point(
+        self, slots: list[Slot], tensors: Callable[[int, int, int], dict[str, Tensor]], scales: Tensor
+    ) -> tuple[tuple[int, int, int], ...]:
+        parts, now = self._parts(slots), self.hooks.now
+        scales = scales.view(-1, 1, 1)
+        now.parts = [Part(slice(a, b), tensors(a, b, rank), scales[a:b]) for a, b, rank in parts]
+        now.head = tensors(0, len(slots), 0)
+        now.used = {role for slot in slots for role in slot.config.roles}
+        return parts

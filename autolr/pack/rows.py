@@ -93,8 +93,20 @@ class Layout:
             values[name] = tensor.detach().clone()
         return values
 
-    def view(self, rows: Tensor, name: str) -> Tensor:
-        """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage."""
+    def names(self, *, head: bool) -> list[str]:
+        """Return the tensors of the head, or those of the adapters."""
+        return [name for name, segment in self.segments.items() if (segment.role == "head") == head]
+
+    def view(self, rows: Tensor, name: str, rank: int = 0) -> Tensor:
+        """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage.
+
+        Args:
+            rows: of slots.
+            name: of the tensor.
+            rank: of A and B no more than this; 0: all there is room for.
+        """
         segment = self.segments[name]
-        part: Tensor = rows[:, segment.start : segment.end]
-        return part.unflatten(1, segment.shape)  # type: ignore[no-untyped-call, no-any-return]
+        part: Tensor = rows[:, segment.start : segment.end].unflatten(1, segment.shape)  # type: ignore[no-untyped-call]
+        if rank and name.endswith(".lora_A"):
+            return part[:, :rank]
+        return part[..., :rank] if rank and name.endswith(".lora_B") else part

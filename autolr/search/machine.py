@@ -29,14 +29,19 @@ class Machine(Document):
     rates: dict[int, float] = {}
     peak_bytes: int | None = None
     passes: int = 1
+    graphs: bool = False
+    graphs_reason: str | None = None
 
     def describe(self) -> str:
         """Return the choices in one line."""
         side_by_side = f", {self.passes} slots at a time" if self.passes > 1 else ""
         threads = f", {self.threads} threads{side_by_side}" if self.device.startswith("cpu") else ""
+        graphs = (
+            f", CUDA graphs {'on' if self.graphs else 'off'} ({self.graphs_reason})" if self.graphs_reason else ""
+        )
         gib = capacity.GIB
         return (
-            f"{self.device}{threads}, {self.precision} products; {self.slots} slots ({self.reason}), about "
+            f"{self.device}{threads}, {self.precision} products{graphs}; {self.slots} slots ({self.reason}), about "
             f"{self.predicted_bytes / gib:.1f} GiB at the peak, {self.free_bytes / gib:.1f} GiB free"
         )
 
@@ -72,6 +77,8 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
         free_bytes=found.free_bytes,
         rates=found.rates,
         passes=found.passes,
+        graphs=found.graphs,
+        graphs_reason=found.graphs_reason,
     )
     if folder:
         keep(machine, folder)

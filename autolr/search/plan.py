@@ -51,7 +51,7 @@ def plan(study: Study, device: str | None = None) -> Plan:
     repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
     steps = study.budget.trials * trial_steps + repeats * setting.length
     found = machine.fit(setting)
-    per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes)
+    per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
     data = setting.data
     evaluated = study.budget.trials * scorings * sum(data.select.lengths())
     evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
@@ -76,9 +76,9 @@ def plan(study: Study, device: str | None = None) -> Plan:
     )
 
 
-def _probe(setting: Setting, slots: int, passes: int, steps: int = 4) -> tuple[float, float]:
+def _probe(setting: Setting, slots: int, passes: int, graphs: bool, steps: int = 4) -> tuple[float, float]:
     """Return seconds of one step of one trial, and of scoring one token."""
-    with setting.pack(slots, passes) as pack:
+    with setting.pack(slots, passes, graphs) as pack:
         probes: list[Slot] = [pack.admit(setting.largest) for _ in range(slots)]
         pack.step()
         start = time.perf_counter()

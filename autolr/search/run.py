@@ -77,7 +77,7 @@ def _search(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machin
     spent = sum(phase.seconds for phase in before.phases if phase.phase == "search")
     if len(before.ended()) >= study.budget.trials:
         return
-    with setting.pack(min(found.slots, study.budget.trials), found.passes) as pack:
+    with setting.pack(min(found.slots, study.budget.trials), found.passes, found.graphs) as pack:
         trials = Trials(study, setting.space, setting.length, folder, pack, setting.data, watcher, spent)
         watcher.phase("search", study.budget.trials, len(trials.counted()))
         with _timed(folder, "search", trials):
@@ -102,7 +102,7 @@ def _repeat(
     setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine, candidates: dict[Candidate, str]
 ) -> None:
     study, done = setting.study, SearchResult.load(folder.path).repeats
-    with setting.pack(min(found.slots, len(candidates) * study.search.repeats), found.passes) as pack:
+    with setting.pack(min(found.slots, len(candidates) * study.search.repeats), found.passes, found.graphs) as pack:
         source = Confirmation(study, setting.space, candidates, setting.length, folder, done, pack, setting.data)
         if source.done < source.total:
             watcher.phase("confirmation", source.total, source.done)

@@ -16,6 +16,7 @@ from autolr.errors import AutoLRError
 from autolr.model import backbone
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
+from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
 from autolr.search.space import SearchSpace
@@ -65,7 +66,7 @@ class Setting:
         """What any candidate trains."""
         return [*self.study.space.targets, *(["qkv"] if "qkv" in self.study.baselines else [])]  # type: ignore[list-item]
 
-    def pack(self, capacity: int, passes: int | None = None) -> Pack:
+    def pack(self, capacity: int, passes: int | None = None, graphs: bool = False) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
         trained = {*"".join(self._targets), "head"}
         roles: tuple[Role, ...] = tuple(role for role in ROLES if role in trained)
@@ -80,6 +81,7 @@ class Setting:
             kind=self.study.method.kind,
             roles=roles,
             passes=passes,
+            graphs=Graphs(self.data.train.pad_id) if graphs else None,
         )
 
 

@@ -33,6 +33,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from autolr.data.batches import CYCLE, TokenSet, batch_order
 from autolr.data.tasks import Classification
 from autolr.model.backbone import Backbone
+from autolr.pack.graphs import WARM, Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.search.setting import choose_device
 from autolr.study import Study, Training
@@ -139,10 +140,14 @@ def measure(result: Result, configuration: Configuration, device: torch.device, 
     contenders: dict[str, Callable[[int], float]] = {
         f"pack {slots}": partial(pack_rate, c, backbone, data, slots) for slots in c.slots
     }
+    if device.type == "cuda":
+        contenders |= {
+            f"pack {slots} graphs": partial(pack_rate, c, backbone, data, slots, graphs=True) for slots in c.slots
+        }
     contenders["trainer"] = partial(sequential.rate, c.peer_steps)
     if c.slices:
         contenders["time slicing"] = partial(_sliced, c, peer, data, options)
-    measured = contract.alternate(_fitting(result, c, contenders, backbone, data), c.rounds)
+    measured = contract.alternate(_possible(result, c, contenders, backbone, data), c.rounds)
     for name, rates in measured.items():
         result.row("rate", **c.about, contender=name, trial_steps_per_second=rounded(rates), median=median(rates))
     best = max((name for name in measured if name.startswith("pack")), key=lambda name: median(measured[name]))
@@ -155,10 +160,13 @@ def measure(result: Result, configuration: Configuration, device: torch.device, 
     _utilisation(result, c, backbone, data, best, median(measured[best]))
 
 
-def pack_rate(c: Configuration, backbone: Backbone, data: TokenSet, slots: int, seed: int) -> float:
+def pack_rate(
+    c: Configuration, backbone: Backbone, data: TokenSet, slots: int, seed: int, *, graphs: bool = False
+) -> float:
     """Return trial-steps per second of a full pack."""
-    with full_pack(c, backbone, data, slots, WARM_UP + c.steps, seed) as pack:
-        for _ in range(WARM_UP):
+    warm_up = CYCLE * (WARM + 1) if graphs else WARM_UP
+    with full_pack(c, backbone, data, slots, warm_up + c.steps, seed, graphs=graphs) as pack:
+        for _ in range(warm_up):
             pack.step()
         pack.flush()
         start = time.perf_counter()
@@ -176,10 +184,13 @@ def full_pack(
     steps: int,
     seed: int = 0,
     passes: int | None = None,
+    graphs: bool = False,
 ) -> Pack:
     """Return a pack with a trial in every slot, each of its own seed."""
     training = Training(batch_size=c.batch_size)
     options: dict[str, Any] = {"max_rank": max(c.ranks), "alpha": peers.ALPHA, "roles": ("q", "v", "head")}
+    if graphs:
+        options["graphs"] = Graphs(data.pad_id)
     pack = Pack(backbone, training, TASK, data, capacity=slots, passes=passes, **options)
     for slot in range(slots):
         pack.admit(SlotConfig(RATES, c.ranks[slot % len(c.ranks)], seed + slot, steps))
@@ -192,24 +203,28 @@ def _sliced(c: Configuration, model: Any, data: TokenSet, options: dict[str, Any
     return peers.time_slicing(model, data, c.batch_size, c.slices, bool(options.get("bf16")), seed=seed)
 
 
-def _fitting(
+def _possible(
     result: Result,
     c: Configuration,
     contenders: dict[str, Callable[[int], float]],
     backbone: Backbone,
     data: TokenSet,
 ) -> dict[str, Callable[[int], float]]:
-    """Return the contenders the device has memory for; on a GPU each pack takes a step to find out."""
+    """Return the contenders the device can run; on a GPU each pack takes a step to find out."""
     if next(backbone.model.parameters()).device.type == "cpu":
         return contenders
-    for slots in c.slots:
-        try:
-            pack_rate(replace(c, steps=1), backbone, data, slots, 0)
-        except torch.OutOfMemoryError:
-            for larger in (s for s in c.slots if s >= slots):
-                del contenders[f"pack {larger}"]
-            result.row("no memory", **c.about, slots=slots)
-            break
+    for graphs in (False, True):
+        possible = True
+        for slots in c.slots:
+            name = f"pack {slots} graphs" if graphs else f"pack {slots}"
+            try:
+                if possible:
+                    pack_rate(replace(c, steps=1), backbone, data, slots, 0, graphs=graphs)
+            except RuntimeError as error:  # out of memory, or an operation that cannot be recorded
+                possible = False
+                result.row("not possible", **c.about, contender=name, reason=str(error).strip().splitlines()[0][:160])
+            if not possible:
+                del contenders[name]
     torch.cuda.empty_cache()
     return contenders
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from autolr.data.tasks import Classification
 from autolr.model import adapters
@@ -169,3 +170,32 @@ def test_a_cool_down_takes_the_rates_to_zero_whatever_the_schedule_says():
         assert seen == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25])
         assert slot.done and plain.done
         assert slot.losses[:4] == pytest.approx(plain.losses[:4])
+
+
+def test_a_small_rank_does_not_pay_for_a_large_one():
+    def operations(*ranks: int) -> int:
+        with make_pack(capacity=4, together=4) as pack:
+            for rank in ranks:
+                pack.admit(SlotConfig(QV.rates, rank=rank, seed=0, steps=10))
+            with FlopCounterMode(display=False) as counter:
+                pack.step()
+            return counter.get_total_flops()
+
+    base = operations(1, 1, 1, 1)
+    each = (operations(8, 8, 8, 8) - base) / (4 * 7)  # of one more rank in one slot
+    assert operations(8, 1, 1, 1) == base + 7 * each
+    assert operations(1, 8, 1, 1) == base + 7 * each
+    assert operations(8, 4, 4, 4) == base + 4 * 7 * each  # like ranks are multiplied together
+
+
+def test_slots_lie_in_the_order_of_their_ranks_and_keep_what_is_theirs():
+    with make_pack(capacity=6, together=6) as pack:
+        ranks = [4, 8, 1, 8, 4]
+        slots = [pack.admit(SlotConfig(QV.rates, rank=rank, seed=n, steps=10)) for n, rank in enumerate(ranks)]
+        before = [pack.values(slot) for slot in slots]
+        pack.evict(slots[1])
+        slots.append(pack.admit(SlotConfig(QV.rates, rank=2, seed=9, steps=10)))
+        assert [slot.config.rank for slot in pack.slots] == [8, 4, 4, 2, 1]
+        for slot, values in zip(slots, before, strict=False):
+            if slot is not slots[1]:
+                assert all(torch.equal(value, values[name]) for name, value in pack.values(slot).items())

@@ -1,0 +1,176 @@
+"""Hooks on the base model: they add each slot's own adapters to its own rows, and put its own head on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from autolr.errors import ModelError
+from autolr.model.adapters import frozen
+from autolr.model.backbone import Backbone
+from autolr.model.fused import stack
+from autolr.model.projections import Site, by_module
+from autolr.study import MethodKind, Role
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbours in a pass whose adapters are multiplied together.
+
+    Attributes:
+        slots: their places in the pass.
+        bound: their adapters' tensors, [slots, ...], by name; no larger than the largest of their ranks.
+        scale: of each slot's adapters, [slots, 1, 1].
+    """
+
+    slots: slice
+    bound: dict[str, Tensor]
+    scale: Tensor
+
+
+class Pass(threading.local):
+    """What the hooks read in the forward pass that this thread is in.
+
+    Attributes:
+        parts: slots of like ranks, and their adapters.
+        head: tensors of the head, [slots, ...], by name.
+        used: roles that any of its slots trains.
+        batch: rows of its input.
+        twins: copies of the head's modules without hooks; a thread's own, since their tensors are replaced.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.head: dict[str, Tensor] = {}
+        self.used: set[Role] = set()
+        self.batch = 0
+        self.twins: dict[str, nn.Module] = {}
+
+
+class Hooks:
+    """What a pack puts on the modules of its base, until `close`.
+
+    Args:
+        backbone: the frozen base.
+        roles: the roles any slot may train.
+        kind: of the adapters.
+        dtype: of what the slots train.
+
+    Attributes:
+        now: the pass this thread is in.
+        magnitudes: DoRA's first lengths of the rows of each matrix, by the names slots use.
+    """
+
+    def __init__(self, backbone: Backbone, roles: tuple[Role, ...], kind: MethodKind, dtype: torch.dtype) -> None:
+        self.backbone = backbone
+        self.kind = kind
+        self.dtype = dtype
+        self.now = Pass()
+        sites = tuple(site for site in backbone.projections.sites if site.role in roles)
+        # A slot that freezes a role has its lengths all the same: they stay what they are.
+        self._frozen = {site.name: frozen(backbone, site) for site in sites} if kind == "dora" else {}
+        self.magnitudes = {
+            f"{name}.lora_magnitude_vector": torch.linalg.vector_norm(weight.to(dtype), dim=1)
+            for name, weight in self._frozen.items()
+        }
+        self._handles = self._attach(sites)
+
+    def close(self) -> None:
+        """Take the hooks off the base model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _attach(self, sites: tuple[Site, ...]) -> list[Any]:
+        modules = dict(self.backbone.model.named_modules())
+        handles = []
+        for name, group in by_module(sites).items():
+            handles.append(modules[name].register_forward_hook(self._adapter(group)))
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.head_parameters())
+        for owner in owners:
+            handles.append(modules[owner].register_forward_hook(self._head(owner, modules[owner])))
+        return handles
+
+    def _adapter(self, sites: tuple[Site, ...]) -> Callable[..., Tensor | None]:
+
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            now = self.now
+            used = [site for site in sites if site.role in now.used]
+            if not used:
+                return None
+            slots = now.parts[-1].slots.stop
+            if slots > 1 and args[0].shape[0] % now.batch:
+                raise ModelError(
+                    f"model {self.backbone.source!r}: {sites[0].module} reads {args[0].shape[0]} rows where "
+                    f"the batch has {now.batch}, so slots cannot share a pass; set together=1"
+                )
+            if len(now.parts) == 1:
+                return self._adapted(module, used, now.parts[0], args[0], output)
+            each = args[0].shape[0] // slots
+            rows = [slice(part.slots.start * each, part.slots.stop * each) for part in now.parts]
+            return torch.cat(
+                [self._adapted(module, used, p, args[0][r], output[r]) for p, r in zip(now.parts, rows, strict=True)]
+            )
+
+        return add
+
+    def _adapted(self, module: nn.Module, sites: list[Site], part: Part, x: Tensor, output: Tensor) -> Tensor:
+        """Return the output of a module with the adapters of a part's slots, all of whose rows `x` holds."""
+        if sites[0].rows:
+            a, b = stack(sites, part.bound)
+        else:
+            a, b = part.bound[f"{sites[0].name}.lora_A"], part.bound[f"{sites[0].name}.lora_B"]
+        # [slots, rank, d_in] and [slots, d_out, rank], rounded to the activations' type as autocast does
+        a, b = a.to(output.dtype), b.to(output.dtype)
+        x = x.reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
+        low = torch.bmm(x, a.transpose(1, 2)) * part.scale.to(output.dtype)
+        term = torch.bmm(low, b.transpose(1, 2)).view(output.shape)
+        return output + term if self.kind != "dora" else self._dora(module, sites[0], part, output, term)
+
+    def _dora(self, module: nn.Module, site: Site, part: Part, output: Tensor, term: Tensor) -> Tensor:
+        """Give the rows of W + s B A their learned lengths (Liu et al., "DoRA", 2024, equation 5, as PEFT has it)."""
+        a, b = part.bound[f"{site.name}.lora_A"], part.bound[f"{site.name}.lora_B"]
+        name = f"{site.name}.lora_magnitude_vector"
+        with torch.no_grad():  # the lengths of W + s B A count as constants
+            weight, own = self._frozen[site.name], self.magnitudes[name].to(b.dtype)
+            scale = part.scale[:, 0]
+            wa = torch.matmul(weight, a.transpose(1, 2).to(weight.dtype)).to(b.dtype)  # [slots, d_out, rank]
+            of_b = torch.bmm(b, torch.bmm(a, a.transpose(1, 2)))
+            squares = own.square() + 2 * scale * (wa * b).sum(2) + scale**2 * (of_b * b).sum(2)
+            lengths = squares.clamp_min(0.0).sqrt()
+        factor = part.bound[name] / lengths  # [slots, d_out]
+        factor = factor.repeat_interleave(output.shape[0] // factor.shape[0], 0).to(output.dtype)
+        factor = factor.view(output.shape[0], *[1] * (output.dim() - 2), -1)
+        bias = getattr(module, "bias", None)
+        grown: Tensor = factor * (output + term) if bias is None else factor * (output - bias + term) + bias
+        return grown
+
+    def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        # The hook runs inside the module's own call, so per-slot calls go to a copy without hooks.
+        original = deepcopy(module)
+
+        def replace(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+            own = {name: self.now.head[f"{owner}.{name}"] for name in names}
+            slots = next(iter(own.values())).shape[0]
+            x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(self.dtype)
+            if isinstance(module, nn.Linear):
+                flat = x.reshape(slots, -1, module.in_features)
+                out = torch.bmm(flat, own["weight"].transpose(1, 2))
+                if "bias" in own:
+                    out = out + own["bias"].unsqueeze(1)
+                return out.view(*args[0].shape[:-1], module.out_features)
+            if owner not in self.now.twins:
+                self.now.twins[owner] = deepcopy(original)
+            twin = self.now.twins[owner]
+            parts = [functional_call(twin, {n: t[i] for n, t in own.items()}, (x[i],)) for i in range(slots)]
+            return torch.cat(parts)
+
+        return replace
