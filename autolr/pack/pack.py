@@ -7,7 +7,7 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -147,7 +147,7 @@ class Pack:
         self._grad = torch.zeros_like(self.rows)
         self._losses = self.rows.new_zeros(capacity)
         self._scales = self.rows.new_zeros(capacity)
-        self._leaves: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+        self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
         self.graphs = graphs
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
@@ -248,16 +248,17 @@ class Pack:
     def _train(self, group: slice) -> None:
         """Leave the losses and gradients of the slots of a group in their buffers."""
         slots = self.slots[group]
-        batch = self._gather(slots)
-        parts = self._bind_leaves(group)
 
         def work(batch: dict[str, Tensor]) -> None:
+            self._bind_leaves(group)
             each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
             each.sum().backward()  # type: ignore[no-untyped-call]
             self._losses[group].copy_(each.detach())
 
+        batch = self._gather(slots)
         if self.graphs:
-            self.graphs.run((group.start, parts, frozenset(self.hooks.now.used)), batch, work)
+            used = tuple((slot.config.rank, slot.config.roles) for slot in slots)
+            self.graphs.run((group.start, used), batch, work)
         else:
             work(batch)
 
@@ -363,37 +364,27 @@ class Pack:
                 parts.append((place, place + 1, rank))
         return tuple(parts)
 
-    def _bind_leaves(self, group: slice) -> tuple[tuple[int, int, int], ...]:
-        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer; return its parts."""
-
-        def leaves(start: int, stop: int, rank: int) -> dict[str, Tensor]:
-            key = (group.start + start, group.start + stop, rank)
-            if key not in self._leaves:
-                rows, grad = self.rows[key[0] : key[1]], self._grad[key[0] : key[1]]
-                names = self.layout.names(head=not rank)
-                views = {name: self.layout.view(rows, name, rank).detach().requires_grad_() for name in names}
-                for name, leaf in views.items():
-                    leaf.grad = self.layout.view(grad, name, rank)
-                self._leaves[key] = views
-            return self._leaves[key]
-
-        return self._point(self.slots[group], leaves, self._scales[group])
+    def _bind_leaves(self, group: slice) -> None:
+        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer."""
+        key = (group.start, group.stop)
+        if key not in self._leaves:
+            self._leaves[key] = {}
+            for name in self.layout.segments:
+                leaf = self.layout.view(self.rows[group], name).detach().requires_grad_()
+                leaf.grad = self.layout.view(self._grad[group], name)
+                self._leaves[key][name] = leaf
+        self._point(self._leaves[key], self.slots[group], self._scales[group])
 
     def _bind(self, rows: Tensor, slots: list[Slot]) -> None:
         """Point the hooks at copies of rows."""
+        tensors = {name: self.layout.view(rows, name) for name in self.layout.segments}
+        self._point(tensors, slots, self._scales[[self.slots.index(slot) for slot in slots]])
 
-        def views(start: int, stop: int, rank: int) -> dict[str, Tensor]:
-            names = self.layout.names(head=not rank)
-            return {name: self.layout.view(rows[start:stop], name, rank) for name in names}
-
-        self._point(slots, views, self._scales[[self.slots.index(slot) for slot in slots]])
-
-    def _point(
-        self, slots: list[Slot], tensors: Callable[[int, int, int], dict[str, Tensor]], scales: Tensor
-    ) -> tuple[tuple[int, int, int], ...]:
-        parts, now = self._parts(slots), self.hooks.now
-        scales = scales.view(-1, 1, 1)
-        now.parts = [Part(slice(a, b), tensors(a, b, rank), scales[a:b]) for a, b, rank in parts]
-        now.head = tensors(0, len(slots), 0)
+    def _point(self, tensors: dict[str, Tensor], slots: list[Slot], scales: Tensor) -> None:
+        now = self.hooks.now
+        now.parts = [
+            Part(slice(a, b), self.layout.narrow(tensors, slice(a, b), rank), scales[a:b].view(-1, 1, 1))
+            for a, b, rank in self._parts(slots)
+        ]
+        now.head = {name: tensor for name, tensor in tensors.items() if self.layout.segments[name].role == "head"}
         now.used = {role for slot in slots for role in slot.config.roles}
-        return parts

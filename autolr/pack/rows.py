@@ -93,20 +93,22 @@ class Layout:
             values[name] = tensor.detach().clone()
         return values
 
-    def names(self, *, head: bool) -> list[str]:
-        """Return the tensors of the head, or those of the adapters."""
-        return [name for name, segment in self.segments.items() if (segment.role == "head") == head]
-
-    def view(self, rows: Tensor, name: str, rank: int = 0) -> Tensor:
-        """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage.
-
-        Args:
-            rows: of slots.
-            name: of the tensor.
-            rank: of A and B no more than this; 0: all there is room for.
-        """
+    def view(self, rows: Tensor, name: str) -> Tensor:
+        """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage."""
         segment = self.segments[name]
-        part: Tensor = rows[:, segment.start : segment.end].unflatten(1, segment.shape)  # type: ignore[no-untyped-call]
-        if rank and name.endswith(".lora_A"):
-            return part[:, :rank]
-        return part[..., :rank] if rank and name.endswith(".lora_B") else part
+        part: Tensor = rows[:, segment.start : segment.end]
+        return part.unflatten(1, segment.shape)  # type: ignore[no-untyped-call, no-any-return]
+
+    def narrow(self, tensors: Mapping[str, Tensor], slots: slice, rank: int) -> dict[str, Tensor]:
+        """Return the adapters' tensors, [slots, *shape], of some slots whose ranks are no larger than `rank`."""
+        count = slots.stop - slots.start
+        own = {name: tensor for name, tensor in tensors.items() if self.segments[name].role != "head"}
+        some = {name: tensor if len(tensor) == count else tensor[slots] for name, tensor in own.items()}
+        if rank == self.max_rank:
+            return some
+        for name, tensor in some.items():
+            if name.endswith(".lora_A"):
+                some[name] = tensor[:, :rank]
+            elif name.endswith(".lora_B"):
+                some[name] = tensor[..., :rank]
+        return some

@@ -15,18 +15,17 @@ class Tape:
     """A recording that does the work again, and insists on the addresses it was made with, as a graph would."""
 
     def __init__(self, pack: list[Pack], work) -> None:
-        self.pack, self.work, self.places = pack[0], work, self.addresses(pack[0])
-
-    @staticmethod
-    def addresses(pack: Pack) -> list[int]:
-        now = pack.hooks.now
-        tensors = [*now.head.values(), *(part.scale for part in now.parts)]
-        tensors += [tensor for part in now.parts for tensor in part.bound.values()]
-        return [t.data_ptr() for t in tensors] + [t.grad.data_ptr() for t in tensors if t.grad is not None]
+        self.pack, self.work = pack[0], work
+        self.places: list[int] = []
 
     def replay(self) -> None:
-        assert self.addresses(self.pack) == self.places
         self.work()
+        now, leaves = self.pack.hooks.now, self.pack._leaves[0, len(self.pack.slots)].values()
+        tensors = [*now.head.values(), *(part.scale for part in now.parts), *(leaf.grad for leaf in leaves)]
+        tensors += [tensor for part in now.parts for tensor in part.bound.values()]
+        places = [tensor.data_ptr() for tensor in tensors]
+        self.places = self.places or places
+        assert places == self.places
 
 
 def trained(graphs: Graphs | None, kind: str, packs: list[Pack]):
