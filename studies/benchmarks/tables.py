@@ -281,6 +281,7 @@ def names(part: str) -> tuple[list[str], list[str]]:
     by_part: dict[str, list[str]] = {"design": [], "held_back": []}
     notes = []
     found = {file.stem for kind in ("jsonl", "parquet") for file in (STUDIES / "oracle").glob(f"*.{kind}")}
+    found = {name for name in found if not name.endswith(("-cool", "-own"))}  # no full runs
     for name in sorted(found):
         home = "design" if name in DESIGN_ORACLES else "held_back"
         count = len(read_oracle(name))

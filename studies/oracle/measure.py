@@ -3,13 +3,15 @@
     python studies/oracle/measure.py sentiment [--seeds 2] [--limit 20]
     python studies/oracle/measure.py sections [--data sections.csv]
     python studies/oracle/measure.py sentiment --cool
+    python studies/oracle/measure.py horizon [--own]
 
 Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *select* and *confirm*, as
 they are and averaged. What is measured is kept run by run in `<name>.jsonl`, so the command can be stopped and given
 again; `<name>.parquet` is written from it, its provenance in the file's own metadata.
 
 With `--cool` some candidates of the grid are trained to each rung and their rates then fall to 0 over a quarter as
-many steps: what a short cool-down would say of the end, kept in `<name>-cool.jsonl`.
+many steps: what a short cool-down would say of the end, kept in `<name>-cool.jsonl`. With `--own` the grid is trained
+to its `own` length alone, on a schedule of that length: what short runs of the usual kind say, in `<name>-own.jsonl`.
 """
 
 from __future__ import annotations
@@ -57,6 +59,15 @@ GRIDS: dict[str, dict[str, Any]] = {
         "rank": [4, 16],
         "rungs": [12, 28, 56, 112],
     },
+    # Two epochs, in which high rates begin to overfit: does a trial see it coming? See horizon.py.
+    "horizon": {
+        "overrides": ["name=horizon", "training.horizon={steps: 848}"],
+        "lr_v": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3],
+        "lr_q": [2e-4, 2e-3],
+        "rank": [8],
+        "rungs": [104, 212, 424],
+        "own": 212,
+    },
 }
 STUDY = HERE.parent / "sentiment.yaml"
 
@@ -65,15 +76,23 @@ STUDY = HERE.parent / "sentiment.yaml"
 COOL_RATIOS, COOL_RANK, COOL_SHARE = (1.0, 8.0), 16, 0.25
 
 
+def points(grid: dict[str, Any]) -> list[tuple[float, float, int]]:
+    """Return the points of a grid of lr_v and ratio, or of lr_v and lr_q: (lr_v, ratio, rank)."""
+    others = grid.get("ratio") or grid["lr_q"]
+    found = itertools.product(grid["lr_v"], others, grid["rank"])
+    return [(v, other if "ratio" in grid else float(f"{v / other:.4g}"), rank) for v, other, rank in found]
+
+
 class Grid:
     """The grid's runs that are not there yet, as a source of jobs for the loop."""
 
     def __init__(
-        self, name: str, setting: Setting, pack: Pack, seeds: int, limit: int | None, cool: bool = False
+        self, name: str, setting: Setting, pack: Pack, seeds: int, limit: int | None, kind: str = "whole"
     ) -> None:
         grid = GRIDS[name]
-        self.file = HERE / (f"{name}-cool.jsonl" if cool else f"{name}.jsonl")
-        self.rungs: tuple[int, ...] = () if cool else tuple(grid["rungs"])
+        cool, steps = kind == "cool", grid["own"] if kind == "own" else setting.steps
+        self.file = HERE / (f"{name}.jsonl" if kind == "whole" else f"{name}-{kind}.jsonl")
+        self.rungs: tuple[int, ...] = tuple(grid["rungs"]) if kind == "whole" else ()
         self.pack = pack
         self.started = time.time()
         select, confirm = setting.data.select, setting.data.confirm
@@ -83,13 +102,13 @@ class Grid:
         there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"], r.get("rung")) for r in records.lines(self.file)}
         jobs = []
         for seed in range(1 if cool else seeds):
-            points = list(itertools.product(grid["lr_v"], grid["ratio"], grid["rank"]))
-            np.random.default_rng(seed).shuffle(points)  # an oracle that is not complete is spread out
+            wanted = points(grid)
+            np.random.default_rng(seed).shuffle(wanted)  # type: ignore[arg-type]  # when incomplete it is spread out
             if cool:
-                points = [point for point in points if point[1] in COOL_RATIOS and point[2] == COOL_RANK]
-            for (lr_v, ratio, rank), rung in itertools.product(points, grid["rungs"] if cool else [None]):
+                wanted = [point for point in wanted if point[1] in COOL_RATIOS and point[2] == COOL_RANK]
+            for (lr_v, ratio, rank), rung in itertools.product(wanted, grid["rungs"] if cool else [None]):
                 candidate = Candidate(lr_v=float(lr_v), ratio=float(ratio), rank=int(rank))
-                config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, seed, setting.steps)
+                config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, seed, steps)
                 if rung is not None:
                     fall = max(1, round(COOL_SHARE * rung))
                     config = replace(config, stop=rung + fall, cool=fall)
@@ -175,14 +194,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="runs of this sitting")
     parser.add_argument("--data", type=Path, help="file that `sections` is kept in; made where it is not there")
     parser.add_argument("--cool", action="store_true", help="measure cool-downs of some candidates instead")
+    parser.add_argument("--own", action="store_true", help="measure short runs on a schedule of their own instead")
     parser.add_argument("--device")
     arguments = parser.parse_args()
+    kind = "cool" if arguments.cool else "own" if arguments.own else "whole"
+    if kind == "own" and "own" not in GRIDS[arguments.name]:
+        parser.error(f"{arguments.name} has no short runs of their own schedule; horizon has")
     study = read_study(arguments.name, arguments.data)
     setting = read_setting(study, choose_device(arguments.device))
     with setting.pack(8) as pack:
-        grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, arguments.cool)
+        grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, kind)
         drive(pack, grid, Watcher())
-    if not arguments.cool:
+    if kind == "whole":
         print(export(arguments.name, setting))
 
 

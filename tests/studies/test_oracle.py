@@ -21,7 +21,7 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ORACLE))
         yield importlib.import_module
-        for name in ("measure", "sections", "rungs"):
+        for name in ("measure", "sections", "rungs", "horizon"):
             sys.modules.pop(name, None)
 
 
@@ -50,7 +50,9 @@ def test_every_grid_belongs_to_a_study_that_can_be_read(script, tmp_path):
     for name, grid in measure.GRIDS.items():
         study = measure.read_study(name, tmp_path / "sections.csv")
         assert isinstance(study, Study)
-        assert len(grid["lr_v"]) >= 6 and len(grid["ratio"]) >= 6 and len(grid["rank"]) >= 2
+        if name != "horizon":
+            assert len(grid["lr_v"]) >= 6 and len(grid["ratio"]) >= 6 and len(grid["rank"]) >= 2
+        assert len(set(measure.points(grid))) == len(measure.points(grid))
         assert study.data.source.startswith(("demo:", str(tmp_path)))
 
 
@@ -97,3 +99,23 @@ def test_correlations_of_rungs_with_the_end(script):
     assert found["share"] == 0.25
     assert found["candidates"] == 5
     assert (found["raw"], found["averaged"], found["cool"]) == pytest.approx((-1, 1, -1))
+
+
+def test_what_copying_a_short_run_costs(script):
+    horizon = script("horizon")
+
+    def run(lr_v: float, rungs: list[tuple[int, bool, float]]) -> dict:
+        kept = [{"step": s, "averaged": a, "select_loss": x, "confirm_loss": x} for s, a, x in rungs]
+        return {"lr_v": lr_v, "ratio": lr_v / 1e-3, "rank": 8, "seed": 0, "rungs": kept}
+
+    # Of three rates the highest is best in short runs, and the middle one in long ones.
+    ends, shorts, averages = {1e-3: 0.44, 2e-3: 0.40, 4e-3: 0.48}, {1e-3: 0.6, 2e-3: 0.5, 4e-3: 0.4}, (0.6, 0.5, 0.55)
+    whole = [
+        run(v, [(100, False, shorts[v]), (100, True, average), (400, False, ends[v]), (400, True, ends[v])])
+        for v, average in zip(ends, averages, strict=True)
+    ]
+    own = [run(v, [(100, False, shorts[v]), (100, True, shorts[v])]) for v in ends]
+    blind, moved, averaged, raw = horizon.table(whole, own)
+    assert blind["lr_v"] == raw["lr_v"] == 4e-3 and blind["excess_pct"] == pytest.approx(20)
+    assert moved["lr_v"] == averaged["lr_v"] == 2e-3 and averaged["excess_pct"] == 0
+    assert "^0.4" in moved["way"] or "^0.3" in moved["way"]

@@ -1,0 +1,66 @@
+"""The real search, several times with different seeds: how good are its recipes?
+
+    python studies/benchmarks/repeats.py [--quick] [--searches 5]
+
+Each search has splits, batches and adapters of its own seed. A recipe is judged by the measured oracle of the
+embedded study (`studies/oracle`): percent that its full run ends above the best of the space. The rule of thumb is
+judged in the same way, and stands beside them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import contract
+import tables
+import torch
+
+from autolr.search.result import SearchResult
+
+STUDY = Path(__file__).parents[1] / "sentiment.yaml"
+SHORT = ["search.length=8", "search.rungs=[4]", "search.finalists=1", "search.repeats=2", "budget.trials=2"]
+
+
+def main() -> None:
+    options = contract.parser(__doc__)
+    options.add_argument("--searches", type=int, default=5)
+    given = options.parse_args()
+    oracle = tables.oracle("sentiment")
+    words = [*SHORT, "baselines=[rule]"] if given.quick else []
+    count = 1 if given.quick else given.searches
+    result = contract.Result("repeats", settings={"quick": given.quick, "searches": count, "oracle": oracle.about})
+    excess = []
+    for seed in range(1, count + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "autolr", "search", str(STUDY), f"seed={seed}", *words]
+            command += ["--no-train", "--plain", "--out", folder + "/run", "--device", given.device or "auto"]
+            subprocess.run(command, check=True, capture_output=True)
+            recipe = SearchResult.load(folder + "/run").recipe
+        assert recipe is not None and recipe.evidence is not None
+        found, cost = recipe.candidate, recipe.evidence.cost
+        excess.append(oracle.excess(found))
+        result.row(
+            "search",
+            seed=seed,
+            lr_v=float(f"{found.lr_v:.4g}"),
+            ratio=float(f"{found.ratio:.4g}"),
+            rank=found.rank,
+            excess_pct=round(excess[-1], 4),
+            full_runs=cost.full_run_equivalents,
+            seconds=cost.device_seconds,
+            verdict=recipe.evidence.verdict,
+        )
+    rule = oracle.bounds.rule_candidate
+    result.row("rule", lr_v=rule.lr_v, ratio=rule.ratio, rank=rule.rank, excess_pct=round(oracle.excess(rule), 4))
+    result.figure("median_excess_pct", statistics.median(excess))
+    result.figure("worst_excess_pct", max(excess))
+    result.figure("rule_excess_pct", oracle.excess(rule))
+    contract.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)
+
+
+if __name__ == "__main__":
+    main()
