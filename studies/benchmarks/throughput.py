@@ -94,6 +94,7 @@ def cpu_plan() -> list[Configuration]:
         study.training.batch_size,
         slots=(1, 2, 4, 8),
         ranks=tuple(study.space.rank),
+        rounds=7,
         steps=2 * CYCLE,
         slices=2,
         figure="cpu",

@@ -15,7 +15,7 @@ import pytest
 from autolr.candidate import Candidate
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
-MODULES = ("contract", "surfaces", "tables", "ledger", "strategies", "search")
+MODULES = ("contract", "surfaces", "tables", "ledger", "strategies", "search", "repeats")
 SOME = ("crossing/0", "crossing/101", "sweep/Qwen/Qwen3-8B", "heatmap/llama31-mnli")
 
 
@@ -318,3 +318,26 @@ def test_ratios_are_absent_or_bounds_where_nothing_was_reached(bench):
     assert found["tokens_vs_grid"] == 2.0 / 36
     assert search.figures({"gp": {"tokens_to_0.3pct": 4.0}, "ours": ours}, plan)["tokens_vs_best_optuna"] == 0.5
     assert "tokens_vs_best_optuna" not in search.figures({"gp": {"tokens_to_0.3pct": 4.0}, "ours": {}}, plan)
+
+
+# The real search, repeated
+
+
+def test_recipes_of_real_searches_are_judged_by_the_oracle(bench, monkeypatch, small_study, tmp_path, capsys):
+    repeats, tables = bench("repeats"), bench("tables")
+    monkeypatch.setattr(repeats, "STUDY", tmp_path / "study.yaml")
+    small_study.model_copy(update={"baselines": ["rule"]}).save(repeats.STUDY)
+    monkeypatch.setattr(tables, "oracle", lambda name: tables.crossing(0))
+    words = ["repeats.py", "--searches", "2", "--device", "cpu", "--out", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", words)
+    repeats.main()
+    (file,) = (tmp_path / "results").glob("repeats-*.json")
+    result = json.loads(file.read_text())
+    searches, rule = result["rows"][:2], result["rows"][2]
+    surface = tables.crossing(0)
+    for row in searches:
+        found = Candidate(lr_v=row["lr_v"], ratio=row["ratio"], rank=row["rank"])
+        assert row["excess_pct"] == pytest.approx(surface.excess(found), rel=0.02, abs=0.05)
+    assert searches[0]["lr_v"] != searches[1]["lr_v"]  # another seed, another search
+    assert rule["excess_pct"] == pytest.approx(surface.excess(surface.bounds.rule_candidate), abs=1e-3)
+    assert result["figures"]["worst_excess_pct"] >= result["figures"]["median_excess_pct"]
