@@ -213,7 +213,9 @@ class Search(Document):
         None,
         description="steps at which trials are compared and pruned; none given: about a quarter of the length",
     )
-    keep: float = Field(0.5, gt=0, le=1, description="share of the trials at a rung that goes on")
+    prune: float = Field(
+        0.001, ge=0, lt=1, description="chance of being the best below which a trial ends at a rung; 0: none ends"
+    )
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
     )
@@ -242,7 +244,7 @@ class Search(Document):
 class Budget(Document):
     """When the search stops: a total of trials, and a time after which no trial starts."""
 
-    trials: int = Field(24, ge=1, description="a total: a search that goes on counts what it has")
+    trials: int = Field(16, ge=1, description="a total: a search that goes on counts what it has")
     time: Annotated[Seconds, PlainSerializer(lambda s: f"{s:g}s", return_type=str)] | None = Field(
         None, description="such as 90s, 10m, 1.5h; null: none"
     )

@@ -71,7 +71,7 @@ def small_study(model_folders, reviews) -> Study:
         data={"source": reviews, "select": 0.2, "confirm": 0.2},
         space={"lr_v": {"low": 2e-4, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
         training={"batch_size": 8, "horizon": {"steps": 24}},
-        search={"length": 12, "rungs": [4, 8], "slots": 4, "finalists": 2, "repeats": 2},
+        search={"length": 12, "rungs": [4, 8], "prune": 0.1, "slots": 4, "finalists": 2, "repeats": 2},
         budget={"trials": 9},
     )
 

@@ -41,19 +41,13 @@ def plan(study: Study, device: str | None = None) -> Plan:
     """
     setting = read_setting(study, choose_device(device))
     rungs = study.search.rung_steps(setting.length)
-    trial_steps, share, at = 0.0, 1.0, 0
-    scorings = 0.0
-    for rung in (*rungs, setting.length):
-        trial_steps += share * (rung - at)
-        scorings += share
-        share, at = share * study.search.keep, rung
     names = [name for name in study.baselines if name != "winner_lr"]
     repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
-    steps = study.budget.trials * trial_steps + repeats * setting.length
+    steps = (study.budget.trials + repeats) * setting.length  # at most: who is pruned takes less
     found = machine.fit(setting)
     per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
     data = setting.data
-    evaluated = study.budget.trials * scorings * sum(data.select.lengths())
+    evaluated = study.budget.trials * (len(rungs) + 1) * sum(data.select.lengths())
     evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
     ranks, trained = sorted(study.space.rank), max(study.space.targets, key=len)

@@ -6,6 +6,7 @@ import math
 import time
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from autolr.pack.pack import Pack
 from autolr.search import prior, records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
-from autolr.search.pruner import RungPruner
+from autolr.search.pruner import ChancePruner
 from autolr.search.records import TrialRecord
 from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace
@@ -77,7 +78,7 @@ class Trials:
                 priors=prior.priors(study.search.prior, space),
                 counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
             ),
-            pruner=RungPruner(self.rungs, study.search.keep),
+            pruner=ChancePruner(self.rungs, length, study.search.prune) if study.search.prune else NopPruner(),
             load_if_exists=True,
         )
         known = {int(step): int(count) for step, count in self.optuna.user_attrs.get(EXAMPLES, {}).items()}

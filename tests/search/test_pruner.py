@@ -2,63 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import optuna
 import pytest
 
-from autolr.search.pruner import ChancePruner, RungPruner
+from autolr.search.pruner import ChancePruner
 from tests.search.test_sampler import SPACE, loss, search
-
-RUNG = 10
-SCORES = [0.5, 0.1, 0.9, 0.3]
-
-
-def pruned(scores: list[float], direction: str = "minimize", **options) -> set[float]:
-    study = optuna.create_study(direction=direction, pruner=RungPruner((RUNG,), **options))
-    trials = [study.ask() for _ in scores]
-    for trial, score in zip(trials, scores, strict=True):
-        trial.report(score, RUNG)
-    return {score for trial, score in zip(trials, scores, strict=True) if trial.should_prune()}
-
-
-@pytest.mark.parametrize("order", itertools.permutations(SCORES))
-def test_trials_that_report_together_are_judged_alike_in_any_order(order):
-    assert pruned(list(order)) == {0.5, 0.9}
-    assert pruned(list(order), "maximize") == {0.1, 0.3}
-
-
-def test_the_share_kept_is_rounded_up_and_ties_stay():
-    assert pruned([1.0, 2.0, 3.0, 4.0, 5.0]) == {4.0, 5.0}
-    assert pruned([1.0, 2.0, 3.0, 4.0], keep=0.25) == {2.0, 3.0, 4.0}
-    assert pruned([1.0] * 6) == set()
-
-
-def test_few_scores_and_other_steps_prune_nobody():
-    assert pruned([1.0, 2.0, 3.0]) == set()
-    study = optuna.create_study(pruner=RungPruner((RUNG,), min_scores=1))
-    for score in (1.0, 2.0, 3.0):
-        trial = study.ask()
-        trial.report(score, RUNG + 1)
-        assert not trial.should_prune()
-
-
-def test_a_later_trial_is_measured_against_all_before_it():
-    study = optuna.create_study(pruner=RungPruner((RUNG,)))
-    for score in (1.0, 2.0, 3.0, 4.0):
-        trial = study.ask()
-        trial.report(score, RUNG)
-        study.tell(trial, score)
-    for score, expected in ((1.5, False), (3.5, True), (float("nan"), True)):
-        trial = study.ask()
-        trial.report(score, RUNG)
-        assert trial.should_prune() is expected
-
-
-def test_keep_must_be_a_share():
-    with pytest.raises(ValueError, match="keep"):
-        RungPruner((1,), keep=0)
-
 
 LENGTH = 128
 EARLY = 24
@@ -78,7 +26,7 @@ def spread(count: int) -> list[dict]:
 
 
 def test_what_will_hardly_be_the_best_ends_and_the_best_never_does():
-    study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
+    study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH, chance=0.02))
     study.add_trials(search(optuna.samplers.RandomSampler(seed=0), 2))
     points = spread(12)
     trials = reported(study, points)
@@ -94,14 +42,14 @@ def test_what_will_hardly_be_the_best_ends_and_the_best_never_does():
 def test_the_order_of_the_reports_does_not_matter():
     found = []
     for points in (spread(10), spread(10)[::-1]):
-        study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
+        study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH, chance=0.02))
         trials = reported(study, points)
         found.append({trial.params["lr_v"]: trial.should_prune() for trial in trials})
     assert found[0] == found[1]
 
 
 def test_few_scores_prune_nobody_and_no_number_ends():
-    study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
+    study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH, chance=0.02))
     trials = reported(study, spread(4))
     assert not any(trial.should_prune() for trial in trials)
     trial = study.ask(SPACE)
@@ -109,3 +57,13 @@ def test_few_scores_prune_nobody_and_no_number_ends():
     assert trial.should_prune()
     with pytest.raises(ValueError, match="chance"):
         ChancePruner((1,), 2, chance=1.0)
+
+
+def test_a_smaller_chance_ends_fewer():
+    found = []
+    for chance in (0.2, 0.02, 0.0005):
+        study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH, chance=chance))
+        study.add_trials(search(optuna.samplers.RandomSampler(seed=0), 2))
+        found.append({t.params["lr_v"] for t in reported(study, spread(12)) if t.should_prune()})
+    assert found[0] >= found[1] >= found[2]
+    assert len(found[0]) > len(found[2]) > 0

@@ -285,6 +285,15 @@ def test_eight_trials_report_before_any_is_judged(strategies, tables, monkeypatc
     assert reported[:8] == [8] * 8
 
 
+@pytest.mark.parametrize("order", itertools.permutations([0.5, 0.1, 0.9, 0.3]))
+def test_halving_judges_trials_that_report_together_alike_in_any_order(strategies, order):
+    study = strategies.optuna.create_study(pruner=strategies.RungPruner((10,)))
+    trials = [study.ask() for _ in order]
+    for trial, score in zip(trials, order, strict=True):
+        trial.report(score, 10)
+    assert {score for trial, score in zip(trials, order, strict=True) if trial.should_prune()} == {0.5, 0.9}
+
+
 # The document
 
 
