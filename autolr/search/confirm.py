@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +13,6 @@ from autolr.candidate import Candidate
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
 from autolr.search import records
-from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
@@ -69,48 +70,39 @@ def line_up(
     return {candidate: " + ".join(names) for candidate, names in labels.items()}
 
 
-class Confirmation:
-    """The repeats, as a source of jobs for the loop; those already recorded are not repeated.
+def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candidate, str], length: int) -> list[Job]:
+    """Return the repeats of a search's confirmation: each candidate with each seed.
 
     Args:
-        study: what is searched.
+        study: gives the seeds.
         space: gives the rates of a repeat.
         candidates: whom to confirm, and their labels.
         length: steps of a repeat, those of a trial.
-        folder: where repeats are kept.
-        done: repeats recorded before.
+    """
+    seeds = range(study.seed + 1, study.seed + 1 + study.search.repeats)
+    wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
+    return [Job(label, c, space.slot(c, seed, length), number) for number, (c, label, seed) in enumerate(wanted)]
+
+
+class Confirmation:
+    """Repeats, as a source of jobs for the loop.
+
+    Args:
+        jobs: the repeats to be trained.
+        path: the file of records they are added to.
         pack: scores them.
         data: *select* chooses the winner, *confirm* judges it.
     """
 
     rungs: tuple[int, ...] = ()
 
-    def __init__(
-        self,
-        study: Study,
-        space: SearchSpace,
-        candidates: dict[Candidate, str],
-        length: int,
-        folder: RunFolder,
-        done: list[RepeatRecord],
-        pack: Pack,
-        data: Prepared,
-    ) -> None:
-        self.folder = folder
+    def __init__(self, jobs: Sequence[Job], path: Path, pack: Pack, data: Prepared) -> None:
+        self.path = path
         self.pack = pack
         self.data = data
         self.trained_tokens = self.evaluated_tokens = 0
         self._scores: dict[Running, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        there = {(record.candidate, record.seed) for record in done}
-        seeds = range(study.seed + 1, study.seed + 1 + study.search.repeats)
-        wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
-        self.total = len(wanted)
-        self._queue = [
-            Job(label, c, space.slot(c, seed, length), number)
-            for number, (c, label, seed) in enumerate(wanted)
-            if (c, seed) not in there
-        ]
-        self.done = self.total - len(self._queue)
+        self._queue = list(jobs)
 
     def next(self) -> Job | None:
         """Return the next repeat."""
@@ -132,7 +124,7 @@ class Confirmation:
         running.score = float(select.mean())
         self.trained_tokens += running.slot.tokens
         records.append(
-            self.folder.confirm,
+            self.path,
             RepeatRecord(
                 label=job.label,
                 candidate=job.candidate,

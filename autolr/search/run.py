@@ -12,7 +12,7 @@ from autolr.errors import RunError
 from autolr.pack import memory
 from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import machine, provenance, records, verdict
-from autolr.search.confirm import Confirmation, finalists, line_up
+from autolr.search.confirm import Confirmation, confirmation_jobs, finalists, line_up
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, drive
 from autolr.search.machine import Machine
@@ -102,12 +102,16 @@ def _repeat(
     setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine, candidates: dict[Candidate, str]
 ) -> None:
     study, done = setting.study, SearchResult.load(folder.path).repeats
-    with setting.pack(min(found.slots, len(candidates) * study.search.repeats), found.passes, found.graphs) as pack:
-        source = Confirmation(study, setting.space, candidates, setting.length, folder, done, pack, setting.data)
-        if source.done < source.total:
-            watcher.phase("confirmation", source.total, source.done)
-            with _timed(folder, "confirmation", source):
-                drive(pack, source, watcher)
+    jobs = confirmation_jobs(study, setting.space, candidates, setting.length)
+    there = {(record.candidate, record.seed) for record in done}
+    missing = [job for job in jobs if (job.candidate, job.config.seed) not in there]
+    if not missing:
+        return
+    with setting.pack(min(found.slots, len(jobs)), found.passes, found.graphs) as pack:
+        source = Confirmation(missing, folder.confirm, pack, setting.data)
+        watcher.phase("confirmation", len(jobs), len(jobs) - len(missing))
+        with _timed(folder, "confirmation", source):
+            drive(pack, source, watcher)
 
 
 def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> dict[Candidate, str]:

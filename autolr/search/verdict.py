@@ -5,41 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from scipy import stats
 
 from autolr.candidate import Candidate
 from autolr.recipe import Interval, Score
 from autolr.search.records import RepeatRecord
+from autolr.search.spread import LEVEL, Spread
 from autolr.study import Targets
 
-LEVEL = 0.90
 DEFAULT_TARGETS: tuple[Targets, ...] = ("qv",)
 
 
 def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     """Estimate a mean difference that holds for other seeds and other examples.
 
-    Seeds and examples are crossed random effects: d[s, i] = mean + seed[s] + example[i] + rest.
-    The spread of the seeds' means gives one variance of the grand mean, with `seeds - 1` degrees
-    of freedom; the spread of the examples' means, less the rest that the seeds' means
-    contain already, another with `examples - 1`. Each part gets Student's quantile of its own, and the
-    half-width is the root of their sum of squares. With few seeds it is wide, and rightly so.
+    See `autolr.search.spread.Spread` for the model and the interval.
 
     Args:
         differences: loss differences on the same examples, [seeds, examples]; at least 2 of each.
         level: chance that the interval holds the true mean.
     """
-    d = np.asarray(differences, dtype=np.float64)
-    seeds, examples = d.shape
-    mean = float(d.mean())
-    by_seed, by_example = d.mean(1), d.mean(0)
-    rest = d - by_seed[:, None] - by_example[None, :] + mean
-    of_rest = float((rest**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
-    of_seeds = float(by_seed.var(ddof=1)) / seeds
-    of_examples = max(0.0, float(by_example.var(ddof=1)) / examples - of_rest)
-    t_seeds, t_examples = stats.t.ppf((1 + level) / 2, [seeds - 1, examples - 1])
-    half = float(np.sqrt(t_seeds**2 * of_seeds + t_examples**2 * of_examples))
-    return Interval(mean=mean, low=mean - half, high=mean + half)
+    return Spread.of(differences).interval(level)
 
 
 def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:

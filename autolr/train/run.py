@@ -18,15 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from autolr import documents
-from autolr.data import sources
 from autolr.data.batches import TokenSet, batch_order, by_length
-from autolr.data.prepared import prepare
 from autolr.data.tasks import Task, task_of
-from autolr.errors import DataError, DocumentError, ModelError, RunError
-from autolr.model import adapters, backbone, precision
+from autolr.errors import DocumentError, RunError
+from autolr.model import adapters, precision
 from autolr.model.quiet import quiet
 from autolr.pack.optimizer import schedule_factor
 from autolr.recipe import Recipe
+from autolr.train import material
 from autolr.train.card import base_name, model_card
 from autolr.train.optimizer import create_optimizer
 
@@ -96,29 +95,12 @@ def _default_device() -> str:
 def _train(
     recipe: Recipe, folder: Path, device: torch.device, on_log: Callable[[dict[str, Any]], None] | None
 ) -> TrainResult:
-    examples = sources.load(recipe.data, recipe.task)
-    if recipe.data_fingerprint not in (None, examples.fingerprint):
-        raise DataError(
-            f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
-            f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
-        )
-    base = backbone.load(recipe.model, recipe.classes, device, recipe.training.precision, recipe.task)
-    if recipe.model_fingerprint not in (None, base.fingerprint()):
-        raise ModelError(
-            f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
-            "model_fingerprint from the recipe"
-        )
+    found = material.read(recipe, device)
+    base, data, task = found.backbone, found.data, found.task
     candidate = recipe.candidate
-    if candidate.rank > base.projections.largest_rank:
-        raise ModelError(
-            f"rank {candidate.rank}: the matrices of {recipe.model!r} allow at most {base.projections.largest_rank}"
-        )
-    batch = recipe.training.batch_size
-    data = prepare(examples, recipe.data, base.tokenizer, batch, recipe.split_seed, base.max_length)
     method = recipe.method
     model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
     recipe.save(folder / "recipe.yaml")
-    task = task_of(recipe.task, recipe.classes, recipe.metric)
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
     trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log)
@@ -150,20 +132,27 @@ def holds(folder: Path, recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def evaluate(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> dict[str, float]:
-    """Return mean loss and metric of a model on `data`, in eval mode, as anybody who loads it gets them."""
+def outcomes(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return loss and prediction of each example, float64 [examples], of a model in eval mode."""
     model.eval()
     first = next(model.parameters())
     device, half = first.device, first.dtype == torch.bfloat16
-    loss, said, labels = 0.0, [], []
+    losses, said, picked = [], [], []
     with precision.exact(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for rows in by_length(data.lengths(), batch_size):
             batch = {key: value.to(device) for key, value in data.collate(rows).items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-            loss += float(task.losses(logits, batch["labels"]).double().sum())
-            said.append(task.predictions(logits).cpu())
-            labels += [data.labels[row] for row in rows]
-    return {"loss": loss / len(data), task.metric: task.score(torch.cat(said), labels)}
+            losses.append(task.losses(logits, batch["labels"]).double().cpu())
+            said.append(task.predictions(logits).double().cpu())
+            picked += rows
+    back = torch.tensor(picked).argsort()  # from the order of lengths to that of the data
+    return torch.cat(losses)[back], torch.cat(said)[back]
+
+
+def evaluate(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> dict[str, float]:
+    """Return mean loss and metric of a model on `data`, in eval mode, as anybody who loads it gets them."""
+    losses, said = outcomes(model, data, task, batch_size)
+    return {"loss": float(losses.mean()), task.metric: task.score(said, data.labels)}
 
 
 class _Rows(Dataset[int]):

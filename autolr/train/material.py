@@ -1,0 +1,63 @@
+"""What a full run works with: a recipe's data and model, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from autolr.data import sources
+from autolr.data.prepared import Prepared, prepare
+from autolr.data.sources import Examples
+from autolr.data.tasks import Task, task_of
+from autolr.errors import DataError, ModelError
+from autolr.model import backbone
+from autolr.model.backbone import Backbone
+from autolr.recipe import Recipe
+from autolr.study import Data
+
+
+@dataclass(frozen=True)
+class Material:
+    """Data and model of a recipe."""
+
+    examples: Examples
+    backbone: Backbone
+    data: Prepared
+    task: Task
+
+
+def read(recipe: Recipe, device: torch.device, other: Data | None = None) -> Material:
+    """Load what a recipe is trained on.
+
+    Args:
+        recipe: names data and model.
+        device: where the model goes.
+        other: data to take instead of the recipe's.
+
+    Raises:
+        DataError: the data cannot be read, or is not that of the search.
+        ModelError: the model cannot be loaded, is not that of the search, or the rank is too large for it.
+    """
+    wanted = other or recipe.data
+    examples = sources.load(wanted, recipe.task)
+    if other is None and recipe.data_fingerprint not in (None, examples.fingerprint):
+        raise DataError(
+            f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
+            f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
+        )
+    classes = recipe.classes if other is None else examples.classes
+    base = backbone.load(recipe.model, classes, device, recipe.training.precision, recipe.task)
+    if recipe.model_fingerprint not in (None, base.fingerprint()):
+        raise ModelError(
+            f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
+            "model_fingerprint from the recipe"
+        )
+    rank = recipe.candidate.rank
+    if rank > base.projections.largest_rank:
+        raise ModelError(
+            f"rank {rank}: the matrices of {recipe.model!r} allow at most {base.projections.largest_rank}"
+        )
+    batch = recipe.training.batch_size
+    data = prepare(examples, wanted, base.tokenizer, batch, recipe.split_seed, base.max_length)
+    return Material(examples, base, data, task_of(recipe.task, classes, recipe.metric, data.train.labels))
