@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from autolr.candidate import Candidate as Candidate
     from autolr.errors import AutoLRError as AutoLRError
     from autolr.recipe import Recipe as Recipe
+    from autolr.report.figures import figure as figure
     from autolr.report.page import write_report as write_report
+    from autolr.search.compare import Comparison as Comparison
+    from autolr.search.compare import compare as compare
     from autolr.search.result import SearchResult as SearchResult
     from autolr.search.run import search as search
     from autolr.study import Study as Study
@@ -33,11 +36,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "AutoLRError": "autolr.errors",
     "Candidate": "autolr.candidate",
+    "Comparison": "autolr.search.compare",
     "Recipe": "autolr.recipe",
     "SearchResult": "autolr.search.result",
     "Study": "autolr.study",
     "TrainResult": "autolr.train.run",
+    "compare": "autolr.search.compare",
     "create_optimizer": "autolr.train.optimizer",
+    "figure": "autolr.report.figures",
     "parameter_groups": "autolr.train.optimizer",
     "search": "autolr.search.run",
     "train": "autolr.train.run",

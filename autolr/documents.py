@@ -25,15 +25,22 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` by `text` in one step: a reader sees the old file or the new one."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace the file `path` by `text` in one step: a reader sees the old file or the new one.
+
+    Args:
+        path: the file; its folder is made.
+        text: all that it will hold.
+        durable: wait until the disk has it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from autolr import documents
+from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
 from autolr.study import Data, Method, MetricName, Rate, Role, TaskName, Training
@@ -110,6 +110,20 @@ class Recipe(Document):
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML."""
         documents.write_text(Path(path), self.to_yaml())
+
+    def _repr_html_(self) -> str:
+        """Return the recipe as a notebook shows it."""
+        method = f"{self.method.kind}, alpha {self.method.alpha:g}"
+        rows = [
+            ("model", self.model),
+            ("data", self.data.source),
+            ("ratio λ", f"{self.candidate.ratio:.3g}"),
+            ("rates", self.rates.describe()),
+            ("rank", self.candidate.rank),
+            ("targets, method", f"{self.candidate.targets}, {method}"),
+            ("steps", f"{self.steps}, batch {self.training.batch_size}"),
+        ]
+        return display.table(self.evidence.verdict if self.evidence else f"Recipe {self.name}", rows)
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text."""

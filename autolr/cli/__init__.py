@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import predict, report, search, train, validate
+from autolr.cli import compare, dashboard, predict, report, runs, search, train, validate, watch
 from autolr.errors import AutoLRError
 
 app = typer.Typer(
@@ -42,7 +42,11 @@ def _options(
 
 app.command("search")(search.search)
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("report")(report.report)
+app.command("watch")(watch.watch)
+app.command("runs")(runs.runs)
+app.command("dashboard")(dashboard.dashboard)
 app.command("predict")(predict.predict)
 app.command("validate")(validate.validate)
 

@@ -7,73 +7,40 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from autolr.search.loop import Running, Watcher
+from autolr.search.state import Progress, SlotState, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+# Widths of the table's columns; the candidate gives way first, and what is left goes to the curve.
+LABEL, CANDIDATE, STEP, LOSS, SCORE, GAP = (12, 32), (18, 36), 11, 7, 7, 2
+LEAST_CURVE, MOST_CURVE = 6, 60
+
+
+def is_live(console: Console) -> bool:
+    """Tell whether a table that is drawn over and over can be shown.
+
+    A log is none, also where the environment forces colours on.
+    """
+    return console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
 
 
 @contextmanager
-def watch(plain: bool) -> Iterator[Watcher]:
-    """Return a watcher for this terminal: a live table, or plain lines where asked or piped."""
+def watch(plain: bool, instead: Watcher | None = None) -> Iterator[Watcher]:
+    """Return a watcher for this terminal: a live table, or plain lines where asked or piped; or the one given."""
     console = Console()
-    if plain or not console.is_terminal or console.is_dumb_terminal:
+    if instead is not None:
+        yield instead
+        return
+    if plain or not is_live(console):
         yield PlainWatcher()
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield LiveWatcher(live)
-
-
-class Progress(Watcher):
-    """Counts: jobs done and pruned, the best score, time left."""
-
-    def __init__(self) -> None:
-        self.name, self.total, self.before, self.done = "", 0, 0, 0
-        self.outcomes: dict[str, int] = {}
-        self.best: Running | None = None
-        self.started = time.monotonic()
-        self.running: list[Running] = []
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """Start counting anew."""
-        self.name, self.total, self.before, self.done = name, total, done, done
-        self.outcomes, self.best, self.started = {}, None, time.monotonic()
-
-    def stepped(self, running: list[Running], capacity: int) -> None:
-        """Remember who is under way."""
-        self.running = list(running)
-
-    def ended(self, running: Running) -> None:
-        """Count a job."""
-        self.done += 1
-        self.running = [one for one in self.running if one is not running]
-        self.outcomes[str(running.outcome)] = self.outcomes.get(str(running.outcome), 0) + 1
-        is_better = self.best is None or (running.score or 0) < (self.best.score or 0)
-        if running.outcome == "finished" and running.score is not None and is_better:
-            self.best = running
-
-    def summary(self) -> str:
-        """Say how far the phase is."""
-        parts = [f"{self.name} {self.done}/{self.total}"]
-        parts += [f"{self.outcomes[name]} {name}" for name in ("pruned", "diverged") if self.outcomes.get(name)]
-        if self.best is not None:
-            parts.append(f"best {self.best.score:.4f} ({self.best.job.candidate.describe()})")
-        left = self.time_left()
-        if left is not None:
-            parts.append(f"{left / 60:.1f} min left" if left >= 60 else f"{left:.0f} s left")
-        return ", ".join(parts)
-
-    def time_left(self) -> float | None:
-        """Estimate the seconds to the end of the phase from its pace so far."""
-        under_way = sum(one.slot.step / one.slot.config.steps for one in self.running)
-        progress = self.done - self.before + under_way
-        if progress < 0.5:
-            return None
-        return (time.monotonic() - self.started) / progress * max(0.0, self.total - self.before - progress)
 
 
 class PlainWatcher(Progress):
@@ -82,20 +49,19 @@ class PlainWatcher(Progress):
     def phase(self, name: str, total: int, done: int) -> None:
         """Announce a phase."""
         super().phase(name, total, done)
-        print(f"{name}: {total} to do" + (f", {done} of them there from before" if done else ""), flush=True)
+        say(f"{name}: {total} to do" + (f", {done} of them there from before" if done else ""))
 
     def note(self, text: str) -> None:
         """Print a note."""
-        print(f"note: {text}", flush=True)
+        say(f"note: {text}")
 
     def ended(self, running: Running) -> None:
         """Print how a job ended."""
         super().ended(running)
         score = "no score" if running.score is None else f"select loss {running.score:.4f}"
-        print(
+        say(
             f"  {running.job.label:<12} {running.job.candidate.describe():<34} {running.outcome} at step "
-            f"{running.slot.step}, {score} | {self.summary()}",
-            flush=True,
+            f"{running.slot.step}, {score} | {self.now().summary()}"
         )
 
 
@@ -109,7 +75,7 @@ class LiveWatcher(Progress):
 
     def note(self, text: str) -> None:
         """Print a note above the table."""
-        self.live.console.print(f"note: {text}", markup=False)
+        self.live.console.print(f"note: {spell(text, self.live.console.encoding)}", markup=False)
 
     def stepped(self, running: list[Running], capacity: int) -> None:
         """Draw the slots, at most four times a second."""
@@ -117,35 +83,68 @@ class LiveWatcher(Progress):
         if time.monotonic() - self._drawn < 0.25:
             return
         self._drawn = time.monotonic()
-        self.live.update(self.view(running, capacity))
+        self.live.update(View(self.now()))
 
-    def view(self, running: Sequence[Running], capacity: int) -> Group:
-        """Return the table as it stands."""
-        utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
-        table = Table(box=None, padding=(0, 1), expand=False)
-        for column, width in (
-            ("trial", 14),
-            ("candidate", 32),
-            ("step", 9),
-            ("loss", 7),
-            ("", 12),
-            ("score", 7),
-        ):
-            table.add_column(column, max_width=width, no_wrap=True, overflow="ellipsis")
-        for one in running:
-            losses = one.slot.losses
-            loss = sum(losses[-5:]) / max(1, len(losses[-5:]))
-            table.add_row(
-                Text(one.job.label),
-                Text(one.job.candidate.describe()),
-                f"{one.slot.step}/{one.slot.config.steps}",
-                f"{loss:.3f}",
-                spark(losses, 12) if utf8 else "",
-                "" if one.score is None else f"{one.score:.4f}",
-            )
-        for _ in range(capacity - len(running)):
-            table.add_row("-", "", "", "", "", "")
-        return Group(Text(self.summary()), table)
+
+class View:
+    """A state as a table that fits the terminal, whatever its size is by now."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the table for the width and height of this moment."""
+        encoding = console.encoding
+        width = options.max_width
+        candidate = max(len(slot.candidate) for slot in self.state.slots) if self.state.slots else CANDIDATE[0]
+        longest = max((len(slot.label) for slot in self.state.slots), default=0)
+        label = max(LABEL[0], min(longest, LABEL[1], width // 4))
+        fixed = label + STEP + LOSS + SCORE + 5 * GAP
+        candidate = max(CANDIDATE[0], min(candidate, CANDIDATE[1], width - fixed))
+        curve = min(MOST_CURVE, width - fixed - candidate - GAP) if encoding.startswith("utf") else 0
+        table = Table(box=None, padding=(0, GAP, 0, 0), expand=False)
+        names = ["trial", "candidate", "step", "loss", *([""] if curve >= LEAST_CURVE else []), "score"]
+        for name in names:
+            table.add_column(name, no_wrap=True, overflow="crop")
+        # Two lines are the summary's, one the heading's, and one is left for the cursor.
+        room = max(1, console.height - 5) if console.is_terminal else len(self.state.slots)
+        for slot in self.state.slots[:room]:
+            table.add_row(*self._row(slot, (label, candidate, curve), encoding))
+        for _ in range(min(self.state.capacity, room) - len(self.state.slots)):
+            table.add_row("-", *[""] * (len(names) - 1))
+        yield Text(spell(self.state.summary(), encoding))
+        yield table
+        if len(self.state.slots) > room:
+            yield Text(f"and {len(self.state.slots) - room} more")
+
+    def _row(self, slot: SlotState, widths: tuple[int, int, int], encoding: str) -> list[Text]:
+        label, candidate, curve = widths
+        loss = sum(slot.losses[-5:]) / max(1, len(slot.losses[-5:]))
+        cells = [
+            _cut(spell(slot.label, encoding), label),
+            _cut(spell(slot.candidate, encoding), candidate),
+            f"{slot.step}/{slot.steps}",
+            f"{loss:.3f}" if slot.losses else "",
+            *([spark(slot.losses, curve)] if curve >= LEAST_CURVE else []),
+            "" if slot.score is None else f"{slot.score:.4f}",
+        ]
+        return [Text(cell) for cell in cells]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 2]}.."
+
+
+def spell(text: str, encoding: str | None) -> str:
+    """Return a text in letters that an output's encoding has."""
+    if (encoding or "").lower().startswith("utf"):
+        return text
+    return text.replace("λ=", "ratio=").replace("λ", "ratio").replace("η", "lr").encode("ascii", "replace").decode()
+
+
+def say(text: str) -> None:
+    """Print a line at once, in letters that the output has."""
+    print(spell(text, sys.stdout.encoding), flush=True)
 
 
 def spark(values: Sequence[float], width: int) -> str:

@@ -61,6 +61,13 @@ def search(
         list[str] | None,
         typer.Option(help="Run folder of an earlier search to begin from; may be given again.", show_default=False),
     ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Report trials to tensorboard or mlflow, and the full run as well; default: nowhere.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
     ] = False,
@@ -86,19 +93,23 @@ def search(
         return
     from autolr.cli.live import watch
     from autolr.search import run
+    from autolr.search.folder import RunFolder
+    from autolr.search.state import Watchers
+    from autolr.search.trackers import tracker
 
     folder = out or run.default_folder(study)
     typer.echo(f"study {study.name}: {study.model} on {study.data.source}, run folder {folder}")
+    trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
     try:
         with watch(plain) as watcher:
-            result = run.search(study, folder, device=device, watcher=watcher)
+            result = run.search(study, folder, device=device, watcher=Watchers([watcher, *trackers]))
             _report(result)
         _show_result(result)
         if study.train:
             from autolr.cli.train import full_run as train_recipe
 
             assert result.recipe is not None
-            train_recipe(result.recipe, _train_folder(result), device)
+            train_recipe(result.recipe, _train_folder(result), device, report_to)
             _report(type(result).load(folder))
     except KeyboardInterrupt:
         kept = f"all that ended is kept. Go on with: autolr search --out {folder}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import html
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from autolr.errors import AutoLRError
+from autolr.recipe import Interval
 from autolr.report import data
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
@@ -24,6 +27,24 @@ SCALE = "Viridis"
 GREY = "#8a8f98"
 ACCENT = "#d1495b"
 PAPER_RATIOS = (2, 4, 8)
+
+
+def figure(result: SearchResult, name: str) -> go.Figure:
+    """Return a figure of a search, which shows itself in a notebook.
+
+    Args:
+        result: the search.
+        name: convergence, steps_to_target, rate_map, rank_effect, history, gains or cost.
+
+    Raises:
+        AutoLRError: there is no such figure, or the search has nothing for it yet.
+    """
+    if name not in FIGURES:
+        raise AutoLRError(f"figure {name!r}: choose one of {', '.join(FIGURES)}")
+    drawn = FIGURES[name](result)
+    if drawn is None or not drawn.data:
+        raise AutoLRError(f"{result.folder}: this search has nothing to show for {name} yet")
+    return drawn
 
 
 def convergence(result: SearchResult) -> go.Figure:
@@ -240,21 +261,28 @@ def gains(result: SearchResult) -> go.Figure | None:
     scores = [score for score in evidence.scores if score.gain is not None] if evidence else []
     if not scores:
         return None
-    figure = _figure("confirm loss above the winner's", "")
-    means = [score.gain.mean for score in scores if score.gain]
+    labels = [html.escape(score.label) for score in scores]
+    hover = [html.escape(score.candidate.describe()) for score in scores]
+    return intervals([s.gain for s in scores if s.gain], labels, "confirm loss above the winner's", hover)
+
+
+def intervals(found: Sequence[Interval], labels: Sequence[str], title: str, hover: Sequence[str] = ()) -> go.Figure:
+    """Estimates with their intervals, one under the other; labels and hover texts are HTML."""
+    figure = _figure(title, "")
+    means = [interval.mean for interval in found]
     figure.add_scatter(
         x=means,
-        y=[html.escape(score.label) for score in scores],
+        y=list(labels),
         mode="markers",
         marker={"size": 10, "color": ACCENT},
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [score.gain.high - score.gain.mean for score in scores if score.gain],
-            "arrayminus": [score.gain.mean - score.gain.low for score in scores if score.gain],
+            "array": [interval.high - interval.mean for interval in found],
+            "arrayminus": [interval.mean - interval.low for interval in found],
             "thickness": 2,
         },
-        text=[html.escape(score.candidate.describe()) for score in scores],
+        text=list(hover or labels),
         hovertemplate="%{text}<br>%{x:+.4f}<extra></extra>",
     )
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot"})
@@ -277,6 +305,17 @@ def cost(result: SearchResult) -> go.Figure | None:
     figure.update_layout(height=180)
     figure.update_yaxes(automargin=True)
     return figure
+
+
+FIGURES: dict[str, Callable[[SearchResult], go.Figure | None]] = {
+    "convergence": convergence,
+    "steps_to_target": steps_to_target,
+    "rate_map": rate_map,
+    "rank_effect": rank_effect,
+    "history": history,
+    "gains": gains,
+    "cost": cost,
+}
 
 
 def describe(trial: TrialRecord) -> str:

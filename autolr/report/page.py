@@ -32,10 +32,10 @@ def write_report(result: SearchResult, path: str | Path | None = None) -> Path:
 
 def render(result: SearchResult) -> str:
     """Return the page as HTML; it loads nothing from anywhere."""
-    environment = Environment(loader=PackageLoader("autolr.report", ""), autoescape=select_autoescape(default=True))
     recipe = result.recipe
     ended = result.ended()
-    return environment.get_template("page.html.j2").render(
+    return fill(
+        "page.html.j2",
         result=result,
         recipe=recipe,
         recipe_yaml=recipe.model_copy(update={"evidence": None}).to_yaml() if recipe else "",
@@ -44,8 +44,13 @@ def render(result: SearchResult) -> str:
         ended=ended,
         sections=_sections(result),
         train=_train(result),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 (Plotly's own file)
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """Return a template filled with values, all of them escaped; it brings Plotly's own script."""
+    environment = Environment(loader=PackageLoader("autolr.report", ""), autoescape=select_autoescape(default=True))
+    return environment.get_template(template).render(plotly=Markup(get_plotlyjs()), **values)  # noqa: S704
 
 
 def _sections(result: SearchResult) -> list[dict[str, Any]]:
@@ -54,7 +59,7 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
     cost = figures.cost(result)
     surface = data.surface(result) is not None
     return [
-        _section(
+        section(
             "convergence",
             "Convergence",
             figures.convergence(result) if data.curves(result) else None,
@@ -62,14 +67,14 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "loss at the rungs, of the averaged weights.",
             "No trial has ended yet.",
         ),
-        _section(
+        section(
             "steps",
             "Steps to target against λ",
             target,
             "How soon each trial reached the best training loss of the λ=1 rule; hollow: not within its length.",
             "The λ=1 rule has not been tried in this search.",
         ),
-        _section(
+        section(
             "map",
             "η_Q and η_V",
             figures.rate_map(result) if result.trials else None,
@@ -78,21 +83,21 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             + ". Scores of pruned trials are brought to the last rung by the median change of those that went on.",
             "No trial yet.",
         ),
-        _section(
+        section(
             "rank",
             "Effect of rank",
             figures.rank_effect(result) if data.comparable_scores(result) else None,
             "Trials of each rank, and their median.",
             "No trial has a score yet.",
         ),
-        _section(
+        section(
             "history",
             "Optimization history",
             figures.history(result) if any(t.score is not None for t in result.trials) else None,
             "The last score of each trial. Those of pruned trials come from an earlier rung.",
             "No trial has a score yet.",
         ),
-        _section(
+        section(
             "confirm",
             "Winner against the rules",
             gains,
@@ -100,11 +105,12 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "the line the winner is better.",
             "The confirmation is not through yet.",
         ),
-        _section("cost", "Cost", cost, "Device-seconds of each phase.", "No phase has ended yet."),
+        section("cost", "Cost", cost, "Device-seconds of each phase.", "No phase has ended yet."),
     ]
 
 
-def _section(key: str, title: str, figure: Any, text: str, missing: str) -> dict[str, Any]:
+def section(key: str, title: str, figure: Any, text: str, missing: str) -> dict[str, Any]:
+    """Return a section of a page: a figure under a title and a text; where there is none, what is missing."""
     content = None
     if figure is not None:
         # "</script>" inside the JSON would end the script element.

@@ -6,6 +6,8 @@ curves.jsonl    one trial a line: losses of each step
 confirm.jsonl   one repeat of the confirmation a line
 phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
 machine.json    device, precision, slots and memory of the last visit
+resources.parquet  memory and use of the device, time and tokens of each slot, sampled once a second
+live.json       how far the search is, for `autolr watch`
 recipe.yaml     the result
 report.html     the page
 train/          the full run
@@ -43,6 +45,8 @@ class RunFolder:
         self.confirm = self.path / "confirm.jsonl"
         self.phases = self.path / "phases.jsonl"
         self.machine = self.path / "machine.json"
+        self.resources = self.path / "resources.parquet"
+        self.live = self.path / "live.json"
         self.recipe = self.path / "recipe.yaml"
         self.report = self.path / "report.html"
         self.train = self.path / "train"

@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from autolr.candidate import Candidate
 from autolr.documents import Document
+
+D = TypeVar("D", bound=Document)
 
 Outcome = Literal["finished", "pruned", "diverged", "interrupted", "running"]
 
@@ -92,3 +94,14 @@ def lines(path: Path) -> Iterator[dict[str, object]]:
             continue
         if isinstance(content, dict):
             yield content
+
+
+def parsed(path: Path, kind: type[D]) -> list[D]:
+    """Return the records of one kind in a file of JSON lines; one cut off in a crash is passed over."""
+    found = []
+    for content in lines(path):
+        try:
+            found.append(kind.model_validate(content))
+        except ValidationError:
+            continue
+    return found

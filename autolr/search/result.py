@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
+from autolr import display
 from autolr.candidate import Candidate
 from autolr.documents import Document
 from autolr.errors import RunError
@@ -66,24 +65,43 @@ class SearchResult:
             folder=run.path,
             study=study,
             trials=_trials(run, study.space.targets[0]),
-            repeats=_parse(run.confirm, RepeatRecord),
-            phases=_parse(run.phases, Phase),
+            repeats=records.parsed(run.confirm, RepeatRecord),
+            phases=records.parsed(run.phases, Phase),
             recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
         )
+
+    def _repr_html_(self) -> str:
+        """Return the search as a notebook shows it: the verdict, the counts, and who was confirmed."""
+        outcomes = [trial.outcome for trial in self.ended()]
+        counts = ", ".join(f"{outcomes.count(name)} {name}" for name in ("finished", "pruned", "diverged"))
+        seconds = sum(phase.seconds for phase in self.phases)
+        rows = [
+            ("study", f"{self.study.name}: {self.study.model} on {self.study.data.source}"),
+            ("trials", f"{len(outcomes)} of {self.study.budget.trials}: {counts}"),
+            ("cost", f"{seconds:.0f} device-seconds"),
+            ("folder", self.folder),
+        ]
+        evidence = self.recipe.evidence if self.recipe else None
+        if evidence is None:
+            return display.table("This search is not finished", rows)
+        heads = ["who", "candidate", "select loss", "confirm loss", "above the winner (90 %)"]
+        confirmed = [
+            (
+                score.label,
+                score.candidate.describe(),
+                f"{score.select_loss:.4f}",
+                f"{score.confirm_loss:.4f}",
+                f"{score.gain.mean:+.4f} ({score.gain.low:+.4f} to {score.gain.high:+.4f})"
+                if score.gain
+                else "winner",
+            )
+            for score in evidence.scores
+        ]
+        return display.table(evidence.verdict, rows) + display.grid(heads, confirmed)
 
     def ended(self) -> list[TrialRecord]:
         """Return the trials that count: finished, pruned or diverged."""
         return [trial for trial in self.trials if trial.outcome in ("finished", "pruned", "diverged")]
-
-
-def _parse(path: Path, kind: type[records.RepeatRecord] | type[Phase]) -> list:  # type: ignore[type-arg]
-    found = []
-    for content in records.lines(path):
-        try:
-            found.append(kind.model_validate(content))
-        except ValidationError:
-            continue  # a line cut off in the middle of a crash
-    return found
 
 
 def _trials(run: RunFolder, usual: Targets) -> list[TrialRecord]:

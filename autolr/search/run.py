@@ -18,6 +18,7 @@ from autolr.search.loop import Watcher, drive
 from autolr.search.machine import Machine
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
+from autolr.search.state import observed
 from autolr.search.trials import Trials
 from autolr.study import Study
 
@@ -47,11 +48,10 @@ def search(
         AutoLRError: input is at fault; nothing has been trained.
         KeyboardInterrupt: passed on; what ended before is kept.
     """
-    watcher = watcher or Watcher()
     folder = RunFolder(out if out is not None else default_folder(study))
     where = choose_device(device)
     setting = read_setting(study, where)
-    with folder.lock():
+    with folder.lock(), observed(folder, where, watcher) as watcher:
         folder.open(study)
         if study.search.length != "auto" and setting.length < study.search.length:
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 
 import optuna
 from optuna.pruners import NopPruner
@@ -15,7 +16,7 @@ from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
 from autolr.search import prior, records
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Job, Running, Watcher
+from autolr.search.loop import WINDOW, Job, Running, Watcher
 from autolr.search.pruner import ChancePruner
 from autolr.search.records import TrialRecord
 from autolr.search.sampler import CurveSampler
@@ -81,6 +82,7 @@ class Trials:
             pruner=ChancePruner(self.rungs, length, study.search.prune) if study.search.prune else NopPruner(),
             load_if_exists=True,
         )
+        self._name_axis()
         known = {int(step): int(count) for step, count in self.optuna.user_attrs.get(EXAMPLES, {}).items()}
         self.subset = Subset(data.select, study.training.batch_size, study.seed, known)
         self._live: dict[int, optuna.Trial] = {}
@@ -134,11 +136,33 @@ class Trials:
         )
         records.append(self.folder.curves, record)
         trial.set_user_attr("outcome", outcome)
+        if outcome in ("pruned", "diverged"):
+            trial.set_user_attr("reason", self._reason(running))
         if outcome == "finished":
             self.optuna.tell(trial, running.score)
         else:
             self.optuna.tell(trial, state=TrialState.PRUNED)
         del self._live[trial.number]
+
+    def _reason(self, running: Running) -> str:
+        """Say why a trial ended before its time."""
+        step, losses = running.slot.step, [loss for loss in running.slot.losses if math.isfinite(loss)]
+        if running.outcome == "diverged":
+            if len(losses) < len(running.slot.losses) or len(losses) < 2 * WINDOW:
+                return f"loss was no number at step {step}"
+            start, end = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
+            return f"training loss rose from {start:.4g} to {end:.4g} by step {step}"
+        trials = self.optuna.get_trials(deepcopy=False)
+        there = [t.intermediate_values[step] for t in trials if step in t.intermediate_values]
+        place = 1 + sum(loss < (running.score or 0.0) for loss in there)
+        chance = self.study.search.prune
+        return f"place {place} of {len(there)} at the rung of step {step}: a chance below {chance:g} of being the best"
+
+    def _name_axis(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self.optuna.metric_names is None:
+                self.optuna.set_metric_names(["select loss"])
 
     def _score(self, group: list[Running]) -> None:
         slots = [one.slot for one in group]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from autolr import documents
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Task, task_of
-from autolr.errors import DocumentError, RunError
+from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters, precision
 from autolr.model.quiet import quiet
 from autolr.pack.optimizer import schedule_factor
+from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
 from autolr.train.card import base_name, model_card
@@ -63,6 +71,7 @@ def train(
     *,
     device: str | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    report_to: Sequence[str] = (),
 ) -> TrainResult:
     """Train a recipe to its horizon, keep what is best on *select*, and report *confirm*.
 
@@ -73,19 +82,23 @@ def train(
         out: folder of the run.
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         on_log: is called with each entry of the Trainer's log.
+        report_to: trackers of transformers that are told, such as `tensorboard`, which writes to `tensorboard/` of
+            the run unless TENSORBOARD_LOGGING_DIR says otherwise.
 
     Raises:
+        AutoLRError: a tracker is not known, or its package is not installed.
         DataError: the data is not that of the search.
         ModelError: the model is not that of the search, or the rank is too large for it.
         RunError: the folder holds another run, or the training diverged.
     """
     folder = Path(out)
     _check_folder(folder, recipe)
+    _check_trackers(report_to)
     metrics_file = folder / "metrics.json"
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
     with quiet():
-        return _train(recipe, folder, torch.device(device or _default_device()), on_log)
+        return _train(recipe, folder, torch.device(device or _default_device()), on_log, report_to)
 
 
 def _default_device() -> str:
@@ -93,7 +106,11 @@ def _default_device() -> str:
 
 
 def _train(
-    recipe: Recipe, folder: Path, device: torch.device, on_log: Callable[[dict[str, Any]], None] | None
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    on_log: Callable[[dict[str, Any]], None] | None,
+    report_to: Sequence[str],
 ) -> TrainResult:
     found = material.read(recipe, device)
     base, data, task = found.backbone, found.data, found.task
@@ -103,8 +120,13 @@ def _train(
     recipe.save(folder / "recipe.yaml")
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
-    trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log, report_to)
+    recorder = Recorder(folder / "resources.parquet", device)
+    trainer.add_callback(_Resources(recorder, data.train, recipe))
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    finally:
+        recorder.write()
     best = trainer.state.best_metric
     if best is None or not math.isfinite(best):
         raise RunError(f"{folder}: the full run diverged (select loss {best}); lower the recipe's rates")
@@ -180,6 +202,7 @@ class _RecipeTrainer(Trainer):
         checkpoints: Path,
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
+        report_to: Sequence[str],
     ) -> None:
         self.recipe = recipe
         self.train_data = train_data
@@ -204,7 +227,7 @@ class _RecipeTrainer(Trainer):
             load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
             greater_is_better=False,
-            report_to="none",
+            report_to=list(report_to) or "none",
             disable_tqdm=True,
             use_cpu=device.type == "cpu",
             seed=recipe.seed,
@@ -225,6 +248,13 @@ class _RecipeTrainer(Trainer):
             callbacks=[_Callback(on_log)],
         )
         self.remove_callback(PrinterCallback)
+        if "tensorboard" in report_to and "TENSORBOARD_LOGGING_DIR" not in os.environ:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # The Trainer would write among the checkpoints, which go when the run is through.
+            self.remove_callback(TensorBoardCallback)
+            writer = SummaryWriter(str(checkpoints.parent / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.add_callback(TensorBoardCallback(writer))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         training = self.recipe.training
@@ -275,6 +305,43 @@ class _Callback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.forward and logs:
             self.forward({**logs, "step": state.global_step})
+
+
+class _Resources(TrainerCallback):
+    """Records what the full run takes of its device."""
+
+    def __init__(self, recorder: Recorder, data: TokenSet, recipe: Recipe) -> None:
+        self.recorder = recorder
+        lengths = data.lengths()
+        order = batch_order(lengths, recipe.training.batch_size, recipe.steps, recipe.seed)
+        self.tokens = list(itertools.accumulate(sum(lengths[row] for row in rows) for rows in order))
+        self.started, self.first = time.perf_counter(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.recorder.phase("full run")
+        self.started, self.first = time.perf_counter(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.recorder.due:
+            self.recorder.sample([self._training(state.global_step)])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.recorder.sample([self._training(state.global_step)._replace(ended=True)])
+
+    def _training(self, step: int) -> Training:
+        before = self.tokens[self.first - 1] if self.first else 0
+        tokens = self.tokens[step - 1] - before if step else 0
+        return Training(0, "full run", step, tokens, round(time.perf_counter() - self.started, 3))
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    there = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise AutoLRError(f"--report-to {name}: transformers knows {known}")
+        if name not in there:
+            raise AutoLRError(f"--report-to {name}: needs {name}, which is not installed: pip install {name}")
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

@@ -1,0 +1,37 @@
+"""`autolr dashboard`: optuna-dashboard on a run, with AutoLR's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dashboard(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Run folder of a search; default: the one in runs/ that was last at work.", show_default=False
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+) -> None:
+    """Open optuna-dashboard on a run, finished or searching: figures, notes on verdict and finalists, files.
+
+    Needs the extra: pip install optuna-dashboard. The run folder is changed only by what you change in the page.
+    """
+    from autolr.report.dashboard import LOOPBACK, serve
+    from autolr.search.folder import RunFolder
+    from autolr.search.runs import newest
+
+    folder = RunFolder(run or newest(Path("runs")))
+    if host not in LOOPBACK:
+        typer.echo(f"warning: whoever reaches {host} can read this run, and change and delete its trials", err=True)
+    try:
+        serve(
+            folder, host, port, lambda address: typer.echo(f"dashboard of {folder.path}: {address} (Ctrl-C ends it)")
+        )
+    except KeyboardInterrupt:
+        typer.echo("dashboard closed")

@@ -1,0 +1,61 @@
+"""`autolr runs`: the runs of a folder, and what to search next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from autolr.search.runs import Advice, Run
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds run folders, or one of them.")] = Path("runs"),
+    recommend: Annotated[
+        bool, typer.Option("--recommend", help="Say what to search next, and the command that does.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+) -> None:
+    """List the runs of a folder: trials, score, cost and verdict; or propose the next study from them."""
+    from autolr.cli.live import say
+    from autolr.search import runs as found
+
+    rows = found.recommend(folder) if recommend else found.runs(folder)
+    if as_json:
+        typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        say("\n".join(_advice(row) if isinstance(row, found.Advice) else _lines(row)))
+
+
+def _lines(run: Run) -> list[str]:
+    if run.problem is not None:
+        return [run.folder, f"  unreadable: {run.problem}"]
+    counts = {"completed": run.completed, "pruned": run.pruned, "diverged": run.diverged, "failed": run.failed}
+    trials = ", ".join(
+        f"{count} {name}" for name, count in counts.items() if count or name in ("completed", "pruned")
+    )
+    metric = "".join(f", {name} {value:.4f}" for name, value in run.metric.items())
+    kind = "confirm loss" if run.state == "finished" else "best select loss"
+    score = "no score yet" if run.score is None else f"{kind} {run.score:.4f}{metric}"
+    cost = f"{run.device_seconds:.0f} device-seconds" + (
+        "" if run.full_runs is None else f" = {run.full_runs:g} full runs"
+    )
+    return [
+        f"{run.folder}: {run.name}, {run.model} on {run.data}",
+        f"  trials   {run.total}: {trials}",
+        f"  score    {score}" + (f" ({run.candidate})" if run.candidate else ""),
+        f"  cost     {cost}",
+        f"  verdict  {run.verdict or f'not finished; go on with: autolr search --out {run.folder}'}",
+    ]
+
+
+def _advice(advice: Advice) -> list[str]:
+    return [
+        f"{advice.model} on {advice.data}, from {advice.based_on}",
+        *(f"  - {reason}" for reason in advice.reasons),
+        *([f"  next: {advice.command}"] if advice.command else []),
+    ]

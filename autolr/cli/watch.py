@@ -1,0 +1,76 @@
+"""`autolr watch`: the live view of a search that runs elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from autolr.search.folder import RunFolder
+    from autolr.search.state import State
+
+# Seconds between looks at the run folder, and without news before that is said.
+EVERY, SILENT = 0.5, 30.0
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search that runs elsewhere.", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Show how far it is, and stop.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+) -> None:
+    """Show a search that runs in another process, until it ends; only the run folder is read.
+
+    Ctrl-C stops the watching, not the search.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from autolr.cli.live import View, is_live, say
+    from autolr.search.folder import RunFolder
+    from autolr.search.state import read_state
+
+    folder, console = RunFolder(run), Console()
+    state = read_state(folder)
+    try:
+        if once:
+            console.print(View(state))
+        elif plain or not is_live(console):
+            said = ""
+            while True:
+                line = f"{state.phase} {state.done}/{state.total}"
+                if line != said:
+                    say(state.summary())
+                    said = line
+                if state.ended or state.is_alive() is False:
+                    break
+                time.sleep(EVERY)
+                state = read_state(folder)
+        else:
+            with Live(View(state), console=console, refresh_per_second=4) as live:
+                while not state.ended and state.is_alive() is not False:
+                    time.sleep(EVERY)
+                    state = read_state(folder)
+                    live.update(View(state))
+    except KeyboardInterrupt:
+        say("watching stopped; the search goes on")
+        raise typer.Exit(130) from None
+    say(_end(folder, state))
+
+
+def _end(folder: RunFolder, state: State) -> str:
+    from autolr.search.result import SearchResult
+
+    silent = time.time() - state.updated
+    if state.ended is None:
+        if state.is_alive() is False:
+            return f"its process is gone; go on with: autolr search --out {folder.path}"
+        return f"under way, last heard of {silent:.0f} s ago" if silent > SILENT else "under way"
+    recipe = SearchResult.load(folder.path).recipe if folder.study.is_file() else None
+    if state.ended == "finished" and recipe is not None and recipe.evidence is not None:
+        return f"finished: {recipe.evidence.verdict}"
+    if state.ended == "finished":
+        return "finished"
+    return f"stopped; go on with: autolr search --out {folder.path}"

@@ -1,0 +1,23 @@
+"""How results look in a notebook: small tables of escaped text."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+
+def table(title: str, rows: Iterable[tuple[str, object]]) -> str:
+    """Return a titled table of names and values as HTML; all text is escaped."""
+    lines = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+        for name, value in rows
+    )
+    return f"<div><p><b>{html.escape(title)}</b></p><table>{lines}</table></div>"
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table with a row of heads as HTML; all text is escaped."""
+    top = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"

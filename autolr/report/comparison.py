@@ -1,0 +1,42 @@
+"""The page of an A/B comparison."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+from autolr import documents
+from autolr.report import figures
+from autolr.report.page import fill, section
+from autolr.search.compare import Comparison
+
+
+def write_comparison(found: Comparison, path: str | Path) -> Path:
+    """Write one self-contained page about a comparison, and return its file."""
+    documents.write_text(Path(path), render(found))
+    return Path(path)
+
+
+def render(found: Comparison) -> str:
+    """Return the page as HTML; it loads nothing from anywhere."""
+    return fill("comparison.html.j2", found=found, sections=[_gains(found)])
+
+
+def gains(found: Comparison) -> Any:
+    """Gain of each arm over the first, with its interval; dotted: the smallest difference that matters."""
+    labels = [html.escape(pair.label) for pair in found.pairs]
+    figure = figures.intervals([pair.gain for pair in found.pairs], labels, "confirm loss below the first's")
+    for edge in (-found.worth, found.worth):
+        figure.add_vline(x=edge, line={"color": figures.GREY, "dash": "dot", "width": 1})
+    figure.update_layout(height=120 + 60 * len(labels))
+    return figure
+
+
+def _gains(found: Comparison) -> dict[str, Any]:
+    first = found.arms[0].label
+    text = (
+        f"Paired differences on confirm. Right of the middle line an arm is better than {first}; between the outer "
+        "lines a difference does not matter."
+    )
+    return section("gains", "Differences", gains(found), text, "")

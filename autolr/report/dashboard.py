@@ -1,0 +1,276 @@
+"""optuna-dashboard on a run's storage, with AutoLR's figures, notes and files; the run folder stays as it is."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import string
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+
+from autolr.errors import AutoLRError, RunError
+from autolr.report import figures
+from autolr.search.folder import RunFolder
+from autolr.search.result import SearchResult
+
+# Seconds between looks at a run that may still be searching.
+EVERY = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MARKS = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation} | {ord("\n"): " ", ord("\r"): " "}
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+class Decorated(JournalStorage):
+    """A run's storage with attributes on top that are kept in memory.
+
+    What the dashboard's user writes goes to the run's journal, and wins over what is on top.
+
+    Args:
+        path: the journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._on_top: dict[str, Any] = {}
+        self._here = threading.local()
+        super().__init__(JournalFileBackend(str(path)))
+
+    @contextmanager
+    def decorating(self) -> Iterator[None]:
+        """Keep the study attributes that this thread sets in memory, in place of those it has set before."""
+        self._here.attributes = {}
+        try:
+            yield
+            self._on_top = self._here.attributes
+        finally:
+            del self._here.attributes
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Set an attribute, on top or in the journal."""
+        if hasattr(self._here, "attributes"):
+            self._here.attributes[key] = value
+        else:
+            super().set_study_system_attr(study_id, key, value)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the journal's attributes and those on top."""
+        return {**self._on_top, **super().get_study_system_attrs(study_id)}
+
+
+class RunFiles:
+    """The files of a run that can be downloaded, as an artifact store of Optuna; uploads go to `artifacts/`.
+
+    Args:
+        folder: the run folder. Files are read where they lie, none is copied.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        self._uploads = folder.path / "artifacts"
+
+    def found(self) -> dict[str, Path]:
+        """Look for recipe, adapter and page, and return them by their identities."""
+        adapter = self.folder.train / "adapter"
+        wanted = [self.folder.recipe, self.folder.report, self.folder.study, self.folder.train / "metrics.json"]
+        wanted += sorted(path for path in adapter.glob("*") if path.is_file())
+        there = [path for path in wanted if path.is_file()]
+        self.files = {f"autolr-{number}": path for number, path in enumerate(there)}
+        return self.files
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open a file."""
+        if artifact_id in self.files:
+            return self.files[artifact_id].open("rb")
+        return self._store().open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Keep an upload."""
+        self._uploads.mkdir(exist_ok=True)
+        self._store().write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove an upload; the run's own files stay."""
+        if artifact_id not in self.files:
+            self._store().remove(artifact_id)
+
+    def _store(self) -> FileSystemArtifactStore:
+        return FileSystemArtifactStore(str(self._uploads))
+
+
+def plain(text: object) -> str:
+    """Return a text that Markdown and HTML show as it is: all punctuation as character references."""
+    return str(text).translate(_MARKS)
+
+
+def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
+    """Put figures, notes and files of a search on top of its study."""
+    from optuna_dashboard import save_note, save_plotly_graph_object
+
+    study = _study(storage, result.folder)
+    if study is None:
+        return
+    drawn = {name: draw(result) for name, draw in figures.FIGURES.items()}
+    with storage.decorating():
+        for name, figure in drawn.items():
+            if figure is not None and figure.data:
+                figure.update_layout(title={"text": name.replace("_", " "), "x": 0.02})
+                save_plotly_graph_object(study, figure, graph_object_id=f"autolr-{name}")
+        save_note(study, _note(result))
+        identities = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+        for number, body in _trial_notes(result).items():
+            # A trial that has ended is no `Trial` any more; three of its attributes are all that is asked for.
+            trial: Any = SimpleNamespace(storage=storage, study=study, _trial_id=identities[number])
+            save_note(trial, body)
+        for identity, path in files.found().items():
+            mime = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            name = str(path.relative_to(result.folder))
+            meta = {"artifact_id": identity, "filename": name, "mimetype": mime, "encoding": None}
+            storage.set_study_system_attr(study._study_id, f"artifacts:{identity}", json.dumps(meta))
+
+
+def application(folder: RunFolder, host: str = "127.0.0.1") -> tuple[Application, Callable[[], None]]:
+    """Return the dashboard as a WSGI application, and what brings it up to date.
+
+    Args:
+        folder: of a search, finished or not.
+        host: where it will be served. On a loopback address requests under any other name are refused, so that no
+            page from elsewhere reaches it through a name of its own.
+
+    Raises:
+        AutoLRError: optuna-dashboard is not installed.
+        RunError: the folder holds no search.
+    """
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError:
+        raise AutoLRError(
+            "autolr dashboard needs optuna-dashboard, which is not installed: pip install optuna-dashboard"
+        ) from None
+    SearchResult.load(folder.path)
+    if not folder.journal.is_file():
+        raise RunError(f"{folder.path}: no trial has begun here yet")
+    storage, files = Decorated(folder.journal), RunFiles(folder)
+
+    def update() -> None:
+        decorate(storage, SearchResult.load(folder.path), files)
+
+    update()
+    inner: Application = wsgi(storage, artifact_store=files)
+
+    def guarded(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        name = urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname
+        if host in LOOPBACK and name not in LOOPBACK:
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"this dashboard answers on this machine alone"]
+        return inner(environ, start_response)
+
+    return guarded, update
+
+
+def serve(folder: RunFolder, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the dashboard until Ctrl-C, and keep it up to date.
+
+    Args:
+        folder: of a search, finished or not.
+        host: address to listen on.
+        port: 0: any that is free.
+        ready: is called with the address, when there is one.
+
+    Raises:
+        AutoLRError: the address cannot be used, or see `application`.
+    """
+    app, update = application(folder, host)
+    try:
+        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    except (OSError, OverflowError) as error:
+        raise AutoLRError(f"--host {host} --port {port}: cannot be used: {error}; choose another --port") from None
+    stop = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(folder, update, stop), daemon=True)
+    keeper.start()
+    try:
+        ready(f"http://{host if ':' not in host else f'[{host}]'}:{server.server_port}")
+        server.serve_forever()
+    finally:
+        stop.set()
+        server.server_close()
+
+
+def _keep(folder: RunFolder, update: Callable[[], None], stop: threading.Event) -> None:
+    seen = _stamp(folder)
+    while not stop.wait(EVERY):
+        now = _stamp(folder)
+        if now != seen:
+            try:
+                update()
+                seen = now
+            except (AutoLRError, OSError, ValueError):
+                time.sleep(1)  # read in the middle of a write; the next look sees it whole
+
+
+def _stamp(folder: RunFolder) -> list[float]:
+    paths = (folder.journal, folder.curves, folder.confirm, folder.recipe, folder.train / "metrics.json")
+    return [path.stat().st_mtime if path.exists() else 0.0 for path in paths]
+
+
+def _study(storage: Decorated, folder: Path) -> Study | None:
+    names = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=names[0], storage=storage) if names else None
+
+
+def _note(result: SearchResult) -> str:
+    study, recipe = result.study, result.recipe
+    lines = [f"{plain(study.model)} on {plain(study.data.source)}", ""]
+    if recipe is None or recipe.evidence is None:
+        ended = len(result.ended())
+        return "\n".join([*lines, f"This search is not finished: {ended} of {study.budget.trials} trials have ended"])
+    lines += ["## Verdict", "", plain(recipe.evidence.verdict), "", "## Recipe", ""]
+    lines += [
+        f"- {plain(recipe.candidate.describe())}",
+        f"- {plain(recipe.rates.describe())}",
+        "",
+        "## Confirmed",
+        "",
+    ]
+    lines += ["| who | candidate | confirm loss | above the winner |", "|---|---|---|---|"]
+    for score in recipe.evidence.scores:
+        above = "winner" if score.gain is None else f"{score.gain.mean:+.4f}"
+        who, what = plain(score.label), plain(score.candidate.describe())
+        lines.append(f"| {who} | {what} | {score.confirm_loss:.4f} | {plain(above)} |")
+    return "\n".join(lines)
+
+
+def _trial_notes(result: SearchResult) -> dict[int, str]:
+    """Return what is to be said on the trials whose candidates were confirmed, by their numbers."""
+    evidence = result.recipe.evidence if result.recipe else None
+    notes = {}
+    for score in evidence.scores if evidence else []:
+        trial = next((t for t in result.trials if t.candidate == score.candidate), None)
+        if trial is not None:
+            what = "the winner" if score.gain is None else f"{score.gain.mean:+.4f} above the winner"
+            text = f"{score.label}: confirm loss {score.confirm_loss:.4f}, {what}"
+            notes[trial.number] = plain(text)
+    return notes
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a line for each request is for nobody."""

@@ -1,0 +1,132 @@
+"""The arms of an A/B comparison: recipes to be trained, or adapters that are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autolr import documents
+from autolr.candidate import Candidate
+from autolr.errors import AutoLRError, DocumentError, RunError
+from autolr.recipe import Rates, Recipe
+from autolr.study import Method
+
+ADAPTER = "adapter_config.json"
+# What may differ between two arms with one word, and where it stands in a recipe.
+VARIED: dict[str, str] = {
+    **dict.fromkeys(("lr_v", "ratio", "rank", "targets"), "candidate"),
+    **dict.fromkeys(("kind", "alpha", "lr_head"), "method"),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        label: what it is called, different from all others.
+        source: where it came from.
+        recipe: what it is, or was, trained by; None for an adapter that came without one.
+        adapter: folder of a trained adapter; None: the recipe is to be trained.
+    """
+
+    label: str
+    source: str
+    recipe: Recipe | None
+    adapter: Path | None = None
+
+
+def read_arms(given: Sequence[Recipe | str | Path], vary: Sequence[str] = ()) -> list[Arm]:
+    """Read what is compared.
+
+    Args:
+        given: recipes, their files, run folders, or folders of trained adapters.
+        vary: changes such as `ratio=1` or `targets=qkv rank=4`; each is one more arm, the first with that change.
+
+    Raises:
+        AutoLRError: one is neither recipe nor adapter, a change is none, or adapters stand beside recipes.
+    """
+    arms = [_read(one) for one in given]
+    if vary and (not arms or arms[0].adapter is not None):
+        raise RunError("--vary changes the first recipe, and an adapter that is trained cannot be changed")
+    for change in vary:
+        first = arms[0].recipe
+        assert first is not None
+        arms.append(Arm(f"{arms[0].label} with {change}", f"--vary {change}", varied(first, change)))
+    if len(arms) < 2:
+        raise RunError("a comparison needs two: give a second recipe or adapter, or --vary, such as --vary ratio=1")
+    if len({arm.adapter is None for arm in arms}) > 1:
+        trained = ", ".join(arm.source for arm in arms if arm.adapter is not None)
+        raise RunError(
+            f"{trained}: adapters are scored as they are, recipes are trained with several seeds; compare "
+            "adapters with adapters, and recipes with recipes"
+        )
+    labels: list[str] = []
+    for number, arm in enumerate(arms):
+        label, count = arm.label, 2
+        while label in labels:
+            label, count = f"{arm.label} ({count})", count + 1
+        labels.append(label)
+        arms[number] = replace(arm, label=label)
+    return arms
+
+
+def varied(recipe: Recipe, change: str) -> Recipe:
+    """Return a recipe with changes such as `ratio=1 rank=4`; the rates follow.
+
+    Raises:
+        DocumentError: a change is not known, or its value is wrong.
+    """
+    content: dict[str, dict[str, Any]] = {
+        "candidate": recipe.candidate.model_dump(),
+        "method": recipe.method.model_dump() | {"lr_head": recipe.rates.head},
+    }
+    problems = []
+    for word in change.split():
+        key, equals, value = word.partition("=")
+        if not equals or key not in VARIED:
+            problems.append(f"{word!r}: must be one of {', '.join(VARIED)}, then = and a value, such as ratio=1")
+        else:
+            content[VARIED[key]][key] = value
+    if problems or not change.strip():
+        raise DocumentError(f"--vary {change!r}", problems or ["is empty; give a change such as ratio=1"])
+    candidate = documents.validate(Candidate, content["candidate"], f"--vary {change!r}")
+    method = documents.validate(Method, content["method"], f"--vary {change!r}")
+    if isinstance(method.lr_head, str):
+        raise DocumentError(f"--vary {change!r}", ["lr_head: must be a rate, such as lr_head=5e-3"])
+    rates = {role: rate for role, rate in candidate.rates(method.lr_head).items() if rate > 0}
+    return recipe.model_copy(
+        update={"candidate": candidate, "method": method, "rates": Rates(**rates), "evidence": None}
+    )
+
+
+def _read(given: Recipe | str | Path) -> Arm:
+    if isinstance(given, Recipe):
+        return Arm(given.name, given.name, given)
+    path = Path(given)
+    folder = next((f for f in (path, path / "adapter") if (f / ADAPTER).is_file()), None)
+    if folder is not None:
+        beside = folder.parent / "recipe.yaml"
+        # A full run lies in a folder called train, its adapter in one called adapter: they say nothing.
+        names = [name for name in path.absolute().parts if name not in ("train", "adapter")]
+        return Arm(names[-1], str(path), Recipe.load(beside) if beside.is_file() else None, folder)
+    if path.is_dir() and not (path / "recipe.yaml").is_file():
+        raise RunError(
+            f"{path}: holds neither a recipe.yaml nor an {ADAPTER}; give a finished run folder, a recipe, or the "
+            "folder of a trained adapter"
+        )
+    recipe = Recipe.load(path)
+    return Arm(path.parent.name if path.name == "recipe.yaml" and path.parent.name else path.stem, str(path), recipe)
+
+
+def base_model(arm: Arm) -> str:
+    """Return what a trained adapter says its base model is."""
+    assert arm.adapter is not None
+    try:
+        content = json.loads((arm.adapter / ADAPTER).read_text(encoding="utf-8"))
+        return str(content["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AutoLRError(f"{arm.adapter / ADAPTER}: is no adapter configuration of PEFT") from None

@@ -1,0 +1,125 @@
+"""The live view fits terminals of all sizes and alphabets, and another process can watch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from rich.console import Console
+
+from autolr import cli
+from autolr.cli.live import View, is_live, spell
+from autolr.search.run import search
+from autolr.search.state import Best, SlotState, State
+
+SLOTS = [
+    SlotState(
+        label=f"trial {n}",
+        candidate="λ=12.3 lr_v=1.10e-02 r=16 with W_k",
+        step=40 * n,
+        steps=12345,
+        losses=[1 / (k + 1) for k in range(100)],
+        score=0.4321,
+    )
+    for n in range(8)
+]
+STATE = State(
+    phase="search", total=24, done=9, slots=SLOTS, capacity=10, best=Best(score=0.4, candidate="λ=4 lr_v=2e-3 r=8"),
+    outcomes={"pruned": 5},
+)  # fmt: skip
+
+
+def drawn(width: int, height: int = 40, encoding: str = "utf-8") -> list[str]:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    Console(file=file, width=width, height=height, force_terminal=True, color_system=None).print(View(STATE))
+    file.flush()
+    return raw.getvalue().decode(encoding).splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wrapped_and_all_slots_are_there(width):
+    lines = drawn(width)
+    assert all(len(line.rstrip()) <= width for line in lines)
+    rows = [line for line in lines if line.startswith("trial ") and "step" not in line]
+    assert len(rows) == 8
+    assert all("0.4321" in row and f"{40 * n}/12345" in row for n, row in enumerate(rows))
+    blocks = max(sum(letter in "▁▂▃▄▅▆▇█" for letter in row) for row in rows)
+    assert blocks >= (60 if width == 200 else 0)  # what is left of the width is the curve's
+    if width >= 120:
+        assert "λ=12.3 lr_v=1.10e-02 r=16 with W_k" in rows[0]
+
+
+def test_a_low_terminal_shows_what_fits():
+    lines = drawn(80, height=10)
+    assert len(lines) <= 9 and lines[-1].startswith("and 3 more")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_terminals_without_greek_letters(encoding):
+    text = "\n".join(drawn(120, encoding=encoding))
+    assert "ratio=12.3" in text and "?" not in text
+
+
+def test_letters():
+    assert spell("λ=4 η_V", "ascii") == "ratio=4 lr_V"
+    assert spell("λ=4", "utf-8") == "λ=4"
+    assert not is_live(Console(force_terminal=True))  # colours forced on in a log make no terminal of it
+
+
+@pytest.fixture(scope="module")
+def finished(small_study, tmp_path_factory):
+    return search(small_study, tmp_path_factory.mktemp("watch") / "run", device="cpu")
+
+
+def test_a_finished_search_is_said_so(finished, capsys):
+    state = json.loads((finished.folder / "live.json").read_text())
+    assert state["ended"] == "finished" and state["phase"] == "confirmation" and state["done"] == state["total"]
+    assert state["pid"] == os.getpid()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["watch", str(finished.folder)])
+    assert stop.value.code in (0, None)
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("finished: ") and "confirmation" in said
+
+
+def test_a_search_in_another_process_is_watched_to_its_end(small_study, tmp_path):
+    small_study.model_copy(
+        update={"budget": small_study.budget.model_copy(update={"trials": 60})}
+    ).save(tmp_path / "study.yaml")  # fmt: skip
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "autolr"]
+    with (tmp_path / "log").open("w") as log:
+        arguments = [*command, "search", str(tmp_path / "study.yaml"), "--out", str(run), "--device", "cpu"]
+        process = subprocess.Popen(arguments, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            if (run / "live.json").exists():
+                break
+            time.sleep(0.1)
+        watched = subprocess.Popen(
+            [*command, "watch", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1"},
+        )  # fmt: skip
+        first = watched.stdout.readline()
+        assert first.startswith("search ") and "/60" in first
+        psutil.Process(process.pid).kill()
+        process.wait()
+        rest, errors = watched.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert watched.returncode == 0, errors
+    assert "its process is gone; go on with: autolr search --out" in rest and "\x1b" not in rest
+
+
+def test_what_cannot_be_watched(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["watch", str(tmp_path)])
+    assert stop.value.code == 2 and "live.json" in capsys.readouterr().err
