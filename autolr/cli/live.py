@@ -17,7 +17,7 @@ from autolr.search.state import Progress, SlotState, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # Widths of the table's columns; the candidate gives way first, and what is left goes to the curve.
-LABEL, CANDIDATE, STEP, LOSS, SCORE, GAP = (12, 32), (18, 36), 11, 7, 7, 2
+LABEL, CANDIDATE, STEP, LOSS, SCORE, GAP = 32, (18, 36), 9, 7, 7, 2
 LEAST_CURVE, MOST_CURVE = 6, 60
 
 
@@ -98,8 +98,9 @@ class View:
         width = options.max_width
         candidate = max(len(slot.candidate) for slot in self.state.slots) if self.state.slots else CANDIDATE[0]
         longest = max((len(slot.label) for slot in self.state.slots), default=0)
-        label = max(LABEL[0], min(longest, LABEL[1], width // 4))
-        fixed = label + STEP + LOSS + SCORE + 5 * GAP
+        label = min(max(longest, len("trial")), LABEL, max(12, width // 4))
+        step = max((len(f"{slot.step}/{slot.steps}") for slot in self.state.slots), default=STEP)
+        fixed = label + step + LOSS + SCORE + 5 * GAP
         candidate = max(CANDIDATE[0], min(candidate, CANDIDATE[1], width - fixed))
         curve = min(MOST_CURVE, width - fixed - candidate - GAP) if encoding.startswith("utf") else 0
         table = Table(box=None, padding=(0, GAP, 0, 0), expand=False)

@@ -21,6 +21,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
+from optuna.study._frozen import FrozenStudy
 
 from autolr.errors import AutoLRError, RunError
 from autolr.report import figures
@@ -69,6 +70,13 @@ class Decorated(JournalStorage):
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the journal's attributes and those on top."""
         return {**self._on_top, **super().get_study_system_attrs(study_id)}
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return the studies with what is on top of them."""
+        studies = super().get_all_studies()
+        for study in studies:
+            study.system_attrs = {**self._on_top, **study.system_attrs}
+        return studies
 
 
 class RunFiles:
@@ -128,7 +136,7 @@ def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
     with storage.decorating():
         for name, figure in drawn.items():
             if figure is not None and figure.data:
-                figure.update_layout(title={"text": name.replace("_", " "), "x": 0.02})
+                figure.update_layout(title={"text": name.replace("_", " "), "x": 0.02}, margin_t=56)
                 save_plotly_graph_object(study, figure, graph_object_id=f"autolr-{name}")
         save_note(study, _note(result))
         identities = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}

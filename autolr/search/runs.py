@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -133,16 +134,16 @@ def advise(result: SearchResult, others: Sequence[SearchResult] = ()) -> Advice:
         result: the search.
         others: earlier searches, whose winners a new one may begin from.
     """
-    study, ended = result.study, len(result.ended())
+    study, ended, place = result.study, len(result.ended()), shlex.quote(str(result.folder))
     about = {"model": study.model, "data": study.data.source, "based_on": str(result.folder)}
     if result.recipe is None:
         reasons = [f"the search is not finished: {ended} of {study.budget.trials} trials have ended"]
-        return Advice(**about, reasons=reasons, command=f"autolr search --out {result.folder}")
+        return Advice(**about, reasons=reasons, command=f"autolr search --out {place}")
     learned = _learned(result)
     if learned is None:
         more = max(2 * study.budget.trials, 2 * ENOUGH)
         reasons = [f"too few trials with a score to learn from (at least {ENOUGH} are needed)"]
-        return Advice(**about, reasons=reasons, command=f"autolr search --out {result.folder} --trials {more}")
+        return Advice(**about, reasons=reasons, command=f"autolr search --out {place} --trials {more}")
     encoding, surrogate = learned
     reasons, changes = _bounds(result, encoding)
     ranks, said = _ranks(result, encoding, surrogate)
@@ -160,23 +161,22 @@ def advise(result: SearchResult, others: Sequence[SearchResult] = ()) -> Advice:
         return Advice(**about, reasons=reasons, command=None)
     if not changes:
         more = study.budget.trials + max(8, study.budget.trials // 2)
-        return Advice(**about, reasons=reasons, command=f"autolr search --out {result.folder} --trials {more}")
+        return Advice(**about, reasons=reasons, command=f"autolr search --out {place} --trials {more}")
     priors = _priors(result, others)
     reasons.append(f"begin from what {', '.join(path.name for path in priors)} found")
     words = [
-        f"autolr search {result.folder / 'study.yaml'}",
-        *(f"'{change}'" for change in changes),
-        *(f"--prior {path}" for path in priors),
-        f"--out {_free(result.folder)}",
+        *("autolr", "search", str(result.folder / "study.yaml"), *changes),
+        *(word for path in priors for word in ("--prior", str(path))),
+        *("--out", str(_free(result.folder))),
     ]
-    return Advice(**about, reasons=reasons, command=" ".join(words))
+    return Advice(**about, reasons=reasons, command=shlex.join(words))
 
 
 def _run(path: Path) -> Run:
     try:
         result = SearchResult.load(path)
     except AutoLRError as error:
-        return Run(folder=str(path), state="unreadable", problem=" ".join(str(error).split()))
+        return Run(folder=str(path), state="unreadable", problem=" ".join(str(error).splitlines()[:2]))
     outcomes = [trial.outcome for trial in result.trials]
     recipe = result.recipe
     evidence = recipe.evidence if recipe else None
