@@ -63,14 +63,16 @@ def watch(
 def _end(folder: RunFolder, state: State) -> str:
     from autolr.search.result import SearchResult
 
+    is_search = folder.study.is_file()
+    again = f"go on with: autolr search --out {folder.path}" if is_search else "the same command goes on"
     silent = time.time() - state.updated
     if state.ended is None:
         if state.is_alive() is False:
-            return f"its process is gone; go on with: autolr search --out {folder.path}"
+            return f"its process is gone; {again}"
         return f"under way, last heard of {silent:.0f} s ago" if silent > SILENT else "under way"
-    recipe = SearchResult.load(folder.path).recipe if folder.study.is_file() else None
+    recipe = SearchResult.load(folder.path).recipe if is_search else None
     if state.ended == "finished" and recipe is not None and recipe.evidence is not None:
         return f"finished: {recipe.evidence.verdict}"
     if state.ended == "finished":
         return "finished"
-    return f"stopped; go on with: autolr search --out {folder.path}"
+    return f"stopped; {again}"

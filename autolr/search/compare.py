@@ -16,11 +16,11 @@ from autolr import display, documents
 from autolr.documents import Document
 from autolr.errors import DocumentError, RunError
 from autolr.model.quiet import quiet
-from autolr.pack import capacity
+from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
 from autolr.recipe import Interval, Recipe
-from autolr.search import provenance, records, scored
+from autolr.search import machine, provenance, records, scored
 from autolr.search.arms import Arm, read_arms
 from autolr.search.confirm import Confirmation
 from autolr.search.folder import RunFolder
@@ -344,7 +344,7 @@ def _drive(
     roles = tuple(role for role in ROLES if role in trained)
     rank = max(job.config.rank for job in jobs)
 
-    def pack(count: int, passes: int | None = None) -> Pack:
+    def pack(count: int, passes: int | None = None, graphs: bool = False) -> Pack:
         return Pack(
             material.backbone,
             recipes[0].training,
@@ -356,11 +356,13 @@ def _drive(
             kind=recipes[0].method.kind,
             roles=roles,
             passes=passes,
+            graphs=Graphs(material.data.train.pad_id) if graphs else None,
         )
 
     rates = {role: max(job.config.rates[role] for job in jobs) for role in roles}
-    fitted = capacity.measure(pack, SlotConfig(rates, rank, 0, PROBE_STEPS), len(jobs), slots)
-    with pack(min(fitted.slots, len(jobs)), fitted.passes) as made:
+    largest, batch = SlotConfig(rates, rank, 0, PROBE_STEPS), recipes[0].training.batch_size
+    fitted = machine.measured(pack, largest, len(jobs), slots, material.data, batch)
+    with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
         drive(made, Confirmation(jobs, folder.confirm, made, material.data), watcher)
 
 

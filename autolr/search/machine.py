@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import torch
 from pydantic import ValidationError
 
 from autolr import documents
+from autolr.data.prepared import Prepared
 from autolr.documents import Document
 from autolr.errors import RunError
 from autolr.pack import capacity
+from autolr.pack.capacity import Capacity
+from autolr.pack.pack import Pack, SlotConfig
 from autolr.search.folder import RunFolder
 from autolr.search.setting import Setting
 
@@ -58,14 +62,9 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
     wanted = study.search.slots if isinstance(study.search.slots, int) else None
     if wanted is None and held and held.device == device:
         return held
-    try:
-        found = capacity.measure(setting.pack, setting.largest, study.budget.trials, wanted)
-    except torch.OutOfMemoryError:
-        longest = max(setting.data.train.lengths())
-        raise RunError(
-            f"{device}: a batch of {study.training.batch_size} texts of up to {longest} tokens does not fit its "
-            "memory, not even in one slot; lower training.batch_size or data.max_length, or use another --device"
-        ) from None
+    found = measured(
+        setting.pack, setting.largest, study.budget.trials, wanted, setting.data, study.training.batch_size
+    )
     machine = Machine(
         device=device,
         precision=setting.backbone.precision,
@@ -83,6 +82,23 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
     if folder:
         keep(machine, folder)
     return machine
+
+
+def measured(
+    make_pack: Callable[..., Pack], largest: SlotConfig, most: int, wanted: int | None, data: Prepared, batch: int
+) -> Capacity:
+    """Choose the number of slots; see `autolr.pack.capacity.measure`.
+
+    Raises:
+        RunError: not even one slot fits the device.
+    """
+    try:
+        return capacity.measure(make_pack, largest, most, wanted)
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"a batch of {batch} texts of up to {max(data.train.lengths())} tokens does not fit the device's memory, "
+            "not even in one slot; lower training.batch_size or data.max_length, or use another --device"
+        ) from None
 
 
 def keep(machine: Machine, folder: RunFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,14 @@ def test_search_train_report(study_file, in_folder):
     assert "confirm accuracy of the full run" in page
     again = autolr("train", out)
     assert again.returncode == 0 and "confirm  accuracy" in again.stdout
+    compared = autolr("compare", out, "--vary", "ratio=1", "--seeds", 2, "--steps", 8, "--json", "--out", "ab")
+    assert compared.returncode == 0, compared.stderr
+    found = json.loads(compared.stdout)
+    assert [arm["label"] for arm in found["arms"]] == ["run", "run with ratio=1"]
+    assert (in_folder / "ab" / "comparison.html").is_file()
+    listed = autolr("runs", in_folder)
+    assert listed.returncode == 0 and result.recipe.evidence.verdict in listed.stdout
+    assert autolr("runs", in_folder, "--recommend").stdout.count("next: autolr search") == 1
     assert autolr("report", out, "--out", in_folder / "page.html").returncode == 0
     assert (in_folder / "page.html").stat().st_size > 1_000_000
 
@@ -95,6 +104,12 @@ BAD = {
     "no recipe": ["train", "none.yaml"],
     "study for a recipe": ["train", "FILE"],
     "no run": ["report", "none"],
+    "nothing to compare": ["compare", "none", "none"],
+    "study to compare": ["compare", "FILE", "FILE"],
+    "no runs": ["runs", "none"],
+    "nothing to watch": ["watch", "none"],
+    "no run for the dashboard": ["dashboard", "none"],
+    "no such tracker": ["search", "FILE", "--report-to", "paper"],
 }
 
 
