@@ -97,9 +97,10 @@ class Spread:
         )
         error = math.sqrt(variance)
         bound, shift = self.half_width(level) / error, abs(size) / error
-        if shift > 30:  # scipy's noncentral t gives no number far out
-            return float(stats.norm.cdf(shift - bound))
-        return float(stats.nct.sf(bound, freedom, shift) + stats.nct.cdf(-bound, freedom, shift))
+        above, below = stats.nct.sf(bound, freedom, shift), stats.nct.cdf(-bound, freedom, shift)
+        # Far out scipy's noncentral t gives no number; there it is the normal distribution.
+        above = above if np.isfinite(above) else stats.norm.sf(bound - shift)
+        return float(above) + (float(below) if np.isfinite(below) else 0.0)
 
     def detectable(self, level: float = LEVEL, power: float = POWER) -> float:
         """Return the smallest true difference that is found with this power."""

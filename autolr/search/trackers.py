@@ -47,15 +47,15 @@ class _TensorBoard(Watcher):
         from torch.utils.tensorboard.summary import hparams
 
         path = self.path / f"{self.name}-{running.job.number}-seed{running.job.config.seed}"
-        with SummaryWriter(str(path)) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(path)) as writer:
             for step, loss in enumerate(running.slot.losses, 1):
-                writer.add_scalar("train/loss", loss, step)  # type: ignore[no-untyped-call]
+                writer.add_scalar("train/loss", loss, step)
             scores = {} if running.score is None else {"select/loss": running.score}
             for key, value in scores.items():
-                writer.add_scalar(key, value, running.slot.step)  # type: ignore[no-untyped-call]
+                writer.add_scalar(key, value, running.slot.step)
             # All of one run in one file: `add_hparams` would make a run of its own.
             for part in hparams(_facts(running), scores):  # type: ignore[no-untyped-call]
-                writer.file_writer.add_summary(part)  # type: ignore[union-attr]
+                writer.file_writer.add_summary(part)
 
 
 class _MLflow(Watcher):

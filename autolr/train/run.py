@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
+    TensorBoardCallback,
     get_available_reporting_integrations,
 )
 
@@ -253,8 +253,8 @@ class _RecipeTrainer(Trainer):
 
             # The Trainer would write among the checkpoints, which go when the run is through.
             self.remove_callback(TensorBoardCallback)
-            writer = SummaryWriter(str(checkpoints.parent / "tensorboard"))  # type: ignore[no-untyped-call]
-            self.add_callback(TensorBoardCallback(writer))
+            writer = SummaryWriter(str(checkpoints.parent / "tensorboard"))
+            self.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         training = self.recipe.training
@@ -335,7 +335,7 @@ class _Resources(TrainerCallback):
 
 
 def _check_trackers(names: Sequence[str]) -> None:
-    there = get_available_reporting_integrations()
+    there = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -65,6 +67,13 @@ def test_one_training_of_each_is_the_paired_t_test_over_examples():
     assert (spread.interval().low, spread.interval().high) == pytest.approx((low, high))
     assert spread.seeds_needed(0.1) is None and spread.examples_needed(0.1) > 300
     assert p_value(d[0]) == pytest.approx(stats.ttest_1samp(d[0], 0).pvalue)
+
+
+def test_the_power_rises_to_one_and_is_always_a_number():
+    spread = Spread(0.0, 4, 200, 1e-6, 1e-9, 1e-4)
+    powers = [spread.power(size) for size in np.geomspace(1e-5, 1.0, 60)]
+    assert all(0 <= power <= 1 + 1e-9 for power in powers) and powers[-1] == pytest.approx(1)
+    assert all(later >= earlier - 1e-6 for earlier, later in pairwise(powers))
 
 
 def test_what_does_not_differ_at_all():
