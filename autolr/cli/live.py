@@ -17,7 +17,7 @@ from autolr.search.state import Progress, SlotState, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # Widths of the table's columns; the candidate gives way first, and what is left goes to the curve.
-LABEL, CANDIDATE, STEP, LOSS, SCORE, GAP = 32, (18, 36), 9, 7, 7, 2
+LABEL, CANDIDATE, STEP, LOSS, SCORE, GAP = 32, (18, 40), 9, 7, 7, 2
 LEAST_CURVE, MOST_CURVE = 6, 60
 
 
@@ -96,7 +96,7 @@ class View:
         """Draw the table for the width and height of this moment."""
         encoding = console.encoding
         width = options.max_width
-        candidate = max(len(slot.candidate) for slot in self.state.slots) if self.state.slots else CANDIDATE[0]
+        candidate = max((len(spell(slot.candidate, encoding)) for slot in self.state.slots), default=CANDIDATE[0])
         longest = max((len(slot.label) for slot in self.state.slots), default=0)
         label = min(max(longest, len("trial")), LABEL, max(12, width // 4))
         step = max((len(f"{slot.step}/{slot.steps}") for slot in self.state.slots), default=STEP)
