@@ -69,14 +69,20 @@ class Decorated(JournalStorage):
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the journal's attributes and those on top."""
-        return {**self._on_top, **super().get_study_system_attrs(study_id)}
+        return self._under(super().get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return the studies with what is on top of them."""
         studies = super().get_all_studies()
         for study in studies:
-            study.system_attrs = {**self._on_top, **study.system_attrs}
+            study.system_attrs = self._under(study.system_attrs)
         return studies
+
+    def _under(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Return the journal's attributes with those on top; a note that the user has written hides ours."""
+        # A note lies in pieces beside its version, and theirs may have fewer than ours.
+        ours = {k: v for k, v in self._on_top.items() if f"{k.partition('note_str:')[0]}note_ver" not in own}
+        return {**ours, **own}
 
 
 class RunFiles:

@@ -119,7 +119,11 @@ def _read(given: Recipe | str | Path) -> Arm:
             "folder of a trained adapter"
         )
     recipe = Recipe.load(path)
-    return Arm(path.parent.name if path.name == "recipe.yaml" and path.parent.name else path.stem, str(path), recipe)
+    return Arm(
+        path.parent.name if path.name == "recipe.yaml" and path.parent.name else path.name.removesuffix(".yaml"),
+        str(path),
+        recipe,
+    )
 
 
 def base_model(arm: Arm) -> str:

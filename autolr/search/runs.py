@@ -94,7 +94,11 @@ def folders(folder: str | Path) -> list[Path]:
     top = Path(folder)
     if not top.is_dir():
         raise RunError(f"{folder}: no such folder; give one that holds run folders")
-    found = [path for path in (top, *top.iterdir()) if (path / "study.yaml").is_file()]
+    found = [
+        path
+        for path in (top, *top.iterdir())
+        if (path / "study.yaml").is_file() and RunFolder(path).journal.is_file()
+    ]
     if not found:
         raise RunError(f"{folder}: holds no runs; a search writes one: autolr search --out {folder}/NAME")
     return sorted(found, key=lambda path: (_changed(path), path.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 from autolr.errors import AutoLRError
@@ -46,7 +47,8 @@ class _TensorBoard(Watcher):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        path = self.path / f"{self.name}-{running.job.number}-seed{running.job.config.seed}"
+        label = re.sub(r"[^A-Za-z0-9.=_]+", "-", running.job.label)
+        path = self.path / f"{self.name}-{label}-seed{running.job.config.seed}"
         with SummaryWriter(str(path)) as writer:
             for step, loss in enumerate(running.slot.losses, 1):
                 writer.add_scalar("train/loss", loss, step)

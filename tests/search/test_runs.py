@@ -65,7 +65,9 @@ def test_a_list_of_runs(finished, tmp_path, capsys):
     (top / "half" / "recipe.yaml").unlink()
     (top / "broken").mkdir()
     (top / "broken" / "study.yaml").write_text("model: [")
+    (top / "broken" / "journal.log").touch()
     (top / "notes").mkdir()
+    finished.study.save(top / "notes" / "study.yaml")  # a study that was never searched
     found = {run.folder.rpartition("/")[2]: run for run in runs.runs(top)}
     assert set(found) == {"first", "half", "broken"}
     first = found["first"]
