@@ -7,6 +7,7 @@ import mimetypes
 import string
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from autolr.search.result import SearchResult
 
 # Seconds between looks at a run that may still be searching.
 EVERY = 10.0
+_FILES = uuid.UUID("6f1d6a0e-2f0b-4f0e-9a57-3f2f6c1b7a10")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation} | {ord("\n"): " ", ord("\r"): " "}
 
@@ -103,7 +105,8 @@ class RunFiles:
         wanted = [self.folder.recipe, self.folder.report, self.folder.study, self.folder.train / "metrics.json"]
         wanted += sorted(path for path in adapter.glob("*") if path.is_file())
         there = [path for path in wanted if path.is_file()]
-        self.files = {f"autolr-{number}": path for number, path in enumerate(there)}
+        # The dashboard's addresses take hexadecimal digits and dashes alone.
+        self.files = {str(uuid.uuid5(_FILES, str(path.relative_to(self.folder.path)))): path for path in there}
         return self.files
 
     def open_reader(self, artifact_id: str) -> BinaryIO:

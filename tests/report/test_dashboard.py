@@ -51,7 +51,7 @@ def test_what_the_page_is_given(folder):
         graph["graph_object"]["layout"]["title"]["text"] for graph in map(parsed, detail["plotly_graph_objects"])
     }
     assert {"convergence", "rate map", "gains", "cost"} <= names
-    assert detail["metric_names"] == ["select loss"]
+    assert detail["objective_names"] == ["select loss"]
     noted = [trial for trial in detail["trials"] if trial["note"]["body"]]
     assert any("confirm loss" in trial["note"]["body"].replace("&#46;", ".") for trial in noted)
     pruned = [trial for trial in detail["trials"] if trial["state"] == "Pruned"]
