@@ -156,7 +156,9 @@ class Trials:
         there = [t.intermediate_values[step] for t in trials if step in t.intermediate_values]
         place = 1 + sum(loss < (running.score or 0.0) for loss in there)
         chance = self.study.search.prune
-        return f"place {place} of {len(there)} at the rung of step {step}: a chance below {chance:g} of being the best"
+        return (
+            f"place {place} of {len(there)} at the rung of step {step}: a chance below {chance:g} of being the best"
+        )
 
     def _name_axis(self) -> None:
         with warnings.catch_warnings():

@@ -24,7 +24,7 @@ def finished(small_study, tmp_path_factory) -> SearchResult:
     return search(small_study, tmp_path_factory.mktemp("runs") / "runs" / "first", device="cpu")
 
 
-def made_up(finished, folder, loss, trials=40, keep=None) -> SearchResult:
+def made_up(finished, folder, loss, trials=40) -> SearchResult:
     """A run with the finished one's papers and trials of a loss that is known."""
     run = RunFolder(folder)
     folder.mkdir(parents=True)
