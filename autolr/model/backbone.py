@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from contextlib import nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +137,17 @@ def load(
         if tokenizer.eos_token is None:
             raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
     try:
-        model, info = auto.from_pretrained(
-            location,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **where,
-        )
+        # The bar of a GGUF file's conversion is none of transformers' own, which can be switched off.
+        with redirect_stderr(StringIO()) if where else nullcontext():
+            model, info = auto.from_pretrained(
+                location,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **where,
+            )
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
     model.to(device).eval().requires_grad_(False)
