@@ -52,7 +52,9 @@ def model_folders(tmp_path_factory) -> dict[str, str]:
         tokenizer_with(cls_token="[CLS]").save_pretrained(folder)
         folders[family] = str(folder)
     folder = tmp_path_factory.mktemp("models") / "lm"
-    tiny.model("llama/lm").save_pretrained(folder)
+    language = tiny.model("llama/lm")
+    language.config.max_position_embeddings = 128
+    language.save_pretrained(folder)
     tokenizer = tokenizer_with(eos_token="[SEP]")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)

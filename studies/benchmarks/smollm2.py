@@ -29,7 +29,7 @@ STUDY = ROOT / "studies" / "sft.yaml"
 # What makes it the same study of the model with a head, and what makes either small.
 CLASSIFICATION = ["task=classification", "metric=accuracy"]
 QUICK = [
-    "data={source: demo:rotten-tomatoes, select: 0.003, confirm: 0.003, max_length: 24}",
+    "data={source: demo:rotten-tomatoes, select: 0.003, confirm: 0.003, max_length: 96}",
     "training.batch_size=2",
     "training.horizon={steps: 8}",
     "search.length=4",
@@ -51,7 +51,9 @@ def untrained(study: Study, device: torch.device) -> dict[str, float]:
 
 def measure(study: Study, device: torch.device) -> Result:
     """Search once, and return what it found and took."""
-    result = Result(f"smollm2_{study.task}", settings={"study": study.model_dump(mode="json")})
+    name = Path(study.model).name  # of a folder nothing else belongs into the document
+    settings = {"study": study.model_copy(update={"model": name}).model_dump(mode="json")}
+    result = Result(f"smollm2_{study.task}", settings=settings)
     if study.task == "sft":  # a fresh head says nothing of the model
         before = untrained(study, device)
         result.row("untrained", **before)

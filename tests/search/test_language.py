@@ -62,6 +62,17 @@ def test_whole_texts(small_study, model_folders, reviews, tmp_path):
     assert all(score.confirm_metric > 1 for score in result.recipe.evidence.scores)
 
 
+def test_the_shipped_study_runs(model_folders, in_folder, capsys):
+    short = ["search.length=4", "search.rungs=[2]", "budget.trials=3", "training.horizon={steps: 8}"]
+    short += ["data.select=0.003", "data.confirm=0.003", "search.slots=2", "--out", "run", "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["search", "sft", "--model", model_folders["lm"], *short])
+    said = capsys.readouterr()
+    assert not end.value.code, said.err
+    assert "note: tokens learned of a text: median " in said.out
+    assert "confirm  exact_match" in said.out  # of the full run
+
+
 def test_own_metrics_run_only_where_allowed(small_study, in_folder):
     (in_folder / "ours.py").write_text(
         "def agreed(predictions, labels):\n    return 100 * (predictions == labels).mean()\n"
