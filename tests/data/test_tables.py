@@ -6,8 +6,10 @@ import json
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers import AutoTokenizer
 
 from autolr.data import sources, splits
+from autolr.data.prepared import prepare
 from autolr.errors import DataError
 from autolr.study import Data
 
@@ -72,3 +74,15 @@ def test_one_split_is_a_file_and_the_other_is_cut(tmp_path):
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "x"}))
     with pytest.raises(DataError, match="confirm_split .* lacks the columns label"):
         sources.load(data.model_copy(update={"confirm_split": str(tmp_path / "c.jsonl")}))
+
+
+def test_what_is_said_of_labels_and_lengths(tmp_path, model_folders):
+    tokenizer = AutoTokenizer.from_pretrained(model_folders["bert"])
+    rows = [{"text": f"word{n} " * (1 + n % 9), "label": "rare" if n % 10 == 0 else "usual"} for n in range(200)]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = Data(source=str(tmp_path / "d.jsonl"), max_length=8)
+    summary = prepare(sources.load(data), data, tokenizer, 8, 0).summary
+    assert summary[0].startswith("tokens of a text: median 5, 90% up to 8, longest 8; ")
+    assert "fill max_length 8, what is longer is cut" in summary[0]
+    assert summary[1] == "classes: usual 90.0%, rare 10.0%"
+    assert summary[2].startswith("the largest class has 9 times the examples of the smallest")
