@@ -18,7 +18,7 @@ class Rates(Document):
 
     q: Rate | None = None
     v: Rate | None = None
-    head: Rate
+    head: Rate | None = None
     k: Rate | None = None
     o: Rate | None = None
 

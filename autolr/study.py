@@ -25,12 +25,18 @@ Role = Literal["q", "k", "v", "o", "head"]
 Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
 Precision = Literal["auto", "fp32", "bf16"]
-TaskName = Literal["classification", "regression"]
-MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-METRICS: dict[str, tuple[str, ...]] = {
+TaskName = Literal["classification", "regression", "sft", "lm"]
+# Tasks of language models, which get no head: the tokens of a text, or of its completion, are what is learned.
+LANGUAGE: tuple[TaskName, ...] = ("sft", "lm")
+# By task; the first is the default.
+METRICS: dict[TaskName, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
+    "sft": ("token_accuracy", "exact_match", "perplexity"),
+    "lm": ("perplexity", "token_accuracy"),
 }
+# A metric of AutoLR's, or the user's own: `my_module:function`.
+MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 MethodKind = Literal["lora", "rslora", "dora"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
@@ -116,15 +122,28 @@ class Data(Document):
     """Where the examples come from and how they are split.
 
     One table is split into *train*, *select* (pruning and choosing) and *confirm* (the numbers
-    a user is told), stratified by label; a text that occurs twice stays on one side.
+    a user is told), stratified by label, or by length where texts are learned; a text that occurs twice
+    stays on one side. Select and confirm may also be splits or files of their own.
     """
 
-    source: str = Field(min_length=1, description="demo:rotten-tomatoes, a csv/jsonl/parquet file, or a hub data set")
+    source: str = Field(
+        min_length=1,
+        description="demo:rotten-tomatoes, a csv/json/jsonl/parquet file, a folder datasets saved, or a hub data set",
+    )
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
-    split: str = Field("train", description="split of a hub data set")
+    split: str = Field("train", description="split of a hub data set or of a saved DatasetDict")
+    select_split: str | None = Field(
+        None, description="split or file whose examples are select; none: cut from train"
+    )
+    confirm_split: str | None = Field(
+        None, description="split or file whose examples are confirm; none: cut from train"
+    )
     text_column: str | None = Field(None, description="found by itself where unambiguous")
     pair_column: str | None = Field(None, description="second text of pairs; found by itself under usual names")
     label_column: str | None = Field(None, description="found by itself where unambiguous")
+    prompt_column: str | None = Field(None, description="of sft; found by itself under usual names")
+    completion_column: str | None = Field(None, description="of sft; found by itself under usual names")
+    messages_column: str | None = Field(None, description="chats of sft; found by itself under usual names")
     select: float = Field(0.1, gt=0, lt=1, description="share of the examples for choosing")
     confirm: float = Field(0.15, gt=0, lt=1, description="share of the examples for judging")
     most: int = Field(2000, ge=2, description="examples of select, and of confirm, are no more than this")
@@ -260,9 +279,14 @@ class Study(Document):
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     model: str = Field(min_length=1, description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
     data: Data
-    task: TaskName = Field("classification", description="regression: the labels are numbers")
+    task: TaskName = Field(
+        "classification",
+        description="regression: the labels are numbers; sft: completions of prompts or chats; lm: whole texts",
+    )
     metric: MetricName | None = Field(
-        None, description="shown beside the loss, by which all is chosen; none given: accuracy, or pearson"
+        None,
+        description="shown beside the loss, by which all is chosen; none given: accuracy, pearson, token_accuracy or "
+        "perplexity; my_module:function is your own, and needs --allow-code",
     )
     space: Space = Space()
     method: Method = Method()
@@ -282,9 +306,20 @@ class Study(Document):
         return {"source": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _metric_of_the_task(self) -> Study:
-        if self.metric is not None and self.metric not in METRICS[self.task]:
-            raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(METRICS[self.task])}")
+    def _fits_the_task(self) -> Study:
+        known = METRICS[self.task]
+        if self.metric is not None and ":" not in self.metric and self.metric not in known:
+            raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(known)}")
+        if self.task in LANGUAGE:
+            if self.metric is not None and ":" in self.metric:
+                raise ValueError(
+                    f"metric {self.metric}: own metrics are for classification and regression; of {self.task} choose "
+                    + ", ".join(known)
+                )
+            if self.method.lr_head != "auto":
+                raise ValueError(
+                    f"method.lr_head ({self.method.lr_head:g}): {self.task} adds no output layer; leave it out"
+                )
         return self
 
     @field_validator("baselines")

@@ -141,7 +141,7 @@ def set_values(model: Any, values: Mapping[str, Tensor]) -> None:
 
 def hub_name(source: str) -> str:
     """Return what an adapter's configuration calls its base model."""
-    return "sentence-transformers/all-MiniLM-L6-v2" if source == demo.MODEL else source
+    return demo.HUB.get(source, source)
 
 
 def plain_name(name: str) -> str:

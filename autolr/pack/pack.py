@@ -17,6 +17,7 @@ from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Task
 from autolr.model.adapters import initial_a, scaling
 from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.labelled import forward
 from autolr.pack.crew import Crew
 from autolr.pack.graphs import Graphs
 from autolr.pack.hooks import Hooks, Part
@@ -148,7 +149,8 @@ class Pack:
         self._losses = self.rows.new_zeros(capacity)
         self._scales = self.rows.new_zeros(capacity)
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self.graphs = graphs
+        # A pass computes as many logits as tokens are learned in it, which no recording of another pass does.
+        self.graphs = None if data.of_language else graphs
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
@@ -251,7 +253,7 @@ class Pack:
 
         def work(batch: dict[str, Tensor]) -> None:
             self._bind_leaves(group)
-            each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
+            each = self.task.batch_losses(self._forward(batch), batch["labels"], len(slots))
             each.sum().backward()  # type: ignore[no-untyped-call]
             self._losses[group].copy_(each.detach())
 
@@ -320,7 +322,7 @@ class Pack:
             }
             logits = self._forward(batch)
             losses.append(self.task.losses(logits, batch["labels"]).view(count, -1))
-            said.append(self.task.predictions(logits).view(count, -1))
+            said.append(self.task.predictions(logits, batch["labels"]).view(count, -1))
             rows += picked
         back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
         return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
@@ -338,8 +340,7 @@ class Pack:
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
         self.hooks.now.batch = batch["input_ids"].shape[0]
-        output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return output.logits.to(self.rows.dtype)  # type: ignore[no-any-return]
+        return forward(self.backbone.model, batch).to(self.rows.dtype)
 
     def _rates(self) -> dict[Role, list[float]]:
         rates: dict[Role, list[float]] = {}

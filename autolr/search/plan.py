@@ -19,6 +19,7 @@ class Plan:
     """What a search would do and cost."""
 
     coverage: str
+    data: tuple[str, ...]
     parameters: dict[str, dict[str, int]]
     splits: dict[str, int]
     horizon: int
@@ -33,13 +34,13 @@ class Plan:
     machine: str
 
 
-def plan(study: Study, device: str | None = None) -> Plan:
+def plan(study: Study, device: str | None = None, *, allow_code: bool = False) -> Plan:
     """Return what a search of the study would do; a few steps are timed, nothing is written.
 
     Raises:
         AutoLRError: as `search`.
     """
-    setting = read_setting(study, choose_device(device))
+    setting = read_setting(study, choose_device(device), allow_code=allow_code)
     rungs = study.search.rung_steps(setting.length)
     names = [name for name in study.baselines if name != "winner_lr"]
     repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
@@ -53,6 +54,7 @@ def plan(study: Study, device: str | None = None) -> Plan:
     ranks, trained = sorted(study.space.rank), max(study.space.targets, key=len)
     return Plan(
         coverage=setting.backbone.projections.coverage,
+        data=data.summary,
         parameters={
             f"r={rank}": adapters.parameters(setting.backbone, trained, rank, study.method.kind) for rank in ranks
         },

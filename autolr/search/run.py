@@ -28,6 +28,7 @@ def search(
     *,
     device: str | None = None,
     watcher: Watcher | None = None,
+    allow_code: bool = False,
 ) -> SearchResult:
     """Search a study's space and confirm the best.
 
@@ -39,6 +40,7 @@ def search(
         out: the run folder; None: `runs/<name>-<identity>`.
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         watcher: is told what happens.
+        allow_code: whether the study's metric may be code of your own, `my_module:function`.
 
     Returns:
         The result, with its recipe.
@@ -50,11 +52,13 @@ def search(
     watcher = watcher or Watcher()
     folder = RunFolder(out if out is not None else default_folder(study))
     where = choose_device(device)
-    setting = read_setting(study, where)
+    setting = read_setting(study, where, allow_code=allow_code)
     with folder.lock():
         folder.open(study)
         if study.search.length != "auto" and setting.length < study.search.length:
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")
+        for line in setting.data.summary:
+            watcher.note(line)
         found = machine.fit(setting, folder)
         watcher.note(found.describe())
         _search(setting, folder, watcher, found)
@@ -157,7 +161,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         classes=setting.examples.classes,
         task=study.task,
         metric=setting.task.metric,
-        method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
+        method=study.method.model_copy(update={"lr_head": setting.space.lr_head or "auto"}),
         candidate=winner,
         rates=Rates(**{role: rate for role, rate in winner.rates(setting.space.lr_head).items() if rate > 0}),
         training=study.training,

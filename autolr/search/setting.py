@@ -102,13 +102,20 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def read_setting(study: Study, device: torch.device) -> Setting:
+def read_setting(study: Study, device: torch.device, *, allow_code: bool = False) -> Setting:
     """Load data and model of a study and check that they fit each other.
 
+    Args:
+        study: the study.
+        device: where the model goes.
+        allow_code: whether the study's metric may be code, `my_module:function`.
+
     Raises:
+        AutoLRError: the metric is code that must not run.
         DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
         ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
     """
+    task_of(study.task, (), study.metric, allow_code=allow_code)  # says at once what is wrong with the metric
     examples = sources.load(study.data, study.task)
     with quiet():
         base = backbone.load(study.model, examples.classes, device, study.training.precision, study.task)
@@ -118,7 +125,7 @@ def read_setting(study: Study, device: torch.device) -> Setting:
     per_epoch = len(data.train) // batch
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
-    task = task_of(study.task, examples.classes, study.metric, data.train.labels)
+    task = task_of(study.task, examples.classes, study.metric, data.train.labels, allow_code=allow_code)
     return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
 
 

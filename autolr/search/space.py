@@ -46,7 +46,7 @@ class SearchSpace:
     Attributes:
         distributions: Optuna's, for `lr_v`, `ratio` and `rank`; for `targets` where there is a choice.
         rate: the rule of thumb's rate for the model.
-        lr_head: rate of the head, the same for all candidates.
+        lr_head: rate of the head, the same for all candidates; 0 where the model has none.
         steps: of the full run.
         targets: what is trained where there is no choice, and by the rules of thumb.
     """
@@ -72,7 +72,9 @@ class SearchSpace:
             )
         rate = rule_rate(backbone.hidden_size, backbone.model_type)
         lr_head = study.method.lr_head
-        if lr_head == "auto":
+        if not backbone.head:
+            lr_head = 0.0
+        elif lr_head == "auto":
             # Adam moves each weight of the head by about the rate, and a logit sums them over the width.
             lr_head = float(f"{HEAD_STEP / backbone.hidden_size:.3g}")
         for targets in study.space.targets:

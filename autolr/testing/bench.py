@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolr.data.batches import TokenSet
-from autolr.data.tasks import Classification
+from autolr.data.batches import IGNORED, TokenSet
+from autolr.data.tasks import Task
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
 from autolr.study import Targets, Training
@@ -30,15 +30,6 @@ FAR = 2  # tokens between the place that is changed and the place that is watche
 
 class ProblemError(Exception):
     """What a check has found wrong."""
-
-
-@dataclass(frozen=True)
-class ThirdToken(Classification):
-    """A loss for language models: the third token's logits are those of the classes."""
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each example in nats, [rows], for `logits` [rows, tokens, vocabulary]."""
-        return super().losses(logits[:, FAR, : len(self.classes)], labels)
 
 
 @dataclass
@@ -59,7 +50,7 @@ class Bench:
 
     base: Backbone
     data: TokenSet
-    task: Classification
+    task: Task
     slots: list[tuple[Targets, SlotConfig]]
     packed: list[tuple[dict[str, Tensor], list[float], list[list[int]]]]
     folder: Path
@@ -90,14 +81,17 @@ class Bench:
 
 
 def random_tokens(base: Backbone, classes: int, seed: int = 0) -> TokenSet:
-    """Return eight examples of 4 to 9 tokens, none of them special."""
+    """Return eight examples of 4 to 9 tokens, none of them special; language models learn all but the first three."""
     config = base.model.config.get_text_config()
     special = set(getattr(base.tokenizer, "all_special_ids", None) or ())
     special |= {v for v in (config.pad_token_id, config.eos_token_id, config.bos_token_id) if isinstance(v, int)}
     rng = np.random.default_rng(seed)
     usable = np.setdiff1d(np.arange(min(int(config.vocab_size), 5000)), list(special))
     ids = [rng.choice(usable, 4 + number % 6).tolist() for number in range(8)]
-    return TokenSet(ids, [number % classes for number in range(8)], int(config.pad_token_id or 0))
+    pad_id = int(config.pad_token_id or 0)
+    if not base.head:
+        return TokenSet(ids, [[*[IGNORED] * (FAR + 1), *own[FAR + 1 :]] for own in ids], pad_id)
+    return TokenSet(ids, [number % classes for number in range(8)], pad_id)
 
 
 @torch.no_grad()

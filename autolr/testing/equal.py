@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from autolr.model import adapters
 from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.labelled import forward
 from autolr.model.projections import Site
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.pack import Pack, SlotConfig
@@ -80,8 +81,11 @@ def _steps(
     losses = []
     for rows in order:
         batch = bench.batch(rows)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss = bench.task.losses(logits, batch["labels"]).mean()
+        if bench.base.head:
+            loss = bench.task.batch_losses(forward(model, batch), batch["labels"])[0]
+        else:  # transformers' own loss of whole logits, which rounds those of float64 to float32
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, bench.training.clip_norm or float("inf"))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autolr.data.tasks import Classification
+from autolr.data.tasks import Classification, Language, Task
 from autolr.errors import AutoLRError
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
 from autolr.study import Targets
-from autolr.testing.bench import STEPS, Bench, ProblemError, ThirdToken, random_tokens
+from autolr.testing.bench import STEPS, Bench, ProblemError, random_tokens
 from autolr.testing.equal import packed_equals_alone, split_by_hand
 from autolr.testing.roles import check_projections, check_roles
 from autolr.testing.saved import merged, reloads, untouched
@@ -44,7 +44,7 @@ def run(base: Backbone, *, seed: int = 0) -> Iterator[Check]:
             model). The last check merges an adapter into its weights: load it anew to use it.
         seed: of the random tokens.
     """
-    task = Classification(("a", "b", "c")[: _outputs(base)]) if base.head else ThirdToken(("a", "b"))
+    task: Task = Classification(("a", "b", "c")[: _outputs(base)]) if base.head else Language(())
     rank = max(1, min(4, base.projections.largest_rank // 2))
     slots: list[tuple[Targets, SlotConfig]] = [
         ("qv", SlotConfig({"q": 2e-3, "k": 0.0, "v": 8e-3, "head": 1e-2}, rank, 1, STEPS)),

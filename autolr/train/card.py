@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from autolr.model.adapters import hub_name
+from autolr.model.backbone import gguf_file
 from autolr.recipe import Recipe
+from autolr.study import LANGUAGE
+
+# What follows the code, by task.
+_LEARNED = {
+    "classification": "Outputs in their order: {classes}.",
+    "regression": "Outputs in their order: {classes}.",
+    "sft": "It was trained to complete prompts: the loss is the mean over the tokens of a completion, in nats.",
+    "lm": "It was trained on whole texts: the loss is the mean over the tokens of a text, in nats.",
+}
 
 _CARD = """---
 base_model: {base}
 library_name: peft
-pipeline_tag: text-classification
+pipeline_tag: {pipeline}
 tags: [lora, autolr]
 ---
 
@@ -39,20 +49,16 @@ A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for e
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-base = AutoModelForSequenceClassification.from_pretrained(
-    {base_code},
-    num_labels={classes},
-    pad_token_id=tokenizer.pad_token_id,
-    dtype="float32",
-    ignore_mismatched_sizes=True,
+base = {auto}.from_pretrained(
+{arguments}
 )
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 ```
 
-Outputs in their order: {class_names}.
+{outputs}
 
 ## Paper
 
@@ -86,10 +92,14 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """Return the card of a finished full run as Markdown with front matter."""
     base = base_name(recipe.model)
     on_this_machine = base != hub_name(recipe.model)
+    of_language = recipe.task in LANGUAGE
     matrices = [f"W_{role}" for role in recipe.candidate.targets]
     return _CARD.format(
         base=json.dumps(base),
-        base_code=json.dumps(f"path/to/{base}" if on_this_machine else base),
+        pipeline="text-generation" if of_language else "text-classification",
+        auto="AutoModelForCausalLM" if of_language else "AutoModelForSequenceClassification",
+        arguments="\n".join(f"    {argument}," for argument in _arguments(recipe, base, on_this_machine)),
+        outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{name}`" for name in recipe.classes)),
         matrices=" and ".join(", ".join(matrices).rsplit(", ", 1)),
         rates="\n".join(f"| lr_{role} | {rate:.3g} |" for role, rate in recipe.rates.trained().items()),
         name=recipe.name,
@@ -108,6 +118,16 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         confirm=metrics["confirm"],
         select_metric=metrics["select"][recipe.metric],
         confirm_metric=metrics["confirm"][recipe.metric],
-        classes=len(recipe.classes),
-        class_names=", ".join(f"`{name}`" for name in recipe.classes),
     )
+
+
+def _arguments(recipe: Recipe, base: str, on_this_machine: bool) -> list[str]:
+    """Return what loads the base model, one argument a line."""
+    gguf = gguf_file(recipe.model)
+    where = "the/folder/of/the/file" if gguf else base
+    arguments = [json.dumps(f"path/to/{where}" if on_this_machine or gguf else base)]
+    arguments += [f"gguf_file={json.dumps(gguf)}"] if gguf else []
+    if recipe.task not in LANGUAGE:
+        arguments += [f"num_labels={len(recipe.classes)}", "pad_token_id=tokenizer.pad_token_id"]
+    arguments.append('dtype="float32"')
+    return arguments if recipe.task in LANGUAGE else [*arguments, "ignore_mismatched_sizes=True"]

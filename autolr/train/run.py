@@ -20,10 +20,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from autolr import documents
 from autolr.data import sources
 from autolr.data.batches import TokenSet, batch_order, by_length
-from autolr.data.prepared import prepare
+from autolr.data.prepared import Prepared, prepare
 from autolr.data.tasks import Task, task_of
 from autolr.errors import DataError, DocumentError, ModelError, RunError
 from autolr.model import adapters, backbone, precision
+from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.optimizer import schedule_factor
 from autolr.recipe import Recipe
@@ -64,6 +65,7 @@ def train(
     *,
     device: str | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    allow_code: bool = False,
 ) -> TrainResult:
     """Train a recipe to its horizon, keep what is best on *select*, and report *confirm*.
 
@@ -74,6 +76,7 @@ def train(
         out: folder of the run.
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         on_log: is called with each entry of the Trainer's log.
+        allow_code: whether the recipe's metric may be code of your own, `my_module:function`.
 
     Raises:
         DataError: the data is not that of the search.
@@ -86,7 +89,7 @@ def train(
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
     with quiet():
-        return _train(recipe, folder, torch.device(device or _default_device()), on_log)
+        return _train(recipe, folder, torch.device(device or _default_device()), on_log, allow_code)
 
 
 def _default_device() -> str:
@@ -94,8 +97,13 @@ def _default_device() -> str:
 
 
 def _train(
-    recipe: Recipe, folder: Path, device: torch.device, on_log: Callable[[dict[str, Any]], None] | None
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    on_log: Callable[[dict[str, Any]], None] | None,
+    allow_code: bool,
 ) -> TrainResult:
+    task = task_of(recipe.task, recipe.classes, recipe.metric, allow_code=allow_code)
     examples = sources.load(recipe.data, recipe.task)
     if recipe.data_fingerprint not in (None, examples.fingerprint):
         raise DataError(
@@ -118,10 +126,9 @@ def _train(
     method = recipe.method
     model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
     recipe.save(folder / "recipe.yaml")
-    task = task_of(recipe.task, recipe.classes, recipe.metric)
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
-    trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log)
+    trainer = _RecipeTrainer(recipe, model, task, data, checkpoints, device, on_log)
     trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     best = trainer.state.best_metric
     if best is None or not math.isfinite(best):
@@ -155,13 +162,14 @@ def evaluate(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> di
     model.eval()
     first = next(model.parameters())
     device, half = first.device, first.dtype == torch.bfloat16
-    loss, said, labels = 0.0, [], []
+    loss, said = 0.0, []
+    labels: list[Any] = []
     with precision.exact(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for rows in by_length(data.lengths(), batch_size):
             batch = {key: value.to(device) for key, value in data.collate(rows).items()}
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+            logits = forward(model, batch).float()
             loss += float(task.losses(logits, batch["labels"]).double().sum())
-            said.append(task.predictions(logits).cpu())
+            said.append(task.predictions(logits, batch["labels"]).cpu())
             labels += [data.labels[row] for row in rows]
     return {"loss": loss / len(data), task.metric: task.score(torch.cat(said), labels)}
 
@@ -186,15 +194,16 @@ class _RecipeTrainer(Trainer):
         self,
         recipe: Recipe,
         model: Any,
-        train_data: TokenSet,
-        select: TokenSet,
+        task: Task,
+        data: Prepared,
         checkpoints: Path,
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.recipe = recipe
-        self.train_data = train_data
-        self.select_data = select
+        self.task = task
+        self.train_data = data.train
+        self.select_data = data.select
         half = next(model.parameters()).dtype == torch.bfloat16  # a GPU's base; what is trained is float32
         for parameter in model.parameters():
             if half and parameter.requires_grad:
@@ -230,9 +239,9 @@ class _RecipeTrainer(Trainer):
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=_Rows(len(train_data)),
-            eval_dataset=_Rows(len(select)),
-            data_collator=train_data.collate,
+            train_dataset=_Rows(len(data.train)),
+            eval_dataset=_Rows(len(data.select)),
+            data_collator=data.train.collate,
             callbacks=[_Callback(on_log)],
         )
         self.remove_callback(PrinterCallback)
@@ -245,13 +254,18 @@ class _RecipeTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        # Stock losses all of them; but logits of a language model are computed where they are needed alone.
+        return self.task.batch_losses(forward(model, inputs), inputs["labels"])[0]
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         # The Trainer's own loss gives a short last batch the weight of a full one, and leaves out
         # what is not finite: the checkpoint would be chosen by another number than is reported.
-        task = task_of(self.recipe.task, self.recipe.classes, self.recipe.metric)
-        scores = evaluate(self.model, self.select_data, task)
+        scores = evaluate(self.model, self.select_data, self.task)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
