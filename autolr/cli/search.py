@@ -139,12 +139,13 @@ def _show_plan(study: Study, device: str | None) -> None:
     from autolr.search.plan import plan
 
     found: Plan = plan(study, device)
+    trained = "matrices" if study.method.full else "adapter"
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
         *(
-            f"parameters    {rank}: {n['adapter']:,} adapter + {n['head']:,} head"
-            for rank, n in found.parameters.items()
+            f"parameters    {what}: {n['adapter']:,} {trained} + {n['head']:,} head"
+            for what, n in found.parameters.items()
         ),
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
         "space         " + "; ".join(f"{name} {values}" for name, values in found.space.items()),

@@ -116,7 +116,7 @@ def _train(
     batch = recipe.training.batch_size
     data = prepare(examples, recipe.data, base.tokenizer, batch, recipe.split_seed, base.max_length)
     method = recipe.method
-    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
+    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, candidate.kind)
     recipe.save(folder / "recipe.yaml")
     task = task_of(recipe.task, recipe.classes, recipe.metric)
     checkpoints = folder / "checkpoints"
