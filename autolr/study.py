@@ -31,6 +31,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
 }
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 MethodKind = Literal["lora", "rslora", "dora", "full"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
@@ -218,6 +219,10 @@ class Training(Document):
     precision: Precision = Field(
         "auto",
         description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32",
+    )
+    attention: Attention = Field("auto", description="how attention is computed; auto: as transformers chooses")
+    checkpointing: bool = Field(
+        False, description="keep the inputs of layers alone and compute the rest once more: less memory, more time"
     )
 
     @field_validator("betas")

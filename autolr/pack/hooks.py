@@ -37,15 +37,15 @@ class Part:
     scale: Tensor
 
 
-class Pass(threading.local):
-    """What the hooks read in the forward pass that this thread is in.
+class Pass:
+    """What the hooks read in a forward pass.
 
     Attributes:
         parts: slots of one method and of like ranks.
         head: tensors of the head, [slots, ...], by name.
         used: roles that any of its slots trains.
         batch: rows of its input.
-        twins: copies of the head's modules without hooks; a thread's own, since their tensors are replaced.
+        twins: copies of the head's modules without hooks, whose tensors are replaced.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,10 @@ class Pass(threading.local):
         self.used: set[Role] = set()
         self.batch = 0
         self.twins: dict[str, nn.Module] = {}
+
+
+class PassOfThread(Pass, threading.local):
+    """A pass of the thread that reads it: those of a CPU run side by side, each with its way back in its thread."""
 
 
 class Hooks:
@@ -66,7 +70,7 @@ class Hooks:
         dtype: of what the slots train.
 
     Attributes:
-        now: the pass this thread is in.
+        now: the pass that is under way, on a CPU this thread's.
         first: for each method the tensors that start from the base: matrices, or DoRA's lengths of their rows.
     """
 
@@ -75,7 +79,9 @@ class Hooks:
     ) -> None:
         self.backbone = backbone
         self.dtype = dtype
-        self.now = Pass()
+        on_cpu = next(backbone.model.parameters()).device.type == "cpu"
+        # Of a GPU torch's own threads go back, and compute checkpointed layers once more.
+        self.now = PassOfThread() if on_cpu else Pass()
         needed = {"dora", "full"} & set(kinds)
         self._frozen = {site.name: frozen(backbone, site) for site in sites} if needed else {}
         self.first: dict[MethodKind, dict[str, Tensor]] = {kind: {} for kind in kinds}

@@ -120,7 +120,16 @@ def read_setting(study: Study, device: torch.device) -> Setting:
     """
     examples = sources.load(study.data, study.task)
     with quiet():
-        base = backbone.load(study.model, examples.classes, device, study.training.precision, study.task)
+        training = study.training
+        base = backbone.load(
+            study.model,
+            examples.classes,
+            device,
+            training.precision,
+            study.task,
+            training.attention,
+            training.checkpointing,
+        )
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
     horizon = study.training.horizon

@@ -102,7 +102,16 @@ def _train(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
-    base = backbone.load(recipe.model, recipe.classes, device, recipe.training.precision, recipe.task)
+    training = recipe.training
+    base = backbone.load(
+        recipe.model,
+        recipe.classes,
+        device,
+        training.precision,
+        recipe.task,
+        training.attention,
+        training.checkpointing,
+    )
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
