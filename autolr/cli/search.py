@@ -143,6 +143,7 @@ def _show_plan(study: Study, device: str | None) -> None:
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
+        *(f"left out      {what}" for what in found.left_out),
         *(
             f"parameters    {what}: {n['adapter']:,} {trained} + {n['head']:,} head"
             for what, n in found.parameters.items()

@@ -20,6 +20,7 @@ class Plan:
     """What a search would do and cost."""
 
     coverage: str
+    left_out: tuple[str, ...]
     parameters: dict[str, dict[str, int]]
     splits: dict[str, int]
     horizon: int
@@ -59,6 +60,7 @@ def plan(study: Study, device: str | None = None) -> Plan:
     tokens = steps * setting.full_run_tokens / setting.steps
     return Plan(
         coverage=setting.backbone.projections.coverage,
+        left_out=setting.backbone.projections.left_out if "all-linear" in study.space.targets else (),
         parameters=_parameters(setting),
         splits={"train": len(data.train), "select": len(data.select), "confirm": len(data.confirm)},
         horizon=setting.steps,
