@@ -20,9 +20,9 @@ from autolr import documents
 from autolr.documents import Document
 from autolr.errors import DocumentError
 
-Role = Literal["q", "k", "v", "o", "head"]
-# What is trained beside the head: W_q, W_k, W_v, and the output projection W_o.
-Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo"]
+Role = Literal["q", "k", "v", "o", "mlp", "head"]
+# What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
+Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo", "all-linear"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
 Precision = Literal["auto", "fp32", "bf16"]
 TaskName = Literal["classification", "regression", "sft", "lm"]
@@ -37,11 +37,17 @@ METRICS: dict[TaskName, tuple[str, ...]] = {
 }
 # A metric of AutoLR's, or the user's own: `my_module:function`.
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-MethodKind = Literal["lora", "rslora", "dora"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+MethodKind = Literal["lora", "rslora", "dora", "full"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
+
+
+def roles_of(targets: Targets) -> tuple[Role, ...]:
+    """Return the roles that `targets` names."""
+    return ("q", "k", "v", "o", "mlp") if targets == "all-linear" else tuple(targets)  # type: ignore[arg-type]
 
 
 def _seconds(value: Any) -> Any:
@@ -96,16 +102,22 @@ class Space(Document):
     ratio: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
         Range(low=0.5, high=32.0), description="λ = lr_v / lr_q; below 1 is legal"
     )
-    rank: Annotated[list[Rank], BeforeValidator(_one_as_list)] = Field([4, 8, 16], min_length=1)
+    rank: Annotated[list[Rank], BeforeValidator(_one_as_list)] = Field(
+        [4, 8, 16], min_length=1, description="of adapters; method.kind full has none"
+    )
+    rho: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
+        [1.0], description="LoRA+: ρ = lr_B / lr_A, the rate of every B by that of its A"
+    )
     targets: Annotated[list[Targets], BeforeValidator(_one_as_list)] = Field(
         ["qv"],
         min_length=1,
-        description="matrices that are trained: q, k, v, o; several choices are compared in one search",
+        description="matrices that are trained: q, k, v, o, or all-linear, which has the MLP's as well; several "
+        "choices are compared in one search",
     )
 
     @model_validator(mode="after")
     def _sound(self) -> Space:
-        for name, limit in (("lr_v", 10.0), ("ratio", 1e4)):
+        for name, limit in (("lr_v", 10.0), ("ratio", 1e4), ("rho", 1e4)):
             value = getattr(self, name)
             if isinstance(value, Range) and value.high > limit:
                 raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")
@@ -159,11 +171,13 @@ class Data(Document):
 
 
 class Method(Document):
-    """What is trained beside the frozen base: adapters of the matrices in space.targets, and the task's new head."""
+    """What is trained beside the frozen base: the matrices in space.targets or adapters of them, and the new head."""
 
-    kind: MethodKind = Field(
-        "lora",
-        description="lora; rslora: scaled by alpha / sqrt(rank); dora: the length of each row learns by itself",
+    kind: Annotated[list[MethodKind], BeforeValidator(_one_as_list)] = Field(
+        ["lora"],
+        min_length=1,
+        description="lora; rslora: scaled by alpha / sqrt(rank); dora: the length of each row learns by itself; "
+        "several are compared in one search. full: the matrices themselves",
     )
     alpha: float = Field(
         16.0,
@@ -174,6 +188,27 @@ class Method(Document):
     lr_head: Literal["auto"] | Rate = Field(
         "auto", description="rate of the new output layer, the same for all candidates; auto: 2 / the model's width"
     )
+    max_lr_b: Literal["auto"] | Rate = Field(
+        "auto",
+        description="ratios multiply: whatever λ and ρ say, no B learns faster than this; auto: ten times the rule "
+        "of thumb's rate, or the highest lr_v of the space",
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _comparable(cls, kinds: list[MethodKind]) -> list[MethodKind]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"kind lists a value twice: {kinds}")
+        if "full" in kinds and len(kinds) > 1:
+            raise ValueError(
+                "full has no rank, and rates of another order than adapters: search it in a study of its own"
+            )
+        return kinds
+
+    @property
+    def full(self) -> bool:
+        """Whether the matrices train themselves."""
+        return self.kind == ["full"]
 
 
 class Horizon(Document):
@@ -204,6 +239,10 @@ class Training(Document):
         "auto",
         description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32",
     )
+    attention: Attention = Field("auto", description="how attention is computed; auto: as transformers chooses")
+    checkpointing: bool = Field(
+        False, description="keep the inputs of layers alone and compute the rest once more: less memory, more time"
+    )
 
     @field_validator("betas")
     @classmethod
@@ -219,7 +258,7 @@ class Earlier(Document):
     source: str = Field(description="the earlier run's name")
     rate: Ratio = Field(description="its best lr_v in units of the rule of thumb's rate for its model")
     ratio: Ratio
-    rank: Rank
+    rank: int = Field(ge=0, description="0: its matrices trained whole")
 
 
 class Search(Document):
@@ -322,6 +361,12 @@ class Study(Document):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _rho_of_adapters(self) -> Study:
+        if self.method.full and self.space.rho != [1.0]:
+            raise ValueError("space.rho is the ratio of B's rate to A's: method.kind full has neither, take it out")
+        return self
+
     @field_validator("baselines")
     @classmethod
     def _with_rule(cls, names: list[BaselineName]) -> list[BaselineName]:
@@ -343,6 +388,18 @@ class Study(Document):
         content, text = documents.read_yaml(Path(path))
         apply_overrides(content, overrides or [])
         return documents.validate(cls, content, str(path), text)
+
+    def usual(self) -> dict[str, Any]:
+        """Return what the rules of thumb have where the space is a choice between names: the first."""
+        return {"targets": self.space.targets[0], "kind": self.method.kind[0]}
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what all candidates share: `targets`, `kind` and `rho` where there is no choice, rank 0 if full."""
+        choices = {"targets": self.space.targets, "kind": self.method.kind, "rho": self.space.rho}
+        found: dict[str, Any] = {
+            name: values[0] for name, values in choices.items() if isinstance(values, list) and len(values) == 1
+        }
+        return {**found, **({"rank": 0} if self.method.full else {})}
 
     def save(self, path: str | Path) -> None:
         """Write the study, every setting spelled out, as YAML."""

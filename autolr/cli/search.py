@@ -142,12 +142,14 @@ def _show_plan(study: Study, device: str | None, allow_code: bool) -> None:
     from autolr.search.plan import plan
 
     found: Plan = plan(study, device, allow_code=allow_code)
+    trained = "matrices" if study.method.full else "adapter"
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
+        *(f"left out      {what}" for what in found.left_out),
         *(
-            f"parameters    {rank}: {n['adapter']:,} adapter + {n['head']:,} head"
-            for rank, n in found.parameters.items()
+            f"parameters    {what}: {n['adapter']:,} {trained} + {n['head']:,} head"
+            for what, n in found.parameters.items()
         ),
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
         *(f"data          {line}" for line in found.data),

@@ -45,8 +45,7 @@ def full_run(recipe: Recipe, folder: Path, device: str | None, allow_code: bool)
     from autolr.search.setting import choose_device
     from autolr.train.run import train
 
-    rates = recipe.rates.describe()
-    typer.echo(f"\nfull run {recipe.steps} steps, {rates} r={recipe.candidate.rank}")
+    typer.echo(f"\nfull run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
     result = train(recipe, folder, device=str(choose_device(device)), on_log=_log, allow_code=allow_code)
     confirm = result.metrics["confirm"]
     typer.echo(

@@ -10,6 +10,7 @@ from autolr.study import TaskName
 
 if TYPE_CHECKING:
     from autolr.model.backbone import Backbone
+    from autolr.study import MethodKind, Targets
     from autolr.testing import Check
 
 RANKS = (4, 8, 16, 32, 64)
@@ -65,18 +66,24 @@ def describe(base: Backbone) -> list[str]:
         *(f"role        {kind}" for kind in shapes(base)),
         f"coverage    {found.coverage}",
         *([f"warning     {found.warning}"] if found.warning else []),
+        *(f"left out    {what}: one parameter for many matrices, trained by no targets" for what in found.left_out),
         f"head        {_head(base)}",
         f"base        {_size(held)} in {precision}",
     ]
-    for rank in RANKS:
-        if rank <= found.largest_rank:
-            count = adapters.parameters(base, "qv", rank)
-            trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
-            lines.append(
-                f"rank {rank:<6} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
-                f"with the base {_size(trained + held)}, without activations"
-            )
-    return lines
+
+    def cost(label: str, targets: Targets, rank: int, kind: MethodKind) -> str:
+        count = adapters.parameters(base, targets, rank, kind)
+        trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
+        return (
+            f"{label:<11} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
+            f"with the base {_size(trained + held)}, without activations"
+        )
+
+    ranks = [rank for rank in RANKS if rank <= found.largest_rank]
+    lines += [cost(f"rank {rank}", "qv", rank, "lora") for rank in ranks]
+    if ranks:
+        lines.append(cost("all-linear", "all-linear", ranks[0], "lora") + f", rank {ranks[0]}")
+    return [*lines, cost("full", "qv", 0, "full")]
 
 
 def _head(base: Backbone) -> str:

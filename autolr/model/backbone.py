@@ -19,7 +19,7 @@ from autolr.data import demo
 from autolr.errors import ModelError
 from autolr.model import labelled, precision, projections
 from autolr.model.projections import Projections
-from autolr.study import LANGUAGE, Precision, TaskName
+from autolr.study import LANGUAGE, Attention, Precision, TaskName
 
 
 @dataclass
@@ -94,6 +94,8 @@ def load(
     device: str | torch.device = "cpu",
     wanted: Precision = "fp32",
     task: TaskName = "classification",
+    attention: Attention = "auto",
+    checkpointing: bool = False,
 ) -> Backbone:
     """Load a model for a task.
 
@@ -103,6 +105,8 @@ def load(
         device: where the model goes.
         wanted: precision of products with the frozen weights; see `autolr.model.precision`.
         task: what the head is for; `sft` and `lm` take the language model as it is.
+        attention: how it is computed, as transformers names it.
+        checkpointing: keep the inputs of layers alone for the way back.
 
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
@@ -116,6 +120,8 @@ def load(
         AutoTokenizer,
     )
 
+    if attention == "flash_attention_2" and torch.device(device).type != "cuda":
+        raise ModelError(f"training.attention {attention}: runs on a GPU alone, not on {device}; take sdpa or auto")
     of_language = task in LANGUAGE
     auto: Any = AutoModelForCausalLM if of_language else AutoModelForSequenceClassification
     known = MODEL_FOR_CAUSAL_LM_MAPPING if of_language else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -146,6 +152,7 @@ def load(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **({} if attention == "auto" else {"attn_implementation": attention}),
                 **where,
             )
     except Exception as error:
@@ -153,6 +160,8 @@ def load(
     model.to(device).eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    if checkpointing:
+        checkpoint_layers(model, source)
     base.precision = precision.choose(wanted, torch.device(device))
     if base.precision == "bf16":
         if precision.whole(torch.device(device)):
@@ -208,6 +217,29 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
 def gguf_file(source: str) -> str | None:
     """Return the name of the GGUF file that a model is read from; None where it is another model."""
     return _locate(source)[1].get("gguf_file")
+
+
+def checkpoint_layers(model: Any, source: str) -> None:
+    """Let each layer keep its input alone, and compute what is inside once more on the way back.
+
+    The layers are marked as training, which is when transformers does so; what is inside stays in eval mode.
+
+    Raises:
+        ModelError: the family cannot.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"model {source!r}: transformers cannot checkpoint its family {model.config.model_type!r}; "
+            "set training.checkpointing=false"
+        )
+    # Nothing is drawn inside, so there is no state of a generator to keep.
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    model.config.get_text_config().use_cache = False  # a layer that runs twice would fill its cache twice
+    for layer in layers:
+        layer.training = True
 
 
 def disable_dropout(config: Any) -> None:

@@ -139,6 +139,14 @@ def _timed(folder: RunFolder, name: str, source: Trials | Confirmation) -> Itera
         )
 
 
+def _rates(setting: Setting, winner: Candidate) -> Rates:
+    """Return the rates of what the model has, all-linear or not."""
+    has = {site.role for site in setting.backbone.projections.of(winner.targets)} | {"head"}
+    rates = {role: rate for role, rate in winner.rates(setting.space.lr_head).items() if role in has}
+    rates_b = winner.rates_b(setting.space.max_lr_b)
+    return Rates(**rates, b={role: rate for role, rate in rates_b.items() if role in has})
+
+
 def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
     best = finalists(result.trials, study.search.finalists, setting.space)
@@ -161,9 +169,9 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         classes=setting.examples.classes,
         task=study.task,
         metric=setting.task.metric,
-        method=study.method.model_copy(update={"lr_head": setting.space.lr_head or "auto"}),
+        method=study.method.model_copy(update={"lr_head": setting.space.lr_head or "auto", "kind": [winner.kind]}),
         candidate=winner,
-        rates=Rates(**{role: rate for role, rate in winner.rates(setting.space.lr_head).items() if rate > 0}),
+        rates=_rates(setting, winner),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,

@@ -32,6 +32,10 @@ class ProblemError(Exception):
     """What a check has found wrong."""
 
 
+# Tensors, losses and batches of a slot after its training.
+Trained = tuple[dict[str, Tensor], list[float], list[list[int]]]
+
+
 @dataclass
 class Bench:
     """A model, what it is trained on here, and what one check leaves for the next.
@@ -41,10 +45,10 @@ class Bench:
         data: random tokens.
         task: gives the loss.
         slots: targets and settings of the slots that are compared.
-        packed: tensors, losses and batches of each slot after it was trained in a pack.
+        packed: what each slot has learned in a pack.
         folder: for the adapter that is saved.
         frozen: fingerprint of the base before training.
-        stock: the first slot's adapter, loaded in stock PEFT.
+        stock: the last adapter that was saved, loaded in stock PEFT.
         logits: what `stock` gives on all examples.
     """
 
@@ -52,11 +56,15 @@ class Bench:
     data: TokenSet
     task: Task
     slots: list[tuple[Targets, SlotConfig]]
-    packed: list[tuple[dict[str, Tensor], list[float], list[list[int]]]]
+    packed: list[Trained]
     folder: Path
     frozen: str = ""
     stock: Any = None
     logits: Tensor | None = None
+
+    def first(self, kind: str) -> int:
+        """Return the number of the first slot of a method."""
+        return next(number for number, (_, config) in enumerate(self.slots) if config.kind == kind)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -23,12 +23,12 @@ _CARD = """---
 base_model: {base}
 library_name: peft
 pipeline_tag: {pipeline}
-tags: [lora, autolr]
+tags: [{tag}, autolr]
 ---
 
 # {name}
 
-A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for each role.
+{what} of `{model}`, trained by AutoLR with a rate for each role.
 
 {verdict}
 
@@ -36,7 +36,6 @@ A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for e
 |---|---|
 | λ = lr_v / lr_q | {ratio:.4g} |
 {rates}
-| rank, alpha | {rank}, {alpha:g} |
 | batch size, steps | {batch}, {steps} |
 | data | `{data}` |
 
@@ -77,6 +76,12 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 ```
 """
 
+_KINDS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+_WHOLE = (
+    "{matrices} fully fine-tuned, and kept as a PEFT adapter that holds these matrices whole (PEFT calls it LN "
+    "tuning; `merge_and_unload()` gives a plain model),"
+)
+
 
 def base_name(model: str) -> str:
     """Return what card and adapter call the base model: nothing of the machine's folders is published."""
@@ -93,22 +98,26 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     base = base_name(recipe.model)
     on_this_machine = base != hub_name(recipe.model)
     of_language = recipe.task in LANGUAGE
-    matrices = [f"W_{role}" for role in recipe.candidate.targets]
+    kind, roles = recipe.candidate.kind, recipe.rates.trained()
+    names = [f"W_{role}" for role in roles if role not in ("mlp", "head")] + ["the MLPs"] * ("mlp" in roles)
+    matrices = " and ".join(", ".join(names).rsplit(", ", 1))
+    rates = [f"| lr_{role} | {rate:.3g} |" for role, rate in roles.items()]
+    rates += [f"| lr_{role} of B | {rate:.3g} |" for role, rate in recipe.rates.b.items()]
+    if kind != "full":
+        rates.append(f"| rank, alpha | {recipe.candidate.rank}, {recipe.method.alpha:g} |")
     return _CARD.format(
         base=json.dumps(base),
         pipeline="text-generation" if of_language else "text-classification",
         auto="AutoModelForCausalLM" if of_language else "AutoModelForSequenceClassification",
         arguments="\n".join(f"    {argument}," for argument in _arguments(recipe, base, on_this_machine)),
         outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{name}`" for name in recipe.classes)),
-        matrices=" and ".join(", ".join(matrices).rsplit(", ", 1)),
-        rates="\n".join(f"| lr_{role} | {rate:.3g} |" for role, rate in recipe.rates.trained().items()),
+        what=_WHOLE.format(matrices=matrices) if kind == "full" else f"A {_KINDS[kind]} adapter on {matrices}",
+        tag="full-fine-tuning" if kind == "full" else "lora",
+        rates="\n".join(rates),
         name=recipe.name,
         model=base if on_this_machine else recipe.model,
         verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
         ratio=recipe.candidate.ratio,
-        rank=recipe.candidate.rank,
-        alpha=recipe.method.alpha,
-        kind={"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[recipe.method.kind],
         batch=recipe.training.batch_size,
         steps=recipe.steps,
         data=_without_folder(recipe.data.source),

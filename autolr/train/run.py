@@ -110,7 +110,16 @@ def _train(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
-    base = backbone.load(recipe.model, recipe.classes, device, recipe.training.precision, recipe.task)
+    training = recipe.training
+    base = backbone.load(
+        recipe.model,
+        recipe.classes,
+        device,
+        training.precision,
+        recipe.task,
+        training.attention,
+        training.checkpointing,
+    )
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
@@ -124,7 +133,7 @@ def _train(
     batch = recipe.training.batch_size
     data = prepare(examples, recipe.data, base.tokenizer, batch, recipe.split_seed, base.max_length)
     method = recipe.method
-    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
+    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, candidate.kind)
     recipe.save(folder / "recipe.yaml")
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
