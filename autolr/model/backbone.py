@@ -135,6 +135,9 @@ def load(
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
     _give_pad_token(tokenizer, config, source)
+    held = getattr(config, "quantization_config", None)
+    few_bits = precision.quantization(wanted, held, source)
+    quantized = few_bits is not None or held is not None
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             location,
@@ -144,14 +147,22 @@ def load(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **({} if attention == "auto" else {"attn_implementation": attention}),
+            **({"quantization_config": few_bits} if few_bits is not None else {}),
+            **({"device_map": {"": str(device)}} if quantized else {}),
         )
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
-    model.to(device).eval().requires_grad_(False)
+    if not quantized:  # bitsandbytes has put it there
+        model.to(device)
+    model.eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
     if checkpointing:
         checkpoint_layers(model, source)
+    if quantized:
+        precision.spare_packing(model)
+        base.precision = wanted
+        return base
     base.precision = precision.choose(wanted, torch.device(device))
     if base.precision == "bf16":
         if precision.whole(torch.device(device)):
