@@ -24,7 +24,7 @@ Role = Literal["q", "k", "v", "o", "mlp", "head"]
 # What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
 Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo", "all-linear"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 TaskName = Literal["classification", "regression", "sft", "lm"]
 # Tasks of language models, which get no head: the tokens of a text, or of its completion, are what is learned.
 LANGUAGE: tuple[TaskName, ...] = ("sft", "lm")
@@ -237,7 +237,8 @@ class Training(Document):
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null: none")
     precision: Precision = Field(
         "auto",
-        description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32",
+        description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32; int8 and "
+        "nf4: weights are kept in 8 or 4 bits by bitsandbytes",
     )
     attention: Attention = Field("auto", description="how attention is computed; auto: as transformers chooses")
     checkpointing: bool = Field(

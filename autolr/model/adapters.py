@@ -59,8 +59,14 @@ def check(backbone: Backbone, sites: Sequence[Site], kind: MethodKind) -> None:
     """See whether a method can train these sites.
 
     Raises:
-        ModelError: DoRA on rows of a fused matrix, whose other rows a stock adapter would train too.
+        ModelError: DoRA on rows of a fused matrix, whose other rows a stock adapter would train too; or a method that
+            needs the numbers of a quantized matrix.
     """
+    if kind in ("dora", "full") and getattr(backbone.model, "is_quantized", False):
+        raise ModelError(
+            f"model {backbone.source!r}: its matrices are quantized, and method.kind {kind} needs them as they are; "
+            "use lora or rslora, or training.precision bf16"
+        )
     shared = next((site for site in sites if site.rows), None)
     if kind == "dora" and shared:
         raise ModelError(

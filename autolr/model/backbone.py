@@ -142,6 +142,9 @@ def load(
         config.use_cache = False
         if tokenizer.eos_token is None:
             raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
+    held = getattr(config, "quantization_config", None)
+    few_bits = precision.quantization(wanted, held, source)
+    quantized = few_bits is not None or held is not None
     try:
         # The bar of a GGUF file's conversion is none of transformers' own, which can be switched off.
         with redirect_stderr(StringIO()) if where else nullcontext():
@@ -153,15 +156,23 @@ def load(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **({} if attention == "auto" else {"attn_implementation": attention}),
+                **({"quantization_config": few_bits} if few_bits is not None else {}),
+                **({"device_map": {"": str(device)}} if quantized else {}),
                 **where,
             )
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
-    model.to(device).eval().requires_grad_(False)
+    if not quantized:  # bitsandbytes has put it there
+        model.to(device)
+    model.eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
     if checkpointing:
         checkpoint_layers(model, source)
+    if quantized:
+        precision.spare_packing(model)
+        base.precision = wanted
+        return base
     base.precision = precision.choose(wanted, torch.device(device))
     if base.precision == "bf16":
         if precision.whole(torch.device(device)):
