@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from autolr.documents import Document
-from autolr.study import Rank, Rate, Ratio, Role, Targets
+from autolr.study import MethodKind, Rate, Ratio, Role, Targets, roles_of
 
 
 class Candidate(Document):
-    """One point of the space: the rate of W_v, the ratio λ, the rank, and what is trained.
+    """One point of the space: the rate of W_v, the ratio λ, the rank, what is trained and how.
 
-    W_k, where it is trained, learns as fast as W_q; W_o as fast as W_v.
+    W_k, where it is trained, learns as fast as W_q: both act through the softmax alone, which is why paper 1's
+    Theorem 2 gives them one rate. W_o and the MLP's matrices act on the output directly, as W_v does, and learn
+    as fast as W_v.
     """
 
     lr_v: Rate
     ratio: Ratio = Field(description="λ = lr_v / lr_q")
-    rank: Rank
+    rank: int = Field(ge=0, le=4096, description="of the adapters; 0 where the matrices themselves are trained")
     targets: Targets = "qv"
+    kind: MethodKind = "lora"
+    rho: Ratio = Field(1.0, description="LoRA+: ρ = lr_B / lr_A")
+
+    @model_validator(mode="after")
+    def _rank_of_adapters(self) -> Candidate:
+        if (self.rank == 0) != (self.kind == "full"):
+            raise ValueError(
+                f"rank {self.rank} does not go with kind {self.kind}: full has rank 0, adapters at least 1"
+            )
+        return self
 
     @property
     def lr_q(self) -> float:
@@ -26,10 +38,27 @@ class Candidate(Document):
 
     def rates(self, lr_head: float) -> dict[Role, float]:
         """Return the rate of each role; a role at 0 is frozen."""
-        own: dict[Role, float] = {"q": self.lr_q, "k": self.lr_q, "v": self.lr_v, "o": self.lr_v}
-        return {**{role: rate if role in self.targets else 0.0 for role, rate in own.items()}, "head": lr_head}
+        own: dict[Role, float] = {
+            "q": self.lr_q,
+            "k": self.lr_q,
+            "v": self.lr_v,
+            "o": self.lr_v,
+            "mlp": self.lr_v,
+        }
+        trained = roles_of(self.targets)
+        return {**{role: rate if role in trained else 0.0 for role, rate in own.items()}, "head": lr_head}
+
+    def rates_b(self, largest: float) -> dict[Role, float]:
+        """Return the rate of each role's B where it is not that of its A: lr_A ρ, and no more than `largest`."""
+        if self.rho == 1.0:
+            return {}
+        rates = self.rates(0.0)
+        return {role: min(rates[role] * self.rho, largest) for role in roles_of(self.targets)}
 
     def describe(self) -> str:
         """Return the candidate in a few words, such as `λ=4 lr_v=2.0e-03 r=8`."""
-        text = f"λ={self.ratio:.3g} lr_v={self.lr_v:.2e} r={self.rank}"
+        text = f"λ={self.ratio:.3g} lr_v={self.lr_v:.2e}"
+        text += f" r={self.rank}" if self.rank else ""
+        text += f" ρ={self.rho:.3g}" if self.rho != 1.0 else ""
+        text += "" if self.kind == "lora" else f" {self.kind}"
         return text + {"qv": "", "qkv": " with W_k"}.get(self.targets, f" on {self.targets}")

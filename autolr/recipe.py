@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from autolr import display, documents
 from autolr.candidate import Candidate
@@ -14,22 +14,25 @@ from autolr.study import Data, Method, MetricName, Rate, Role, TaskName, Trainin
 
 
 class Rates(Document):
-    """The rate of each role; a role that stays frozen is absent."""
+    """The rate of each role; a role that stays frozen is absent. `b` holds those of LoRA+'s B, where they differ."""
 
     q: Rate | None = None
     v: Rate | None = None
-    head: Rate
+    head: Rate | None = None
     k: Rate | None = None
     o: Rate | None = None
+    mlp: Rate | None = None
+    b: dict[Role, Rate] = {}
 
     def trained(self) -> dict[Role, float]:
         """Return the roles that are trained, and their rates."""
-        rates: dict[Role, float | None] = {"q": self.q, "k": self.k, "v": self.v, "o": self.o, "head": self.head}
+        rates: dict[Role, float | None] = {role: getattr(self, role) for role in get_args(Role)}
         return {role: rate for role, rate in rates.items() if rate is not None}
 
     def describe(self) -> str:
         """Return the rates in a few words, such as `lr_q=1.5e-03 lr_v=2.4e-03 lr_head=5.2e-03`."""
-        return " ".join(f"lr_{role}={rate:.2e}" for role, rate in self.trained().items())
+        text = [f"lr_{role}={rate:.2e}" for role, rate in self.trained().items()]
+        return " ".join([*text, *(f"lr_{role}_B={rate:.2e}" for role, rate in self.b.items())])
 
 
 class Interval(Document):
@@ -94,6 +97,15 @@ class Recipe(Document):
     evidence: Evidence | None = None
     versions: dict[str, str] = {}
     commit: str | None = None
+
+    @model_validator(mode="after")
+    def _one_method(self) -> Recipe:
+        if self.method.kind != [self.candidate.kind]:
+            raise ValueError(
+                f"method.kind {', '.join(self.method.kind)} is not what the candidate says, {self.candidate.kind}: "
+                "a recipe trains one; write it in method.kind and in candidate.kind"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

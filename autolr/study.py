@@ -20,22 +20,34 @@ from autolr import documents
 from autolr.documents import Document
 from autolr.errors import DocumentError
 
-Role = Literal["q", "k", "v", "o", "head"]
-# What is trained beside the head: W_q, W_k, W_v, and the output projection W_o.
-Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo"]
+Role = Literal["q", "k", "v", "o", "mlp", "head"]
+# What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
+Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo", "all-linear"]
 BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
-Precision = Literal["auto", "fp32", "bf16"]
-TaskName = Literal["classification", "regression"]
-MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-METRICS: dict[str, tuple[str, ...]] = {
+Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
+TaskName = Literal["classification", "regression", "sft", "lm"]
+# Tasks of language models, which get no head: the tokens of a text, or of its completion, are what is learned.
+LANGUAGE: tuple[TaskName, ...] = ("sft", "lm")
+# By task; the first is the default.
+METRICS: dict[TaskName, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
+    "sft": ("token_accuracy", "exact_match", "perplexity"),
+    "lm": ("perplexity", "token_accuracy"),
 }
-MethodKind = Literal["lora", "rslora", "dora"]
+# A metric of AutoLR's, or the user's own: `my_module:function`.
+MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+MethodKind = Literal["lora", "rslora", "dora", "full"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
+
+
+def roles_of(targets: Targets) -> tuple[Role, ...]:
+    """Return the roles that `targets` names."""
+    return ("q", "k", "v", "o", "mlp") if targets == "all-linear" else tuple(targets)  # type: ignore[arg-type]
 
 
 def _seconds(value: Any) -> Any:
@@ -90,16 +102,22 @@ class Space(Document):
     ratio: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
         Range(low=0.5, high=32.0), description="λ = lr_v / lr_q; below 1 is legal"
     )
-    rank: Annotated[list[Rank], BeforeValidator(_one_as_list)] = Field([4, 8, 16], min_length=1)
+    rank: Annotated[list[Rank], BeforeValidator(_one_as_list)] = Field(
+        [4, 8, 16], min_length=1, description="of adapters; method.kind full has none"
+    )
+    rho: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
+        [1.0], description="LoRA+: ρ = lr_B / lr_A, the rate of every B by that of its A"
+    )
     targets: Annotated[list[Targets], BeforeValidator(_one_as_list)] = Field(
         ["qv"],
         min_length=1,
-        description="matrices that are trained: q, k, v, o; several choices are compared in one search",
+        description="matrices that are trained: q, k, v, o, or all-linear, which has the MLP's as well; several "
+        "choices are compared in one search",
     )
 
     @model_validator(mode="after")
     def _sound(self) -> Space:
-        for name, limit in (("lr_v", 10.0), ("ratio", 1e4)):
+        for name, limit in (("lr_v", 10.0), ("ratio", 1e4), ("rho", 1e4)):
             value = getattr(self, name)
             if isinstance(value, Range) and value.high > limit:
                 raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")
@@ -116,15 +134,28 @@ class Data(Document):
     """Where the examples come from and how they are split.
 
     One table is split into *train*, *select* (pruning and choosing) and *confirm* (the numbers
-    a user is told), stratified by label; a text that occurs twice stays on one side.
+    a user is told), stratified by label, or by length where texts are learned; a text that occurs twice
+    stays on one side. Select and confirm may also be splits or files of their own.
     """
 
-    source: str = Field(min_length=1, description="demo:rotten-tomatoes, a csv/jsonl/parquet file, or a hub data set")
+    source: str = Field(
+        min_length=1,
+        description="demo:rotten-tomatoes, a csv/json/jsonl/parquet file, a folder datasets saved, or a hub data set",
+    )
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
-    split: str = Field("train", description="split of a hub data set")
+    split: str = Field("train", description="split of a hub data set or of a saved DatasetDict")
+    select_split: str | None = Field(
+        None, description="split or file whose examples are select; none: cut from train"
+    )
+    confirm_split: str | None = Field(
+        None, description="split or file whose examples are confirm; none: cut from train"
+    )
     text_column: str | None = Field(None, description="found by itself where unambiguous")
     pair_column: str | None = Field(None, description="second text of pairs; found by itself under usual names")
     label_column: str | None = Field(None, description="found by itself where unambiguous")
+    prompt_column: str | None = Field(None, description="of sft; found by itself under usual names")
+    completion_column: str | None = Field(None, description="of sft; found by itself under usual names")
+    messages_column: str | None = Field(None, description="chats of sft; found by itself under usual names")
     select: float = Field(0.1, gt=0, lt=1, description="share of the examples for choosing")
     confirm: float = Field(0.15, gt=0, lt=1, description="share of the examples for judging")
     most: int = Field(2000, ge=2, description="examples of select, and of confirm, are no more than this")
@@ -140,11 +171,13 @@ class Data(Document):
 
 
 class Method(Document):
-    """What is trained beside the frozen base: adapters of the matrices in space.targets, and the task's new head."""
+    """What is trained beside the frozen base: the matrices in space.targets or adapters of them, and the new head."""
 
-    kind: MethodKind = Field(
-        "lora",
-        description="lora; rslora: scaled by alpha / sqrt(rank); dora: the length of each row learns by itself",
+    kind: Annotated[list[MethodKind], BeforeValidator(_one_as_list)] = Field(
+        ["lora"],
+        min_length=1,
+        description="lora; rslora: scaled by alpha / sqrt(rank); dora: the length of each row learns by itself; "
+        "several are compared in one search. full: the matrices themselves",
     )
     alpha: float = Field(
         16.0,
@@ -155,6 +188,27 @@ class Method(Document):
     lr_head: Literal["auto"] | Rate = Field(
         "auto", description="rate of the new output layer, the same for all candidates; auto: 2 / the model's width"
     )
+    max_lr_b: Literal["auto"] | Rate = Field(
+        "auto",
+        description="ratios multiply: whatever λ and ρ say, no B learns faster than this; auto: ten times the rule "
+        "of thumb's rate, or the highest lr_v of the space",
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _comparable(cls, kinds: list[MethodKind]) -> list[MethodKind]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"kind lists a value twice: {kinds}")
+        if "full" in kinds and len(kinds) > 1:
+            raise ValueError(
+                "full has no rank, and rates of another order than adapters: search it in a study of its own"
+            )
+        return kinds
+
+    @property
+    def full(self) -> bool:
+        """Whether the matrices train themselves."""
+        return self.kind == ["full"]
 
 
 class Horizon(Document):
@@ -183,7 +237,12 @@ class Training(Document):
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null: none")
     precision: Precision = Field(
         "auto",
-        description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32",
+        description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32; int8 and "
+        "nf4: weights are kept in 8 or 4 bits by bitsandbytes",
+    )
+    attention: Attention = Field("auto", description="how attention is computed; auto: as transformers chooses")
+    checkpointing: bool = Field(
+        False, description="keep the inputs of layers alone and compute the rest once more: less memory, more time"
     )
 
     @field_validator("betas")
@@ -200,7 +259,7 @@ class Earlier(Document):
     source: str = Field(description="the earlier run's name")
     rate: Ratio = Field(description="its best lr_v in units of the rule of thumb's rate for its model")
     ratio: Ratio
-    rank: Rank
+    rank: int = Field(ge=0, description="0: its matrices trained whole")
 
 
 class Search(Document):
@@ -260,9 +319,14 @@ class Study(Document):
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     model: str = Field(min_length=1, description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
     data: Data
-    task: TaskName = Field("classification", description="regression: the labels are numbers")
+    task: TaskName = Field(
+        "classification",
+        description="regression: the labels are numbers; sft: completions of prompts or chats; lm: whole texts",
+    )
     metric: MetricName | None = Field(
-        None, description="shown beside the loss, by which all is chosen; none given: accuracy, or pearson"
+        None,
+        description="shown beside the loss, by which all is chosen; none given: accuracy, pearson, token_accuracy or "
+        "perplexity; my_module:function is your own, and needs --allow-code",
     )
     space: Space = Space()
     method: Method = Method()
@@ -282,9 +346,26 @@ class Study(Document):
         return {"source": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _metric_of_the_task(self) -> Study:
-        if self.metric is not None and self.metric not in METRICS[self.task]:
-            raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(METRICS[self.task])}")
+    def _fits_the_task(self) -> Study:
+        known = METRICS[self.task]
+        if self.metric is not None and ":" not in self.metric and self.metric not in known:
+            raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(known)}")
+        if self.task in LANGUAGE:
+            if self.metric is not None and ":" in self.metric:
+                raise ValueError(
+                    f"metric {self.metric}: own metrics are for classification and regression; of {self.task} choose "
+                    + ", ".join(known)
+                )
+            if self.method.lr_head != "auto":
+                raise ValueError(
+                    f"method.lr_head ({self.method.lr_head:g}): {self.task} adds no output layer; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rho_of_adapters(self) -> Study:
+        if self.method.full and self.space.rho != [1.0]:
+            raise ValueError("space.rho is the ratio of B's rate to A's: method.kind full has neither, take it out")
         return self
 
     @field_validator("baselines")
@@ -308,6 +389,18 @@ class Study(Document):
         content, text = documents.read_yaml(Path(path))
         apply_overrides(content, overrides or [])
         return documents.validate(cls, content, str(path), text)
+
+    def usual(self) -> dict[str, Any]:
+        """Return what the rules of thumb have where the space is a choice between names: the first."""
+        return {"targets": self.space.targets[0], "kind": self.method.kind[0]}
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what all candidates share: `targets`, `kind` and `rho` where there is no choice, rank 0 if full."""
+        choices = {"targets": self.space.targets, "kind": self.method.kind, "rho": self.space.rho}
+        found: dict[str, Any] = {
+            name: values[0] for name, values in choices.items() if isinstance(values, list) and len(values) == 1
+        }
+        return {**found, **({"rank": 0} if self.method.full else {})}
 
     def save(self, path: str | Path) -> None:
         """Write the study, every setting spelled out, as YAML."""

@@ -22,6 +22,10 @@ GOOD = ["good", "fine", "great", "lovely", "superb", "warm"]
 BAD = ["bad", "dull", "awful", "poor", "weak", "cold"]
 OTHER = [f"word{number}" for number in range(30)]
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'judge' %}{{ raise_exception('no judges') }}{% endif %}[CLS] "
+    "{{ m.role }} {{ m.content }} [SEP] [MASK] {% endfor %}{% if add_generation_prompt %}[CLS] assistant {% endif %}"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,21 +34,31 @@ def own_cache(tmp_path_factory) -> None:
     os.environ["AUTOLR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def tokenizer_with(**special: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words of the tests, a token each."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *GOOD, *BAD, *OTHER])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", **special)
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory) -> dict[str, str]:
-    """A tiny BERT, Llama, GPT-2 and GPT-NeoX, saved as users save theirs."""
+    """A tiny BERT, Llama, GPT-2 and GPT-NeoX, saved as users save theirs; `lm` is a Llama as a language model."""
     folders = {}
     for family in ("bert", "llama", "gpt2", "gpt_neox"):
         folder = tmp_path_factory.mktemp("models") / family
         tiny.model(family).save_pretrained(folder)
-        vocabulary = {word: index for index, word in enumerate([*SPECIAL, *GOOD, *BAD, *OTHER])}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]"
-        ).save_pretrained(folder)
+        tokenizer_with(cls_token="[CLS]").save_pretrained(folder)
         folders[family] = str(folder)
-    return folders
+    folder = tmp_path_factory.mktemp("models") / "lm"
+    language = tiny.model("llama/lm")
+    language.config.max_position_embeddings = 128
+    language.save_pretrained(folder)
+    tokenizer = tokenizer_with(eos_token="[SEP]")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return {**folders, "lm": str(folder)}
 
 
 @pytest.fixture(scope="session")

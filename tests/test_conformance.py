@@ -24,7 +24,7 @@ def one_thread():
 def test_the_kit_passes(family):
     checks = list(testing.run(tiny.base(family, torch.float64)))
     assert [f"{check.name}: {check.found}" for check in checks if not check.passed] == []
-    assert len(checks) == 7
+    assert len(checks) == 8
 
 
 def failed(base) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -64,16 +63,22 @@ FUSED = {
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 # Families transformers has no classification class for.
 LANGUAGE_ONLY = ("cohere", "granite")
+# Families that are taken as language models as well; their name then ends in `/lm`.
+LANGUAGE = tuple(f"{family}/lm" for family in ("llama", "gemma2", "gpt2", "gpt_neox", "falcon:new", "bloom", "mpt"))
 SHAPES = {**SEPARATE, **FUSED}
-FAMILIES = tuple(SHAPES)
+FAMILIES = (*SHAPES, *LANGUAGE)
 
 
 def model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.nn.Module:
-    """Return a random model of two layers, frozen, without dropout; a classification model where there is one."""
+    """Return a random model of two layers, frozen, without dropout; a classification model where there is one.
+
+    `llama/lm` is the language model.
+    """
+    family, _, language = family.partition("/")
     config = config_of(family, SHAPES[family])
     backbone.disable_dropout(config)
     torch.manual_seed(seed)
-    auto = AutoModelForCausalLM if family in LANGUAGE_ONLY else AutoModelForSequenceClassification
+    auto = AutoModelForCausalLM if language or family in LANGUAGE_ONLY else AutoModelForSequenceClassification
     built = auto.from_config(config)
     with torch.no_grad():  # larger weights than the initializer's, so that attention matters
         for name, parameter in built.named_parameters():
@@ -93,12 +98,15 @@ def base(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
     built = model(family, dtype)
     body = built.base_model_prefix
     fresh = frozenset(name for name, _ in built.named_parameters() if not name.startswith(f"{body}."))
-    found = backbone.from_model(built, None, f"tiny-{family}", fresh)
-    return replace(found, head=(), fresh=frozenset()) if family in LANGUAGE_ONLY else found
+    of_language = built.get_output_embeddings() is not None
+    return backbone.from_model(built, None, f"tiny-{family}", frozenset() if of_language else fresh)
 
 
-def tokens(count: int = 48, seed: int = 0) -> TokenSet:
-    """Return examples of 3 to 12 tokens in three classes."""
+def tokens(count: int = 48, seed: int = 0, *, learned: bool = False) -> TokenSet:
+    """Return examples of 3 to 12 tokens in three classes; or ones whose last one to five tokens are learned."""
     rng = random.Random(seed)
     ids = [[rng.randrange(5, VOCABULARY) for _ in range(rng.randrange(3, 13))] for _ in range(count)]
+    if learned:
+        starts = [rng.randrange(max(1, len(own) - 5), len(own)) for own in ids]
+        return TokenSet(ids, [[-100] * start + own[start:] for own, start in zip(ids, starts, strict=True)], 1)
     return TokenSet(ids=ids, labels=[sum(example) % 3 for example in ids], pad_id=1)

@@ -12,7 +12,14 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.", show_default=False)],
     lr_v: Annotated[float, typer.Option(help="Rate of W_v.", show_default=False)],
     ratio: Annotated[float, typer.Option(help="λ = lr_v / lr_q.")] = 1.0,
-    rank: Annotated[int, typer.Option(help="Adapter rank.")] = 8,
+    rank: Annotated[int, typer.Option(help="Adapter rank; full matrices have none.")] = 8,
+    targets: Annotated[
+        str | None, typer.Option(help="What is trained; default: the study's first choice.", show_default=False)
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="The method; default: the study's first choice.", show_default=False)
+    ] = None,
+    rho: Annotated[float, typer.Option(help="ρ = lr_B / lr_A.")] = 1.0,
 ) -> None:
     """Predict the score of any candidate from a search's curves, with a 90 % interval.
 
@@ -23,7 +30,10 @@ def predict(
     from autolr.search.predict import predict as predicted
     from autolr.search.result import SearchResult
 
-    given = {"lr_v": lr_v, "ratio": ratio, "rank": rank}
-    found = predicted(SearchResult.load(run), documents.validate(Candidate, given, "command line"))
+    result = SearchResult.load(run)
+    named = {"targets": targets, "kind": kind}
+    given = {"lr_v": lr_v, "ratio": ratio, "rank": rank, "rho": rho, **result.study.usual(), **result.study.fixed()}
+    given |= {name: value for name, value in named.items() if value is not None}
+    found = predicted(result, documents.validate(Candidate, given, "command line"))
     typer.echo(found.describe())
     typer.echo(f"the nearest tried is {found.nearest.describe()}")

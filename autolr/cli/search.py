@@ -71,6 +71,9 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
     ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
 ) -> None:
     """Search the ratio λ = η_V/η_Q, the rate η_V and the rank; confirm the best; write the recipe.
@@ -89,7 +92,7 @@ def search(
     }
     study = studies.resolve(words or [], options, out)
     if dry_run:
-        _show_plan(study, device)
+        _show_plan(study, device, allow_code)
         return
     from autolr.cli.live import watch
     from autolr.search import run
@@ -102,14 +105,16 @@ def search(
     trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
     try:
         with watch(plain) as watcher:
-            result = run.search(study, folder, device=device, watcher=Watchers([watcher, *trackers]))
+            result = run.search(
+                study, folder, device=device, watcher=Watchers([watcher, *trackers]), allow_code=allow_code
+            )
             _report(result)
         _show_result(result)
         if study.train:
             from autolr.cli.train import full_run as train_recipe
 
             assert result.recipe is not None
-            train_recipe(result.recipe, _train_folder(result), device, report_to)
+            train_recipe(result.recipe, _train_folder(result), device, report_to, allow_code)
             _report(type(result).load(folder))
     except KeyboardInterrupt:
         kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
@@ -146,18 +151,21 @@ def _train_folder(result: SearchResult) -> Path:
     return folder
 
 
-def _show_plan(study: Study, device: str | None) -> None:
+def _show_plan(study: Study, device: str | None, allow_code: bool) -> None:
     from autolr.search.plan import plan
 
-    found: Plan = plan(study, device)
+    found: Plan = plan(study, device, allow_code=allow_code)
+    trained = "matrices" if study.method.full else "adapter"
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
+        *(f"left out      {what}" for what in found.left_out),
         *(
-            f"parameters    {rank}: {n['adapter']:,} adapter + {n['head']:,} head"
-            for rank, n in found.parameters.items()
+            f"parameters    {what}: {n['adapter']:,} {trained} + {n['head']:,} head"
+            for what, n in found.parameters.items()
         ),
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
+        *(f"data          {line}" for line in found.data),
         "space         " + "; ".join(f"{name} {values}" for name, values in found.space.items()),
         f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}"
         + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autolr import documents
 from autolr.errors import AutoLRError
@@ -13,12 +13,47 @@ from autolr.study import Study, apply_overrides
 DEFAULT = "sentiment"
 
 
-def shipped() -> dict[str, Path]:
-    """Return the studies that come with AutoLR, by name."""
+class Shipped(NamedTuple):
+    """A study that comes with AutoLR: a file, or one of the variants of a file."""
+
+    path: Path
+    variant: str | None = None
+
+
+def shipped() -> dict[str, Shipped]:
+    """Return the studies that come with AutoLR, by name; `glue-cola` is the variant `cola` of `glue.yaml`."""
     package = Path(__file__).resolve().parents[1]
     # In a wheel they lie inside the package, in a checkout beside it.
     folder = package / "studies" if (package / "studies").is_dir() else package.parent / "studies"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        variants = documents.read_yaml(path)[0].get("variants", {})
+        named = {f"{path.stem}-{variant}": Shipped(path, variant) for variant in variants}
+        found.update(named or {path.stem: Shipped(path)})
+    return found
+
+
+def read(path: Path, variant: str | None = None) -> tuple[dict[str, Any], str]:
+    """Return the content of a study file, and its text to tell lines by.
+
+    Args:
+        path: the file. Its `variants`, if it has any, are dotted overrides by name.
+        variant: which of them is wanted.
+
+    Raises:
+        AutoLRError: the file cannot be read, or it has variants and none is named.
+    """
+    content, text = documents.read_yaml(path)
+    variants = content.pop("variants", None)
+    if variants is None:
+        return content, text
+    names = [name for name, one in shipped().items() if one.path.resolve() == path.resolve()]
+    if variant is None:
+        raise AutoLRError(
+            f"study {str(path)!r}: is several, name one of them: {', '.join(names) or 'shipped ones alone'}"
+        )
+    apply_overrides(content, [f"{key}={json.dumps(value)}" for key, value in variants[variant].items()])
+    return {"name": f"{path.stem}-{variant}", **content}, text
 
 
 def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Study:
@@ -36,10 +71,10 @@ def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Stud
     overrides = [word for word in words if word not in named]
     if len(named) > 1:
         raise AutoLRError(f"one study at a time: {', '.join(named)}; overrides have the form key=value")
-    path = _path(named[0] if named else None, out)
+    path, variant = _path(named[0] if named else None, out)
     given = {key: value for key, value in options.items() if value is not None}
-    content, text = documents.read_yaml(path)
-    if not named and path == shipped()[DEFAULT]:
+    content, text = read(path, variant)
+    if not named and path == shipped()[DEFAULT].path:
         # Another model or other data is another study; other data gets the default settings.
         if "data.source" in given:
             content, text = {"model": content["model"], "data": {}, "train": True}, ""
@@ -51,16 +86,16 @@ def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Stud
     return documents.validate(Study, content, str(path), text)
 
 
-def _path(named: str | None, out: Path | None) -> Path:
+def _path(named: str | None, out: Path | None) -> Shipped:
     known = shipped()
     if named is None:
         if out is not None and (out / "study.yaml").is_file():
-            return out / "study.yaml"
+            return Shipped(out / "study.yaml")
         return known[DEFAULT]
     if Path(named).exists() or named not in known:
         if not Path(named).exists():
             raise AutoLRError(f"study {named!r}: no such file; shipped studies: {', '.join(known)}")
-        return Path(named)
+        return Shipped(Path(named))
     return known[named]
 
 

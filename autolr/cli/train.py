@@ -29,6 +29,9 @@ def train(
             show_default=False,
         ),
     ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let the recipe's metric be code of yours: my_module:function.")
+    ] = False,
 ) -> None:
     """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.
 
@@ -39,20 +42,26 @@ def train(
     found = Recipe.load(recipe)
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
     try:
-        full_run(found, folder, device, report_to)
+        full_run(found, folder, device, report_to, allow_code)
     except KeyboardInterrupt:
         typer.echo("\nstopped; give the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
 
 
-def full_run(recipe: Recipe, folder: Path, device: str | None, report_to: list[str] | None = None) -> None:
+def full_run(
+    recipe: Recipe,
+    folder: Path,
+    device: str | None,
+    report_to: list[str] | None = None,
+    allow_code: bool = False,
+) -> None:
     """Do the full run and print what it comes to."""
     from autolr.search.setting import choose_device
     from autolr.train.run import train
 
-    rates = recipe.rates.describe()
-    typer.echo(f"\nfull run {recipe.steps} steps, {rates} r={recipe.candidate.rank}")
-    result = train(recipe, folder, device=str(choose_device(device)), on_log=_log, report_to=report_to or [])
+    typer.echo(f"\nfull run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
+    where = str(choose_device(device))
+    result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], allow_code=allow_code)
     confirm = result.metrics["confirm"]
     typer.echo(
         f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {confirm['loss']:.4f} "

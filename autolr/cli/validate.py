@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.study import TaskName
+
 if TYPE_CHECKING:
     from autolr.model.backbone import Backbone
+    from autolr.study import MethodKind, Targets
     from autolr.testing import Check
 
 RANKS = (4, 8, 16, 32, 64)
@@ -16,6 +19,9 @@ RANKS = (4, 8, 16, 32, 64)
 def validate(
     model: Annotated[str, typer.Option(help="Local folder or hub id of the model.", show_default=False)],
     classes: Annotated[int, typer.Option(min=2, help="Outputs of the head.")] = 2,
+    task: Annotated[
+        TaskName, typer.Option(help="What the model is for; sft and lm check the language model, without a head.")
+    ] = "classification",
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
@@ -32,7 +38,7 @@ def validate(
     from autolr.search.setting import choose_device
 
     with quiet():
-        base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device))
+        base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device), task=task)
     typer.echo("\n".join(describe(base)))
     failed = []
     with quiet():
@@ -55,28 +61,39 @@ def describe(base: Backbone) -> list[str]:
     parameters = list(base.model.parameters())
     held = sum(p.numel() * p.element_size() for p in parameters)
     precision = str(parameters[0].dtype).removeprefix("torch.")
-    origin = "the checkpoint's" if not base.fresh else "drawn by the seed" if _all_fresh(base) else "partly drawn"
     lines = [
         f"model       {base.source}: family {base.model_type}, {sum(p.numel() for p in parameters):,} parameters",
         *(f"role        {kind}" for kind in shapes(base)),
         f"coverage    {found.coverage}",
         *([f"warning     {found.warning}"] if found.warning else []),
-        f"head        {', '.join(base.head)}: {adapters.parameters(base, 'qv', 1)['head']:,} parameters, {origin}",
+        *(f"left out    {what}: one parameter for many matrices, trained by no targets" for what in found.left_out),
+        f"head        {_head(base)}",
         f"base        {_size(held)} in {precision}",
     ]
-    for rank in RANKS:
-        if rank <= found.largest_rank:
-            count = adapters.parameters(base, "qv", rank)
-            trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
-            lines.append(
-                f"rank {rank:<6} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
-                f"with the base {_size(trained + held)}, without activations"
-            )
-    return lines
+
+    def cost(label: str, targets: Targets, rank: int, kind: MethodKind) -> str:
+        count = adapters.parameters(base, targets, rank, kind)
+        trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
+        return (
+            f"{label:<11} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
+            f"with the base {_size(trained + held)}, without activations"
+        )
+
+    ranks = [rank for rank in RANKS if rank <= found.largest_rank]
+    lines += [cost(f"rank {rank}", "qv", rank, "lora") for rank in ranks]
+    if ranks:
+        lines.append(cost("all-linear", "all-linear", ranks[0], "lora") + f", rank {ranks[0]}")
+    return [*lines, cost("full", "qv", 0, "full")]
 
 
-def _all_fresh(base: Backbone) -> bool:
-    return base.fresh >= base.head_parameters().keys()
+def _head(base: Backbone) -> str:
+    own = base.head_parameters()
+    if not own:
+        return "none: the language model as it is"
+    origin = (
+        "the checkpoint's" if not base.fresh else "drawn by the seed" if base.fresh >= own.keys() else "partly drawn"
+    )
+    return f"{', '.join(base.head)}: {sum(p.numel() for p in own.values()):,} parameters, {origin}"
 
 
 def _line(check: Check) -> str:

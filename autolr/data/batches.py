@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # Batches are cut from this many shuffled batches sorted by length: little padding, enough mixing.
 BUCKET = 32
@@ -17,6 +18,12 @@ BUCKET = 32
 # lengths, and share a forward pass with little padding between them.
 CYCLE = 8
 STRIDE = 5  # from one step's place among the lengths to the next; short and long batches alternate
+# Label of a token that is not learned, as transformers has it.
+IGNORED = -100
+# Strata of what is no class: numbers and lengths.
+BINS = 10
+
+Labels = Sequence[int] | Sequence[float] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,13 @@ class TokenSet:
 
     Attributes:
         ids: token ids, one list an example, without padding.
-        labels: class index of each example, or its number.
+        labels: class index of each example, or its number; where texts are learned, the token ids that are, one
+            list an example as long as its ids, with `IGNORED` at the others.
         pad_id: id used to pad.
     """
 
     ids: list[list[int]]
-    labels: list[int] | list[float]
+    labels: list[int] | list[float] | list[list[int]]
     pad_id: int
 
     def __len__(self) -> int:
@@ -40,34 +48,64 @@ class TokenSet:
         """Return the number of tokens of each example."""
         return [len(ids) for ids in self.ids]
 
+    @property
+    def of_language(self) -> bool:
+        """Whether it is tokens that are learned."""
+        return bool(self.labels) and isinstance(self.labels[0], list)
+
+    @property
+    def strata(self) -> list[int] | list[float]:
+        """What a part should hold in proportion: the labels; of texts that are learned, their lengths."""
+        return tenths(self.lengths()) if self.of_language else self.labels  # type: ignore[return-value]
+
     def take(self, rows: Sequence[int]) -> TokenSet:
         """Return `rows` as a set of their own, in their order."""
-        return TokenSet([self.ids[row] for row in rows], [self.labels[row] for row in rows], self.pad_id)
+        return TokenSet([self.ids[row] for row in rows], [self.labels[row] for row in rows], self.pad_id)  # type: ignore[arg-type]
 
     def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return `rows` as a batch padded on the right to its longest example.
 
         Returns:
-            `input_ids` and `attention_mask`, [rows, tokens]; `labels`, [rows].
+            `input_ids` and `attention_mask`, [rows, tokens]; `labels`, [rows], or of language [rows, tokens].
         """
-        flat, starts, sizes = self._flat
+        flat, learned, starts, sizes = self._flat
         picked = np.asarray(rows)
         size = sizes[picked]
         place = np.arange(size.max())
         real = place < size[:, None]  # [rows, tokens]
-        ids = np.where(real, flat[np.minimum(starts[picked][:, None] + place, len(flat) - 1)], self.pad_id)
+        at = np.minimum(starts[picked][:, None] + place, len(flat) - 1)
+        ids = np.where(real, flat[at], self.pad_id)
+        if learned is None:
+            labels = torch.tensor([self.labels[row] for row in rows])  # int64 or float32
+        else:
+            labels = torch.from_numpy(np.where(real, learned[at], IGNORED).astype(np.int64))
         return {
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.tensor([self.labels[row] for row in rows]),  # int64 or float32
+            "labels": labels,
         }
 
     @cached_property
-    def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All tokens in a row, where each example starts, and how long it is."""
+    def _flat(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+        """All tokens in a row, their labels where they have any, where each example starts, and how long it is."""
         sizes = np.asarray(self.lengths())
-        flat = np.fromiter((token for ids in self.ids for token in ids), dtype=np.int32, count=int(sizes.sum()))
-        return flat, np.cumsum(sizes) - sizes, sizes
+        learned = _in_a_row(self.labels) if self.of_language else None  # type: ignore[arg-type]
+        return _in_a_row(self.ids), learned, np.cumsum(sizes) - sizes, sizes
+
+
+def _in_a_row(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.fromiter((value for own in lists for value in own), np.int32, sum(len(own) for own in lists))
+
+
+def predicting(labels: Tensor) -> Tensor:
+    """Return which places of a language model predict a learned token: those before one. Shape as `labels`."""
+    return functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+
+
+def tenths(values: Sequence[float]) -> list[int]:
+    """Return into which tenth each value falls; of few values, into which part of about ten."""
+    place = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return [int(place * min(BINS, max(1, len(values) // 10)) // len(values)) for place in place]
 
 
 def tokenize(

@@ -16,27 +16,45 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from autolr.data import language
 from autolr.data.batches import tokenize
 from autolr.data.sources import Examples
+from autolr.study import LANGUAGE
 
 # The newest files that are kept.
 KEPT = 20
 
 
-def tokens(examples: Examples, tokenizer: Any, max_length: int) -> list[list[int]]:
-    """Return the token ids of all examples, each cut to `max_length`, from the cache or anew."""
+Tokens = tuple[list[list[int]], list[list[int]] | None]
+
+
+def tokens(examples: Examples, tokenizer: Any, max_length: int) -> Tokens:
+    """Return the token ids of all examples, each cut to `max_length`, from the cache or anew.
+
+    Returns:
+        The ids, and where texts are learned their labels; see `autolr.data.language`.
+
+    Raises:
+        DataError: see `autolr.data.language.tokenize`.
+    """
+    of_language = examples.task in LANGUAGE
     path = folder() / f"{_key(examples, tokenizer, max_length)}.safetensors"
     try:
         held = load_file(path)
-        flat, ends = held["ids"], held["ends"]
-        if len(ends) == len(examples) and ends[-1] == len(flat):
+        names, ends = ("ids", "labels") if of_language else ("ids",), held["ends"]
+        if len(ends) == len(examples) and all(ends[-1] == len(held[name]) for name in names):
             os.utime(path)
-            return [part.tolist() for part in np.split(flat, ends[:-1])]
+            ids, *labels = ([part.tolist() for part in np.split(held[name], ends[:-1])] for name in names)
+            return ids, labels[0] if labels else None
     except (OSError, SafetensorError, KeyError, IndexError):
         pass
-    ids = tokenize(tokenizer, examples.texts, max_length, examples.pairs)
-    _keep(path, ids)
-    return ids
+    fresh: Tokens
+    if of_language:
+        fresh = language.tokenize(examples, tokenizer, max_length)
+    else:
+        fresh = tokenize(tokenizer, examples.texts, max_length, examples.pairs), None
+    _keep(path, *fresh)
+    return fresh
 
 
 def folder() -> Path:
@@ -53,24 +71,29 @@ def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
         backend.no_truncation()  # set by the last call, and again by the next
         backend.no_padding()
     about = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    parts = (
+    parts = [
         examples.fingerprint,
         type(tokenizer).__name__,
         about,
         repr(tokenizer.special_tokens_map),
         str(max_length),
-    )
+    ]
+    if examples.task in LANGUAGE:
+        # The begin token is not always part of the backend, and chats are written by a template.
+        parts += [examples.task, str(tokenizer("a")["input_ids"])]
+        parts += [str(getattr(tokenizer, "chat_template", None))] if examples.chats is not None else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _keep(path: Path, ids: list[list[int]]) -> None:
-    flat = np.concatenate([np.asarray(part, dtype=np.int32) for part in ids])
+def _keep(path: Path, ids: list[list[int]], labels: list[list[int]] | None) -> None:
+    held = {"ids": ids} if labels is None else {"ids": ids, "labels": labels}
+    flat = {name: np.concatenate([np.asarray(part, dtype=np.int32) for part in own]) for name, own in held.items()}
     ends = np.cumsum([len(part) for part in ids])
     draft = path.with_suffix(f".{os.getpid()}")
     # A read-only or full disk costs the next run some time, and this one nothing.
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"ids": flat, "ends": ends}, draft)
+        save_file({**flat, "ends": ends}, draft)
         draft.replace(path)
         by_age = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         for old in by_age[:-KEPT]:

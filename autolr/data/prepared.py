@@ -1,24 +1,35 @@
-"""Data ready for training: the three splits as tokens."""
+"""Data ready for training: the three splits as tokens, and what is to be known about them beforehand."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from autolr.data import cache
-from autolr.data.batches import TokenSet
+from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.sources import Examples
 from autolr.data.splits import split
 from autolr.study import Data
 
+# Classes named in a summary: the largest and the smallest.
+SHOWN = 6
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """The three splits, tokenized."""
+    """The three splits, tokenized.
+
+    Attributes:
+        summary: lines about labels and lengths, and about examples that were left out.
+    """
 
     train: TokenSet
     select: TokenSet
     confirm: TokenSet
+    summary: tuple[str, ...] = ()
 
     def tokens_per_epoch(self) -> int:
         """Return the tokens of *train*, padding not counted."""
@@ -31,7 +42,7 @@ def prepare(
     """Split and tokenize.
 
     Args:
-        examples: all labelled texts.
+        examples: all of them.
         data: the shares of the splits and the length to cut texts at.
         tokenizer: the model's.
         batch_size: examples of a training batch, to check that there are enough.
@@ -39,11 +50,41 @@ def prepare(
         longest: the most tokens the model takes; None where unlimited.
 
     Raises:
-        DataError: a split is left without enough examples.
+        DataError: a split is left without enough examples, or texts cannot be learned with this tokenizer.
     """
     parts = split(examples, data, batch_size, seed)
     length = min(data.max_length, longest or data.max_length)
 
-    ids = cache.tokens(examples, tokenizer, length)
-    all_examples = TokenSet(ids, examples.labels, int(tokenizer.pad_token_id))
-    return Prepared(*(all_examples.take(rows) for rows in (parts.train, parts.select, parts.confirm)))
+    ids, labels = cache.tokens(examples, tokenizer, length)
+    whole = TokenSet(ids, examples.labels if labels is None else labels, int(tokenizer.pad_token_id))
+    train, select, confirm = (whole.take(rows) for rows in (parts.train, parts.select, parts.confirm))
+    return Prepared(train, select, confirm, (*_summary(examples.classes, train, length), *parts.notices))
+
+
+def _summary(classes: list[str], train: TokenSet, limit: int) -> list[str]:
+    """Say how labels and lengths of *train* are spread."""
+    lengths = np.array(train.lengths())
+    median, most = np.quantile(lengths, [0.5, 0.9])
+    cut = int((lengths >= limit).sum())
+    lines = [
+        f"tokens of a text: median {median:.0f}, 90% up to {most:.0f}, longest {lengths.max()}"
+        + (f"; {cut:,} of {len(train):,} fill max_length {limit}, what is longer is cut" if cut else "")
+    ]
+    if train.of_language:
+        learned = [sum(label != IGNORED for label in own[1:]) for own in train.labels]  # type: ignore[index]
+        share = sum(learned) / lengths.sum()
+        return [*lines, f"tokens learned of a text: median {np.median(learned):.0f}, {share:.0%} of all"]
+    if len(classes) < 2:
+        spread = np.quantile(train.labels, [0, 0.5, 1])
+        return [*lines, "labels: lowest {:.3g}, median {:.3g}, highest {:.3g}".format(*spread)]
+    counts = Counter(train.labels).most_common()
+    shown = counts if len(counts) <= SHOWN else [*counts[: SHOWN // 2], *counts[-SHOWN // 2 :]]
+    shares = ", ".join(f"{classes[int(label)]} {count / len(train):.1%}" for label, count in shown)  # type: ignore[call-overload]
+    left = f" ({len(counts) - SHOWN} classes between them are not shown)" if len(counts) > SHOWN else ""
+    lines.append(f"classes: {shares}{left}")
+    times = counts[0][1] / counts[-1][1]
+    if times >= 3:
+        lines.append(
+            f"the largest class has {times:.0f} times the examples of the smallest; consider metric f1 or matthews"
+        )
+    return lines

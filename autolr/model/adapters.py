@@ -1,11 +1,11 @@
-"""LoRA adapters: their first values, and the same adapter in stock PEFT's form."""
+"""Adapters, and matrices that train whole: their first values, and the same in stock PEFT's form."""
 
 from __future__ import annotations
 
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from autolr.data import demo
 from autolr.errors import ModelError
+from autolr.model import fused, whole
 from autolr.model.backbone import Backbone, fresh_head
-from autolr.model.fused import split
 from autolr.model.projections import Site, by_module
 from autolr.study import MethodKind, Targets
 
@@ -33,30 +33,52 @@ def initial_a(site: Site, rank: int, seed: int) -> Tensor:
 
 
 def scaling(kind: MethodKind, alpha: float, rank: int) -> float:
-    """Return what an adapter's product B A is multiplied by, as PEFT has it."""
+    """Return what an adapter's product B A is multiplied by, as PEFT has it; full matrices have none."""
+    if kind == "full":
+        return 1.0
     return alpha / math.sqrt(rank) if kind == "rslora" else alpha / rank
 
 
-def frozen(backbone: Backbone, site: Site) -> Tensor:
-    """Return a site's frozen matrix W, [d_out, d_in].
+def shapes(site: Site, rank: int, kind: MethodKind) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that a method trains for a site, by name, and their shapes."""
+    if kind == "full":
+        return {f"{site.name}.weight": (site.d_out, site.d_in)}
+    lengths = {f"{site.name}.lora_magnitude_vector": (site.d_out,)} if kind == "dora" else {}
+    return {f"{site.name}.lora_A": (rank, site.d_in), f"{site.name}.lora_B": (site.d_out, rank), **lengths}
 
-    Raises:
-        ModelError: the site is some rows of a fused matrix, whose other rows a stock DoRA adapter would train too.
-    """
-    if site.rows:
-        raise ModelError(
-            f"model {backbone.source!r}: {site.module} holds W_q, W_k and W_v in one matrix, and DoRA would train "
-            "the lengths of all its rows; use method.kind lora or rslora"
-        )
+
+def frozen(backbone: Backbone, site: Site) -> Tensor:
+    """Return a site's frozen matrix W, [d_out, d_in]."""
     module = backbone.model.get_submodule(site.module)
     weight: Tensor = module.weight.detach()
-    return weight.T if isinstance(module, Conv1D) else weight
+    weight = weight.T if isinstance(module, Conv1D) else weight
+    return weight[site.rows.index()] if site.rows else weight
+
+
+def check(backbone: Backbone, sites: Sequence[Site], kind: MethodKind) -> None:
+    """See whether a method can train these sites.
+
+    Raises:
+        ModelError: DoRA on rows of a fused matrix, whose other rows a stock adapter would train too; or a method that
+            needs the numbers of a quantized matrix.
+    """
+    if kind in ("dora", "full") and getattr(backbone.model, "is_quantized", False):
+        raise ModelError(
+            f"model {backbone.source!r}: its matrices are quantized, and method.kind {kind} needs them as they are; "
+            "use lora or rslora, or training.precision bf16"
+        )
+    shared = next((site for site in sites if site.rows), None)
+    if kind == "dora" and shared:
+        raise ModelError(
+            f"model {backbone.source!r}: {shared.module} holds W_q, W_k and W_v in one matrix, and DoRA would train "
+            "the lengths of all its rows; use method.kind lora, rslora or full"
+        )
 
 
 def parameters(backbone: Backbone, targets: Targets, rank: int, kind: MethodKind = "lora") -> dict[str, int]:
-    """Count what a candidate trains: `{"adapter": ..., "head": ...}`."""
+    """Count what a candidate trains: `{"adapter": ..., "head": ...}`; full matrices count as their adapter."""
     sites = backbone.projections.of(targets)
-    adapter = sum(rank * (site.d_in + site.d_out) + (site.d_out if kind == "dora" else 0) for site in sites)
+    adapter = sum(math.prod(shape) for site in sites for shape in shapes(site, rank, kind).values())
     return {"adapter": adapter, "head": sum(p.numel() for p in backbone.head_parameters().values())}
 
 
@@ -67,36 +89,51 @@ def peft_model(
 
     The base model inside is the backbone's own, changed in place; load the backbone anew to use
     it elsewhere.
+
+    Raises:
+        ModelError: see `check`.
     """
     from peft import get_peft_model
 
     sites = backbone.projections.of(targets)
+    check(backbone, sites, kind)
     # PEFT wraps the head in place, so its first values are read before.
-    values: dict[str, Tensor] = {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
-    values |= fresh_head(backbone, seed)
-    model = get_peft_model(backbone.model, lora_config(backbone, targets, rank, alpha, kind))
+    values = fresh_head(backbone, seed)
+    config = _whole_config(backbone, sites) if kind == "full" else _lora_config(backbone, sites, rank, alpha, kind)
+    if kind != "full":
+        values |= {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
+    model = get_peft_model(backbone.model, config)
     for name, group in by_module(sites).items():
-        if group[0].rows:
-            split(model.get_submodule(f"base_model.model.{name}"), group, rank)
+        layer = model.get_submodule(f"base_model.model.{name}")
+        if kind == "full":
+            whole.train_rows(layer, group)
+        elif group[0].rows:
+            fused.split(layer, group, rank)
     set_values(model, values)
     return model
 
 
-def lora_config(backbone: Backbone, targets: Targets, rank: int, alpha: float, kind: MethodKind = "lora") -> Any:
+def _whole_config(backbone: Backbone, sites: Sequence[Site]) -> Any:
+    """Return the stock PEFT configuration of an adapter that holds the matrices whole.
+
+    PEFT's LN tuning keeps and trains a copy of whatever modules it is given, not of norms alone: what is saved
+    holds the trained matrices and the head and nothing else, and loads, merges and is switched off as any adapter.
+    The head's are among these modules, since merging would leave them wrapped as `modules_to_save`.
+    """
+    from peft import LNTuningConfig
+
+    head = dict.fromkeys(name.rpartition(".")[0] for name in backbone.head_parameters())
+    return LNTuningConfig(target_modules=[*_short_names(backbone, list(by_module(sites))), *head])
+
+
+def _lora_config(backbone: Backbone, sites: Sequence[Site], rank: int, alpha: float, kind: MethodKind) -> Any:
     """Return the stock PEFT configuration of an adapter.
 
     On a fused module its rank is as many times as large as it has roles, and alpha so that the scale stays; see
     `autolr.model.fused`.
-
-    Raises:
-        ModelError: DoRA on a fused module.
     """
     from peft import LoraConfig, TaskType
 
-    sites = backbone.projections.of(targets)
-    if kind == "dora":
-        for site in sites:
-            frozen(backbone, site)  # says why where it cannot be
     modules = by_module(sites)
     times = {name: len(sites) for name, sites in modules.items()}
     most = max(times.values())
@@ -121,8 +158,8 @@ def lora_config(backbone: Backbone, targets: Targets, rank: int, alpha: float, k
 def values_of(model: Any) -> dict[str, Tensor]:
     """Return the trained tensors of a PEFT model under the names slots use.
 
-    `<site>.lora_A`, `<site>.lora_B` and the head's parameters by their names in the base model; a
-    site on rows of a fused module is called as `Site.name` says.
+    `<site>.lora_A`, `<site>.lora_B`, or the matrix itself as `<site>.weight` [d_out, d_in], and the head's parameters
+    by their names in the base model; a site on rows of a fused module is called as `Site.name` says.
     """
     return {
         plain_name(name): p
@@ -141,12 +178,14 @@ def set_values(model: Any, values: Mapping[str, Tensor]) -> None:
 
 def hub_name(source: str) -> str:
     """Return what an adapter's configuration calls its base model."""
-    return "sentence-transformers/all-MiniLM-L6-v2" if source == demo.MODEL else source
+    return demo.HUB.get(source, source)
 
 
 def plain_name(name: str) -> str:
     """Turn a parameter's name inside a PEFT model into the name slots use."""
-    name = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+    name = re.sub(r"[.](modules_to_save|ln_tuning_layers)[.]default[.]", ".", name.removeprefix("base_model.model."))
+    if name.endswith((".q", ".k", ".v", ".whole")) and ".lora_" not in name:
+        return f"{name.removesuffix('.whole')}.weight"
     adapter = re.fullmatch(r"(.+)[.](lora_[AB]|lora_magnitude_vector)[.]default[.](weight|[qkv])", name)
     if adapter is None:
         return name

@@ -1,11 +1,14 @@
-"""Loading a pretrained model as a frozen base with a fresh head."""
+"""Loading a pretrained model as a frozen base, with a fresh head where the task needs one."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+from contextlib import nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,9 @@ from torch import nn
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import precision, projections
+from autolr.model import labelled, precision, projections
 from autolr.model.projections import Projections
-from autolr.study import Precision, TaskName
+from autolr.study import LANGUAGE, Attention, Precision, TaskName
 
 
 @dataclass
@@ -24,11 +27,11 @@ class Backbone:
     """A pretrained model, frozen, in eval mode and without dropout.
 
     Attributes:
-        model: the transformers model with a head for the task.
+        model: the transformers model, with a head for the task or as a language model.
         tokenizer: its tokenizer, padding on the right.
         source: what the user calls the model.
         projections: where its W_q, W_k and W_v are.
-        head: full names of the modules the head consists of; they hold all its parameters.
+        head: full names of the modules the head consists of; they hold all its parameters. A language model has none.
         fresh: those of the head's parameters the checkpoint does not hold.
         precision: of products with the frozen weights.
         digest: fingerprint of the weights before they were rounded, where they were.
@@ -91,58 +94,85 @@ def load(
     device: str | torch.device = "cpu",
     wanted: Precision = "fp32",
     task: TaskName = "classification",
+    attention: Attention = "auto",
+    checkpointing: bool = False,
 ) -> Backbone:
-    """Load a model with a head for a task.
+    """Load a model for a task.
 
     Args:
-        source: `demo:all-MiniLM-L6-v2`, a local folder with safetensors, or a hub id.
-        classes: names of the classes; the head gets one output for each.
+        source: `demo:all-MiniLM-L6-v2`, a local folder with safetensors, a GGUF file, or a hub id.
+        classes: names of the classes; the head gets one output for each. None for a language model.
         device: where the model goes.
         wanted: precision of products with the frozen weights; see `autolr.model.precision`.
-        task: what the head is for.
+        task: what the head is for; `sft` and `lm` take the language model as it is.
+        attention: how it is computed, as transformers names it.
+        checkpointing: keep the inputs of layers alone for the way back.
 
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
     """
     from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
         AutoConfig,
+        AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
 
-    location = _locate(source)
+    if attention == "flash_attention_2" and torch.device(device).type != "cuda":
+        raise ModelError(f"training.attention {attention}: runs on a GPU alone, not on {device}; take sdpa or auto")
+    of_language = task in LANGUAGE
+    auto: Any = AutoModelForCausalLM if of_language else AutoModelForSequenceClassification
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if of_language else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    head = {} if of_language else _head_options(classes, task)
+    location, where = _locate(source)
     try:
-        config = AutoConfig.from_pretrained(
-            location,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={name: index for index, name in enumerate(classes)},
-            problem_type="regression" if task == "regression" else "single_label_classification",
-        )
-        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise ModelError(_no_class(source, config))
+        config = AutoConfig.from_pretrained(location, **where, **head)
+        if type(config) not in known:
+            raise ModelError(_no_class(source, config, of_language))
         disable_dropout(config)
-        tokenizer = AutoTokenizer.from_pretrained(location)
+        tokenizer = AutoTokenizer.from_pretrained(location, **where)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
     _give_pad_token(tokenizer, config, source)
+    if of_language:
+        config.use_cache = False
+        if tokenizer.eos_token is None:
+            raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
+    held = getattr(config, "quantization_config", None)
+    few_bits = precision.quantization(wanted, held, source)
+    quantized = few_bits is not None or held is not None
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            location,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        # The bar of a GGUF file's conversion is none of transformers' own, which can be switched off.
+        with redirect_stderr(StringIO()) if where else nullcontext():
+            model, info = auto.from_pretrained(
+                location,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **({} if attention == "auto" else {"attn_implementation": attention}),
+                **({"quantization_config": few_bits} if few_bits is not None else {}),
+                **({"device_map": {"": str(device)}} if quantized else {}),
+                **where,
+            )
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
-    model.to(device).eval().requires_grad_(False)
+    if not quantized:  # bitsandbytes has put it there
+        model.to(device)
+    model.eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    if checkpointing:
+        checkpoint_layers(model, source)
+    if quantized:
+        precision.spare_packing(model)
+        base.precision = wanted
+        return base
     base.precision = precision.choose(wanted, torch.device(device))
     if base.precision == "bf16":
         if precision.whole(torch.device(device)):
@@ -154,14 +184,26 @@ def load(
 
 
 def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -> Backbone:
-    """Wrap a loaded classification model; `fresh` names the parameters without pretrained values.
+    """Wrap a loaded model; `fresh` names the parameters without pretrained values.
 
     Raises:
-        ModelError: projections are missing, or so much is fresh that the checkpoint cannot be
-            one of this model.
+        ModelError: projections are missing, so much is fresh that the checkpoint cannot be one of this model, or a
+            language model sees the tokens it is to predict.
     """
     found = projections.find(model, source)
     body = model.base_model_prefix
+    if model.get_output_embeddings() is not None:
+        if fresh:
+            raise ModelError(
+                f"model {source!r}: its checkpoint lacks {', '.join(sorted(fresh)[:4])}, so it is no language model"
+            )
+        if _sees_ahead(model):
+            raise ModelError(
+                f"model {source!r}: reads a text in both directions, so it cannot learn to continue one; choose a "
+                "decoder, such as llama or qwen3, or task=classification"
+            )
+        labelled.watch(model)
+        return Backbone(model, tokenizer, source, found, head=(), fresh=frozenset())
     head = [name for name, child in model.named_children() if name != body and list(child.parameters())]
     named = dict(model.named_parameters())
     extra = [name for name in fresh if name in named and name.split(".")[0] == body]
@@ -181,6 +223,34 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
         head=tuple([*inner, *head]),
         fresh=frozenset(name for name in fresh if name in named),
     )
+
+
+def gguf_file(source: str) -> str | None:
+    """Return the name of the GGUF file that a model is read from; None where it is another model."""
+    return _locate(source)[1].get("gguf_file")
+
+
+def checkpoint_layers(model: Any, source: str) -> None:
+    """Let each layer keep its input alone, and compute what is inside once more on the way back.
+
+    The layers are marked as training, which is when transformers does so; what is inside stays in eval mode.
+
+    Raises:
+        ModelError: the family cannot.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"model {source!r}: transformers cannot checkpoint its family {model.config.model_type!r}; "
+            "set training.checkpointing=false"
+        )
+    # Nothing is drawn inside, so there is no state of a generator to keep.
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    model.config.get_text_config().use_cache = False  # a layer that runs twice would fill its cache twice
+    for layer in layers:
+        layer.training = True
 
 
 def disable_dropout(config: Any) -> None:
@@ -223,16 +293,51 @@ def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
     return {name: values[name] for name in parameters}
 
 
-def _locate(source: str) -> str:
+@torch.no_grad()
+def _sees_ahead(model: Any) -> bool:
+    """Tell whether the last token of a text changes what is predicted before it."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.arange(8, device=model.device)[None] * 7 % vocabulary
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % vocabulary
+    before, after = (
+        model(input_ids=each, attention_mask=torch.ones_like(each)).logits[0, :-1] for each in (ids, other)
+    )
+    return bool((before - after).abs().max() > 1e-3 * before.abs().max())
+
+
+def _head_options(classes: list[str], task: TaskName) -> dict[str, Any]:
+    """Return what the configuration says of a head."""
+    return {
+        "num_labels": len(classes),
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: index for index, name in enumerate(classes)},
+        "problem_type": "regression" if task == "regression" else "single_label_classification",
+    }
+
+
+def _locate(source: str) -> tuple[str, dict[str, str]]:
+    """Return where a model lies, and what else transformers needs to read it: the name of a GGUF file."""
     if demo.is_demo(source):
-        return str(demo.model_folder(source))
+        path = demo.model_path(source)
+        return _gguf(path, source) if path.is_file() else (str(path), {})
     path = Path(source).expanduser()
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if not looks_local:
-        return source
+        return source, {}
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model {source!r}: no such file (--model)")
+        return _gguf(path, source)
     if not path.is_dir():
-        raise ModelError(f"model {source!r}: no such folder (--model)")
+        raise ModelError(f"model {source!r}: no such folder or .gguf file (--model)")
+    packed = sorted(path.glob("*.gguf"))
     config = path / "config.json"
+    if packed and not config.is_file():
+        if len(packed) > 1:
+            names = ", ".join(file.name for file in packed)
+            raise ModelError(f"model {source!r}: the folder has several GGUF files ({names}); give one of them")
+        return _gguf(packed[0], source)
     if not config.is_file():
         raise ModelError(f"model {source!r}: the folder has no config.json; give the folder of a saved model")
     try:
@@ -244,7 +349,13 @@ def _locate(source: str) -> str:
         raise ModelError(
             f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}"
         )
-    return str(path)
+    return str(path), {}
+
+
+def _gguf(path: Path, source: str) -> tuple[str, dict[str, str]]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"model {source!r}: GGUF files are read by the package gguf; install it: pip install gguf")
+    return str(path.parent), {"gguf_file": path.name}
 
 
 def _give_pad_token(tokenizer: Any, config: Any, source: str) -> None:
@@ -256,10 +367,12 @@ def _give_pad_token(tokenizer: Any, config: Any, source: str) -> None:
     config.pad_token_id = tokenizer.pad_token_id
 
 
-def _no_class(source: str, config: Any) -> str:
+def _no_class(source: str, config: Any, of_language: bool) -> str:
+    kind = "causal language model" if of_language else "sequence-classification"
+    remedy = "" if of_language else "; search it with task=sft or task=lm, or"
     return (
-        f"model {source!r}: transformers has no sequence-classification class for its family {config.model_type!r}, "
-        "and AutoLR does not train language models yet; choose a model of another family, such as llama or qwen3"
+        f"model {source!r}: transformers has no {kind} class for its family {config.model_type!r}{remedy} "
+        "choose a model of another family, such as llama or qwen3"
     )
 
 

@@ -97,6 +97,10 @@ OUTPUTS = ("o_proj", "out_proj", "out_lin", "Wo", "dense", "c_proj")
 _IS_OUTPUT = re.compile(
     rf"(^|[.])(attention[.]output[.]dense|(attention|self_attention|attn|self_attn|sa)[.]({'|'.join(OUTPUTS)}))$"
 )
+# Where layers keep the matrices of their MLP: BERT's intermediate and output, OPT's fc1 and fc2, ffn or mlp.
+_IS_MLP = re.compile(r"[.]\d+[.](mlp|ffn|feed_forward|block_sparse_moe|intermediate|output|fc1|fc2)([.]|$)")
+# What chooses the experts, or weighs them, is no matrix of theirs.
+_ROUTERS = ("gate", "router", "shared_expert_gate")
 # Families whose q_proj makes, head by head, the query and then a gate on the attention's output.
 _GATED = ("qwen3_next", "qwen3_5")
 
@@ -137,3 +141,9 @@ def gated(attention: nn.Module, config: Any, total: int) -> Rows | None:
 def is_output(name: str) -> bool:
     """Tell whether a module's full name is that of an attention's output projection W_o."""
     return _IS_OUTPUT.search(name) is not None
+
+
+def is_mlp(name: str) -> bool:
+    """Tell whether a module's full name is that of a matrix of a layer's MLP, if it is a matrix."""
+    leaf = name.rpartition(".")[2]
+    return leaf not in _ROUTERS and "norm" not in leaf.lower() and _IS_MLP.search(name) is not None

@@ -7,6 +7,7 @@ base is held in bf16, and its activations are bf16 as well. What is trained is a
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from autolr.errors import ModelError
 from autolr.study import Precision
 
+QUANTIZED = ("int8", "nf4")
 # What torch calls the instructions that multiply bf16 numbers.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 
@@ -29,6 +32,49 @@ def choose(wanted: Precision, device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if any(capabilities.get(name) for name in BF16_INSTRUCTIONS) else "fp32"
+
+
+def quantization(wanted: Precision, held: Any, source: str) -> Any:
+    """Return how transformers keeps a frozen base in few bits; None where it does not, or as its checkpoint says.
+
+    Args:
+        wanted: the study's precision.
+        held: `quantization_config` of the checkpoint; None: it holds plain numbers.
+        source: what the user calls the model.
+
+    Raises:
+        ModelError: bitsandbytes is needed and not installed, or the checkpoint is quantized otherwise.
+    """
+    method = held if held is None or isinstance(held, dict) else held.to_dict()
+    kind = str((method or {}).get("quant_method", "")).removesuffix("_4bit").removesuffix("_8bit")
+    if method is not None and kind != "bitsandbytes":
+        raise ModelError(
+            f"model {source!r}: its checkpoint is quantized with {kind or 'an unnamed method'}, which "
+            "AutoLR does not train on; take the model's plain weights, and training.precision=nf4 for 4 bits"
+        )
+    if method is None and wanted not in QUANTIZED:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        what = "its checkpoint is quantized" if method is not None else f"training.precision {wanted}"
+        raise ModelError(f"model {source!r}: {what}: this needs bitsandbytes; pip install bitsandbytes")
+    if method is not None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    # What becomes the head, under the names families give it, is trained and stays as it is.
+    heads = ["classifier", "pre_classifier", "score", "pooler", "head"]
+    if wanted == "int8":
+        settings: dict[str, Any] = {"load_in_8bit": True}
+    else:
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    return BitsAndBytesConfig(**settings, llm_int8_skip_modules=heads)  # type: ignore[no-untyped-call]
+
+
+def spare_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for inference on a CPU, from which there is no way back."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def whole(device: torch.device) -> bool:

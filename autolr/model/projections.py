@@ -1,8 +1,9 @@
-"""Where a transformer keeps W_q, W_k and W_v."""
+"""Where a transformer keeps W_q, W_k and W_v, W_o and the matrices of its MLP."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from autolr.errors import ModelError
 from autolr.model import layouts
 from autolr.model.layouts import Rows
-from autolr.study import Role, Targets
+from autolr.study import Role, Targets, roles_of
 
 # The names transformers gives to separate projections, family by family:
 # BERT, RoBERTa, ELECTRA (query); DistilBERT (q_lin); DeBERTa-v2 and v3 (query_proj); Llama, Mistral, Qwen, Gemma,
@@ -57,27 +58,31 @@ class Projections:
     """The sites of a model, in the order of its layers, and how many of its layers have them.
 
     Attributes:
-        sites: q, k, v and o of one layer are neighbours.
+        sites: q, k, v and o of one layer are neighbours; those of the MLPs come last.
         layers: of the model.
         shared_input: some projection also reads what all rows of a batch share (DeBERTa's relative
             positions), so slots with different adapters cannot go through it in one pass.
+        left_out: what no targets train though all-linear might mean it: experts that are one parameter of three
+            dimensions.
     """
 
     sites: tuple[Site, ...]
     layers: int
     shared_input: bool = False
+    left_out: tuple[str, ...] = ()
 
     def of(self, targets: Targets) -> tuple[Site, ...]:
-        """Return the sites that `targets` trains.
+        """Return the sites that `targets` trains; all-linear means those there are.
 
         Raises:
             ModelError: the model has no matrix of one of its roles.
         """
         has = {site.role for site in self.sites}
-        missing = [role for role in targets if role not in has]
+        wanted = roles_of(targets)
+        missing = [role for role in wanted if role not in has and targets != "all-linear"]
         if missing:
             raise ModelError(f"targets {targets}: the model has no W_{missing[0]} of its own; it has {sorted(has)}")
-        return tuple(site for site in self.sites if site.role in targets)
+        return tuple(site for site in self.sites if site.role in wanted)
 
     @property
     def covered(self) -> int:
@@ -102,7 +107,7 @@ class Projections:
         return min(min(site.d_in, site.d_out) for site in self.sites)
 
 
-def by_module(sites: tuple[Site, ...]) -> dict[str, tuple[Site, ...]]:
+def by_module(sites: Sequence[Site]) -> dict[str, tuple[Site, ...]]:
     """Return the sites of each module, in the model's order."""
     return {name: tuple(group) for name, group in groupby(sites, key=lambda site: site.module)}
 
@@ -136,7 +141,13 @@ def find(model: nn.Module, name: str) -> Projections:
         raise ModelError(_nothing_found(model, name))
     layers = getattr(text, "num_hidden_layers", None)
     covered = sum(site.role == "v" for site in sites)
-    return Projections(tuple(sites), max(int(layers or covered), covered), shared)
+    taken = {site.module for site in sites}
+    sites += [
+        Site(path, "mlp", *_shape(module))
+        for path, module in model.named_modules()
+        if _is_matrix(module) and path not in taken and layouts.is_mlp(path)
+    ]
+    return Projections(tuple(sites), max(int(layers or covered), covered), shared, _experts(model))
 
 
 def _separate(module: nn.Module, path: str, config: Any) -> list[Site]:
@@ -181,6 +192,16 @@ def _output(model: nn.Module, path: str) -> list[Site]:
         if _is_matrix(matrix) and layouts.is_output(full):
             return [Site(full, "o", *_shape(matrix))]
     return []
+
+
+def _experts(model: nn.Module) -> tuple[str, ...]:
+    """Return what layers keep as one parameter for many matrices, kind by kind: `2 x mlp.experts.up_proj 4x32x16`."""
+    kinds: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and layouts.is_mlp(name):
+            kind = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {'x'.join(str(size) for size in parameter.shape)}"
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return tuple(f"{count} x {kind}" for kind, count in kinds.items())
 
 
 def _is_matrix(module: Any) -> bool:

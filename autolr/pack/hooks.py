@@ -1,9 +1,9 @@
-"""Hooks on the base model: they add each slot's own adapters to its own rows, and put its own head on."""
+"""Hooks on the base model: they give each slot's own rows its adapters or matrices, and put its own head on."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -22,28 +22,30 @@ from autolr.study import MethodKind, Role
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbours in a pass whose adapters are multiplied together.
+    """Neighbours in a pass of one method, whose adapters or matrices are multiplied together.
 
     Attributes:
         slots: their places in the pass.
-        bound: their adapters' tensors, [slots, ...], by name; no larger than the largest of their ranks.
+        kind: their method.
+        bound: their tensors, [slots, ...], by name; no larger than the largest of their ranks.
         scale: of each slot's adapters, [slots, 1, 1].
     """
 
     slots: slice
+    kind: MethodKind
     bound: dict[str, Tensor]
     scale: Tensor
 
 
-class Pass(threading.local):
-    """What the hooks read in the forward pass that this thread is in.
+class Pass:
+    """What the hooks read in a forward pass.
 
     Attributes:
-        parts: slots of like ranks, and their adapters.
+        parts: slots of one method and of like ranks.
         head: tensors of the head, [slots, ...], by name.
         used: roles that any of its slots trains.
         batch: rows of its input.
-        twins: copies of the head's modules without hooks; a thread's own, since their tensors are replaced.
+        twins: copies of the head's modules without hooks, whose tensors are replaced.
     """
 
     def __init__(self) -> None:
@@ -54,32 +56,43 @@ class Pass(threading.local):
         self.twins: dict[str, nn.Module] = {}
 
 
+class PassOfThread(Pass, threading.local):
+    """A pass of the thread that reads it: those of a CPU run side by side, each with its way back in its thread."""
+
+
 class Hooks:
     """What a pack puts on the modules of its base, until `close`.
 
     Args:
         backbone: the frozen base.
-        roles: the roles any slot may train.
-        kind: of the adapters.
+        sites: that any slot may train.
+        kinds: the methods any slot may have.
         dtype: of what the slots train.
 
     Attributes:
-        now: the pass this thread is in.
-        magnitudes: DoRA's first lengths of the rows of each matrix, by the names slots use.
+        now: the pass that is under way, on a CPU this thread's.
+        first: for each method the tensors that start from the base: matrices, or DoRA's lengths of their rows.
     """
 
-    def __init__(self, backbone: Backbone, roles: tuple[Role, ...], kind: MethodKind, dtype: torch.dtype) -> None:
+    def __init__(
+        self, backbone: Backbone, sites: Sequence[Site], kinds: Sequence[MethodKind], dtype: torch.dtype
+    ) -> None:
         self.backbone = backbone
-        self.kind = kind
         self.dtype = dtype
-        self.now = Pass()
-        sites = tuple(site for site in backbone.projections.sites if site.role in roles)
-        # A slot that freezes a role has its lengths all the same: they stay what they are.
-        self._frozen = {site.name: frozen(backbone, site) for site in sites} if kind == "dora" else {}
-        self.magnitudes = {
-            f"{name}.lora_magnitude_vector": torch.linalg.vector_norm(weight.to(dtype), dim=1)
-            for name, weight in self._frozen.items()
-        }
+        on_cpu = next(backbone.model.parameters()).device.type == "cpu"
+        # Of a GPU torch's own threads go back, and compute checkpointed layers once more.
+        self.now = PassOfThread() if on_cpu else Pass()
+        needed = {"dora", "full"} & set(kinds)
+        self._frozen = {site.name: frozen(backbone, site) for site in sites} if needed else {}
+        self.first: dict[MethodKind, dict[str, Tensor]] = {kind: {} for kind in kinds}
+        for name, weight in self._frozen.items():
+            if "dora" in kinds:
+                lengths = torch.linalg.vector_norm(weight.to(dtype), dim=1)
+                self.first["dora"][f"{name}.lora_magnitude_vector"] = lengths
+            if "full" in kinds:
+                self.first["full"][f"{name}.weight"] = weight
+        device = next(backbone.model.parameters()).device
+        self._rows = {site: torch.tensor(site.rows.index(), device=device) for site in sites if site.rows}
         self._handles = self._attach(sites)
 
     def close(self) -> None:
@@ -88,7 +101,7 @@ class Hooks:
             handle.remove()
         self._handles = []
 
-    def _attach(self, sites: tuple[Site, ...]) -> list[Any]:
+    def _attach(self, sites: Sequence[Site]) -> list[Any]:
         modules = dict(self.backbone.model.named_modules())
         handles = []
         for name, group in by_module(sites).items():
@@ -123,6 +136,8 @@ class Hooks:
 
     def _adapted(self, module: nn.Module, sites: list[Site], part: Part, x: Tensor, output: Tensor) -> Tensor:
         """Return the output of a module with the adapters of a part's slots, all of whose rows `x` holds."""
+        if part.kind == "full":
+            return self._whole(module, sites, part, x, output)
         if sites[0].rows:
             a, b = stack(sites, part.bound)
         else:
@@ -132,14 +147,27 @@ class Hooks:
         x = x.reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
         low = torch.bmm(x, a.transpose(1, 2)) * part.scale.to(output.dtype)
         term = torch.bmm(low, b.transpose(1, 2)).view(output.shape)
-        return output + term if self.kind != "dora" else self._dora(module, sites[0], part, output, term)
+        return output + term if part.kind != "dora" else self._dora(module, sites[0], part, output, term)
+
+    def _whole(self, module: nn.Module, sites: list[Site], part: Part, x: Tensor, output: Tensor) -> Tensor:
+        """Return the output with the rows that the slots' own matrices make."""
+        bias = getattr(module, "bias", None)
+        for site in sites:
+            weight = part.bound[f"{site.name}.weight"].to(output.dtype)  # [slots, d_out, d_in]
+            made = torch.bmm(x.reshape(weight.shape[0], -1, weight.shape[2]), weight.transpose(1, 2))
+            made = made.view(*output.shape[:-1], site.d_out)
+            rows = self._rows.get(site)
+            if bias is not None:
+                made = made + (bias if rows is None else bias[rows])
+            output = made if rows is None else output.index_copy(-1, rows, made)
+        return output
 
     def _dora(self, module: nn.Module, site: Site, part: Part, output: Tensor, term: Tensor) -> Tensor:
         """Give the rows of W + s B A their learned lengths (Liu et al., "DoRA", 2024, equation 5, as PEFT has it)."""
         a, b = part.bound[f"{site.name}.lora_A"], part.bound[f"{site.name}.lora_B"]
         name = f"{site.name}.lora_magnitude_vector"
         with torch.no_grad():  # the lengths of W + s B A count as constants
-            weight, own = self._frozen[site.name], self.magnitudes[name].to(b.dtype)
+            weight, own = self._frozen[site.name], self.first["dora"][name].to(b.dtype)
             scale = part.scale[:, 0]
             wa = torch.matmul(weight, a.transpose(1, 2).to(weight.dtype)).to(b.dtype)  # [slots, d_out, rank]
             of_b = torch.bmm(b, torch.bmm(a, a.transpose(1, 2)))

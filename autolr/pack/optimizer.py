@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from autolr.pack.rows import Layout
-from autolr.study import Role, Training
+from autolr.pack.rows import Block, Layout
+from autolr.study import Training
 
 
 def schedule_factor(training: Training, step: int, steps: int) -> float:
@@ -28,7 +28,7 @@ class RowAdamW:
     """torch.optim.AdamW, row by row.
 
     Args:
-        layout: which columns belong to which role.
+        layout: which columns belong to which block.
         training: betas, eps, weight decay and the largest gradient norm of a slot.
         rows: parameters, [slots, columns]; updated in place.
     """
@@ -50,22 +50,22 @@ class RowAdamW:
         self.mean[target].copy_(self.mean[source])
         self.square[target].copy_(self.square[source])
 
-    def step(self, grad: Tensor, counts: Sequence[int], rates: Mapping[Role, Sequence[float]]) -> None:
+    def step(self, grad: Tensor, counts: Sequence[int], rates: Mapping[Block, Sequence[float]]) -> None:
         """Update the first rows.
 
         Args:
             grad: gradients, [active, columns]; overwritten.
             counts: which update this is for each active row; 1 is its first.
-            rates: for each role the rate of each active row; a role whose rate is 0 at the row's
+            rates: for each block the rate of each active row; a block whose rate is 0 at the row's
                 start is frozen: pass a negative number to leave it out of the norm as well.
         """
         active = grad.shape[0]
         beta1, beta2 = self.training.betas
         as_column = {"dtype": grad.dtype, "device": grad.device}
-        lr = {role: torch.tensor(values, **as_column).unsqueeze(1) for role, values in rates.items()}  # type: ignore[arg-type]
-        for role, columns in self.layout.roles.items():
-            if min(rates[role]) < 0:
-                grad[:, columns].mul_(lr[role] >= 0)
+        lr = {block: torch.tensor(values, **as_column).unsqueeze(1) for block, values in rates.items()}  # type: ignore[arg-type]
+        for block, columns in self.layout.blocks.items():
+            if min(rates[block]) < 0:
+                grad[:, columns].mul_(lr[block] >= 0)
         if self.training.clip_norm is not None:
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
             # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
@@ -76,8 +76,8 @@ class RowAdamW:
         mean.lerp_(grad, 1 - beta1)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         update = mean / square.sqrt().div_(bias2).add_(self.training.eps)
-        for role, columns in self.layout.roles.items():
-            rate = lr[role].clamp_(min=0.0)
+        for block, columns in self.layout.blocks.items():
+            rate = lr[block].clamp_(min=0.0)
             part = rows[:, columns]
             if self.training.weight_decay:
                 part.mul_(1 - rate * self.training.weight_decay)

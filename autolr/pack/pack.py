@@ -7,7 +7,7 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Task
-from autolr.model.adapters import initial_a, scaling
+from autolr.model.adapters import check, initial_a, scaling, shapes
 from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.labelled import forward
 from autolr.pack.crew import Crew
 from autolr.pack.graphs import Graphs
 from autolr.pack.hooks import Hooks, Part
 from autolr.pack.memory import give_back
 from autolr.pack.optimizer import RowAdamW, schedule_factor
-from autolr.pack.rows import Layout
+from autolr.pack.rows import Block, Layout
 from autolr.study import MethodKind, Role, Training
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
@@ -40,11 +41,13 @@ class SlotConfig:
 
     Attributes:
         rates: the rate of each role; 0 freezes it.
-        rank: LoRA rank.
+        rank: of the adapters; 0 where the matrices train themselves.
         seed: of adapter, head and data order.
         steps: the schedule's end.
         stop: steps after which the training ends before that; None: it does not.
         cool: last steps of the training, over which the rates fall to 0 whatever the schedule says.
+        kind: its method.
+        rates_b: of roles whose B has a rate of its own.
     """
 
     rates: dict[Role, float]
@@ -53,6 +56,8 @@ class SlotConfig:
     steps: int
     stop: int | None = None
     cool: int = 0
+    kind: MethodKind = "lora"
+    rates_b: Mapping[Role, float] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -63,6 +68,17 @@ class SlotConfig:
     def roles(self) -> tuple[Role, ...]:
         """The roles that are trained."""
         return tuple(role for role, rate in self.rates.items() if rate > 0)
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """What slots are ordered by: rank and method, so that those multiplied together are neighbours."""
+        return self.rank, self.kind
+
+    def rate(self, block: Block) -> float:
+        """Return the rate of a block before the schedule; below 0 where it is frozen."""
+        role, side = block
+        rate = self.rates.get(role, 0.0)
+        return (self.rates_b.get(role, rate) if side == "B" else rate) if rate > 0 else -1.0
 
 
 @dataclass(eq=False)
@@ -98,7 +114,7 @@ class Pack:
         capacity: slots there is room for.
         max_rank: the largest rank of any slot.
         alpha: LoRA's alpha.
-        kind: of the adapters, which says how alpha and rank scale them.
+        kinds: the methods any slot may have; a pack with full has columns for whole matrices in every slot.
         roles: the roles any slot may train.
         together: slots that share a forward pass; None: all on a GPU, one on a CPU, where
             a pass of its own for each slot costs nothing and spares padding and memory. Always one
@@ -107,7 +123,7 @@ class Pack:
             by cores that share every product. None: as many as torch has threads.
         graphs: records training passes and replays them, on a GPU; None: each pass runs as it is.
 
-    Slots lie in the order of their ranks, the largest first.
+    Slots lie in the order of their ranks, the largest first, and of their methods.
     """
 
     def __init__(
@@ -120,7 +136,7 @@ class Pack:
         capacity: int,
         max_rank: int,
         alpha: float,
-        kind: MethodKind = "lora",
+        kinds: Sequence[MethodKind] = ("lora",),
         roles: tuple[Role, ...] = ("q", "k", "v", "head"),
         together: int | None = None,
         passes: int | None = None,
@@ -132,9 +148,12 @@ class Pack:
         self.data = data
         self.capacity = capacity
         self.alpha = alpha
-        self.kind = kind
+        self.kinds = tuple(kinds)
         self.slots: list[Slot] = []
-        self.layout = Layout(backbone, max_rank, roles, magnitudes=kind == "dora")
+        sites = [site for site in backbone.projections.sites if site.role in roles]
+        for kind in self.kinds:
+            check(backbone, sites, kind)
+        self.layout = Layout(backbone, max_rank, roles, self.kinds)
         base = next(backbone.model.parameters())
         self.device = base.device
         self.together = together or (1 if self.device.type == "cpu" else capacity)
@@ -148,12 +167,13 @@ class Pack:
         self._losses = self.rows.new_zeros(capacity)
         self._scales = self.rows.new_zeros(capacity)
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self.graphs = graphs
+        # A pass computes as many logits as tokens are learned in it, which no recording of another pass does.
+        self.graphs = None if data.of_language else graphs
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._crew = Crew(min(passes or most, -(-capacity // self.together)))
-        self.hooks = Hooks(backbone, tuple(self.layout.roles), kind, dtype)
+        self.hooks = Hooks(backbone, sites, self.kinds, dtype)
 
     def __enter__(self) -> Pack:
         return self
@@ -175,26 +195,28 @@ class Pack:
         """Start a trial in a free slot, at its own step 0."""
         if not self.free:
             raise ValueError(f"all {self.capacity} slots are taken")
+        if config.kind not in self.kinds:
+            raise ValueError(f"kind {config.kind} is none of the pack's: {', '.join(self.kinds)}")
         if config.rank > self.layout.max_rank:
             raise ValueError(f"rank {config.rank} is above the pack's largest, {self.layout.max_rank}")
         order = batch_order(self.data.lengths(), self.training.batch_size, config.length, config.seed)
         slot = Slot(config, order)
         self.slots.append(slot)
         index = len(self.slots) - 1
-        for first in reversed(self._firsts(config.rank)):
+        for first in reversed(self._firsts(config)):
             self._move(first, index)
             index = first
         self.slots[index] = slot
         self.layout.write(self.rows[index], self.initial_values(config))
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
-        self._scales[index] = scaling(self.kind, self.alpha, config.rank)
+        self._scales[index] = scaling(config.kind, self.alpha, config.rank)
         return slot
 
-    def _firsts(self, rank: int) -> list[int]:
-        """Return the place of the first slot of each rank below this one."""
-        ranks = [slot.config.rank for slot in self.slots[:-1]]
-        return [place for place, r in enumerate(ranks) if r < rank and r not in ranks[:place]]
+    def _firsts(self, config: SlotConfig) -> list[int]:
+        """Return the place of the first slot of each kind of slots that come after this one."""
+        places = [slot.config.place for slot in self.slots[:-1]]
+        return [at for at, place in enumerate(places) if place < config.place and place not in places[:at]]
 
     def _move(self, source: int, target: int) -> None:
         """Give row `target` what row `source` has."""
@@ -206,15 +228,20 @@ class Pack:
             self.slots[target] = self.slots[source]
 
     def initial_values(self, config: SlotConfig) -> dict[str, Tensor]:
-        """Return the tensors a slot starts from; B is zero and left out."""
-        sites = [site for site in self.backbone.projections.sites if site.role in config.roles]
-        values = {f"{site.name}.lora_A": initial_a(site, config.rank, config.seed) for site in sites}
-        return {**values, **self.hooks.magnitudes, **fresh_head(self.backbone, config.seed)}
+        """Return the tensors a slot starts from; B is zero and left out.
+
+        A slot that freezes a role has its matrices or their lengths all the same: they stay what they are.
+        """
+        values = dict(self.hooks.first[config.kind])
+        if config.kind != "full":
+            sites = [site for site in self.backbone.projections.sites if site.role in config.roles]
+            values |= {f"{site.name}.lora_A": initial_a(site, config.rank, config.seed) for site in sites}
+        return {**values, **fresh_head(self.backbone, config.seed)}
 
     def evict(self, slot: Slot) -> None:
-        """Free a slot; the last row of its rank moves into its place, and so on, so active rows stay together."""
+        """Free a slot; the last row of its kind moves into its place, and so on, so active rows stay together."""
         index = self.slots.index(slot)
-        ends = {other.config.rank: place for place, other in enumerate(self.slots)}
+        ends = {other.config.place: place for place, other in enumerate(self.slots)}
         for last in sorted(place for place in ends.values() if place >= index):
             self._move(last, index)
             index = last
@@ -223,7 +250,11 @@ class Pack:
     def values(self, slot: Slot, *, averaged: bool = False) -> dict[str, Tensor]:
         """Return copies of a slot's tensors, named as `autolr.model.adapters.values_of` does."""
         rows = self.averages if averaged else self.rows
-        return self.layout.read(rows[self.slots.index(slot)], slot.config.rank, (*slot.config.roles, "head"))
+        config, own = slot.config, {n: tuple(p.shape) for n, p in self.backbone.head_parameters().items()}
+        for site in self.backbone.projections.sites:
+            if site.role in config.roles:
+                own |= shapes(site, config.rank, config.kind)
+        return self.layout.read(rows[self.slots.index(slot)], own)
 
     def step(self) -> None:
         """Take one optimizer step in every slot, each on its own next batch."""
@@ -251,13 +282,13 @@ class Pack:
 
         def work(batch: dict[str, Tensor]) -> None:
             self._bind_leaves(group)
-            each = self.task.losses(self._forward(batch), batch["labels"]).view(len(slots), -1).mean(1)
+            each = self.task.batch_losses(self._forward(batch), batch["labels"], len(slots))
             each.sum().backward()  # type: ignore[no-untyped-call]
             self._losses[group].copy_(each.detach())
 
         batch = self._gather(slots)
         if self.graphs:
-            used = tuple((slot.config.rank, slot.config.roles) for slot in slots)
+            used = tuple((slot.config.place, slot.config.roles) for slot in slots)
             self.graphs.run((group.start, used), batch, work)
         else:
             work(batch)
@@ -298,7 +329,7 @@ class Pack:
         shape = (len(slots), len(data))
         losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
 
-        order = sorted(range(len(slots)), key=lambda place: -slots[place].config.rank)
+        order = sorted(range(len(slots)), key=lambda place: slots[place].config.place, reverse=True)
 
         def score(group: slice) -> None:
             places = order[group]
@@ -320,7 +351,7 @@ class Pack:
             }
             logits = self._forward(batch)
             losses.append(self.task.losses(logits, batch["labels"]).view(count, -1))
-            said.append(self.task.predictions(logits).view(count, -1))
+            said.append(self.task.predictions(logits, batch["labels"]).view(count, -1))
             rows += picked
         back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
         return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
@@ -338,30 +369,32 @@ class Pack:
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
         self.hooks.now.batch = batch["input_ids"].shape[0]
-        output = self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return output.logits.to(self.rows.dtype)  # type: ignore[no-any-return]
+        return forward(self.backbone.model, batch).to(self.rows.dtype)
 
-    def _rates(self) -> dict[Role, list[float]]:
-        rates: dict[Role, list[float]] = {}
-        for role in self.layout.roles:
-            rates[role] = []
-            for slot in self.slots:
-                base = slot.config.rates.get(role, 0.0)
-                factor = schedule_factor(self.training, slot.step, slot.config.steps)
-                if slot.config.cool:
-                    factor *= min(1.0, (slot.config.length - slot.step) / slot.config.cool)
-                rates[role].append(base * factor if base > 0 else -1.0)
-        return rates
+    def _rates(self) -> dict[Block, list[float]]:
+        factors = []
+        for slot in self.slots:
+            factor = schedule_factor(self.training, slot.step, slot.config.steps)
+            if slot.config.cool:
+                factor *= min(1.0, (slot.config.length - slot.step) / slot.config.cool)
+            factors.append(factor)
+        return {
+            block: [
+                rate * factor if (rate := slot.config.rate(block)) > 0 else -1.0
+                for slot, factor in zip(self.slots, factors, strict=True)
+            ]
+            for block in self.layout.blocks
+        }
 
-    def _parts(self, slots: list[Slot]) -> tuple[tuple[int, int, int], ...]:
-        """Return start, stop and rank of each run of slots that are multiplied together."""
-        parts: list[tuple[int, int, int]] = []
+    def _parts(self, slots: list[Slot]) -> tuple[tuple[slice, SlotConfig], ...]:
+        """Return each run of slots that are multiplied together, and the first of them, whose rank is the largest."""
+        parts: list[tuple[slice, SlotConfig]] = []
         for place, slot in enumerate(slots):
-            rank = slot.config.rank
-            if parts and parts[-1][2] < SPREAD * rank:
-                parts[-1] = (parts[-1][0], place + 1, parts[-1][2])
+            config, (run, first) = slot.config, parts[-1] if parts else (slice(0, 0), slot.config)
+            if parts and first.kind == config.kind and first.rank < SPREAD * max(1, config.rank):
+                parts[-1] = (slice(run.start, place + 1), first)
             else:
-                parts.append((place, place + 1, rank))
+                parts.append((slice(place, place + 1), config))
         return tuple(parts)
 
     def _bind_leaves(self, group: slice) -> None:
@@ -383,8 +416,8 @@ class Pack:
     def _point(self, tensors: dict[str, Tensor], slots: list[Slot], scales: Tensor) -> None:
         now = self.hooks.now
         now.parts = [
-            Part(slice(a, b), self.layout.narrow(tensors, slice(a, b), rank), scales[a:b].view(-1, 1, 1))
-            for a, b, rank in self._parts(slots)
+            Part(run, first.kind, self.layout.narrow(tensors, run, first.rank), scales[run].view(-1, 1, 1))
+            for run, first in self._parts(slots)
         ]
         now.head = {name: tensor for name, tensor in tensors.items() if self.layout.segments[name].role == "head"}
         now.used = {role for slot in slots for role in slot.config.roles}

@@ -11,16 +11,21 @@ of each is a product with the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal, get_args
 
 from torch import Tensor
 
+from autolr.model.adapters import shapes
 from autolr.model.backbone import Backbone
-from autolr.study import Role
+from autolr.study import MethodKind, Role
 
-ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "head")
+ROLES: tuple[Role, ...] = get_args(Role)
+# LoRA+ gives every B a rate of its own; all else of a role learns at that of A.
+Side = Literal["A", "B"]
+Block = tuple[Role, Side]
 
 
 @dataclass(frozen=True)
@@ -39,59 +44,55 @@ class Segment:
 
 
 class Layout:
-    """Which columns hold which tensor. Segments of a role are neighbours.
+    """Which columns hold which tensor. Segments of a block, which learns at one rate, are neighbours.
 
     Args:
         backbone: the base whose sites and head are laid out.
         max_rank: the largest rank of any slot.
         roles: the roles any slot may train; the others get no columns.
-        magnitudes: whether each adapter has DoRA's length of each row as well.
+        kinds: the methods of any slot.
     """
 
-    def __init__(self, backbone: Backbone, max_rank: int, roles: tuple[Role, ...], magnitudes: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, max_rank: int, roles: tuple[Role, ...], kinds: Sequence[MethodKind] = ("lora",)
+    ) -> None:
         self.max_rank = max_rank
         self.segments: dict[str, Segment] = {}
-        self.roles: dict[Role, slice] = {}
+        self.blocks: dict[Block, slice] = {}
         at = 0
         for role in ROLES:
-            start = at
-            shapes: dict[str, tuple[int, ...]] = {}
+            tensors: dict[str, tuple[int, ...]] = {}
             if role == "head":
-                shapes = {name: tuple(p.shape) for name, p in backbone.head_parameters().items()}
+                tensors = {name: tuple(p.shape) for name, p in backbone.head_parameters().items()}
             elif role in roles:
                 for site in (site for site in backbone.projections.sites if site.role == role):
-                    shapes[f"{site.name}.lora_A"] = (max_rank, site.d_in)
-                    shapes[f"{site.name}.lora_B"] = (site.d_out, max_rank)
-                    if magnitudes:
-                        shapes[f"{site.name}.lora_magnitude_vector"] = (site.d_out,)
-            for name, shape in shapes.items():
-                self.segments[name] = Segment(name, role, at, shape)
-                at += prod(shape)
-            if at > start:
-                self.roles[role] = slice(start, at)
+                    for kind in kinds:
+                        tensors |= shapes(site, max_rank, kind)
+            sides: tuple[Side, Side] = ("A", "B")
+            for side in sides:
+                start = at
+                for name, shape in tensors.items():
+                    if name.endswith(".lora_B") == (side == "B"):
+                        self.segments[name] = Segment(name, role, at, shape)
+                        at += prod(shape)
+                if at > start:
+                    self.blocks[role, side] = slice(start, at)
         self.columns = at
 
     def write(self, row: Tensor, values: Mapping[str, Tensor]) -> None:
         """Set `row`, [columns], to `values`; what they do not name or fill becomes zero."""
         row.zero_()
         for name, value in values.items():
-            segment = self.segments[name]
-            target = row[segment.start : segment.end].view(segment.shape)
-            target[tuple(slice(0, size) for size in value.shape)] = value.to(row)
+            self._part(row, name, tuple(value.shape)).copy_(value)
 
-    def read(self, row: Tensor, rank: int, roles: tuple[Role, ...]) -> dict[str, Tensor]:
-        """Return copies of the tensors of `row` that a slot of this rank and these roles owns."""
-        values = {}
-        for name, segment in self.segments.items():
-            if segment.role not in roles:
-                continue
-            tensor = row[segment.start : segment.end].view(segment.shape)
-            if name.endswith(".lora_A"):
-                tensor = tensor[:rank]
-            elif name.endswith(".lora_B"):
-                tensor = tensor[:, :rank]
-            values[name] = tensor.detach().clone()
-        return values
+    def read(self, row: Tensor, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Return copies of the tensors of `row` that a slot owns, of these shapes."""
+        return {name: self._part(row, name, shape).detach().clone() for name, shape in tensors.items()}
+
+    def _part(self, row: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+        segment = self.segments[name]
+        whole = row[segment.start : segment.end].view(segment.shape)
+        return whole[tuple(slice(0, size) for size in shape)]
 
     def view(self, rows: Tensor, name: str) -> Tensor:
         """Return one tensor of all `rows` [slots, columns] as [slots, *shape], sharing storage."""

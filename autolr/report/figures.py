@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,33 +192,33 @@ def rate_map(result: SearchResult) -> go.Figure:
     return figure
 
 
-def rank_effect(result: SearchResult) -> go.Figure:
-    """Score against rank: every trial, and the median of each rank."""
+def effect(result: SearchResult, name: str) -> go.Figure:
+    """Score against a choice such as the rank: every trial, and the median of each value."""
     scores = data.comparable_scores(result)
-    figure = _figure("rank", "select loss, brought to the last rung")
-    groups: dict[int, list[TrialRecord]] = defaultdict(list)
+    figure = _figure(name, "select loss, brought to the last rung")
+    groups: dict[Any, list[TrialRecord]] = defaultdict(list)
     for trial in result.trials:
         if trial.number in scores:
-            groups[trial.candidate.rank].append(trial)
-    for rank, group in sorted(groups.items()):
+            groups[getattr(trial.candidate, name)].append(trial)
+    for value, group in sorted(groups.items()):
         figure.add_scatter(
-            x=[str(rank)] * len(group),
+            x=[str(value)] * len(group),
             y=[scores[trial.number] for trial in group],
             mode="markers",
             marker={"color": GREY, "size": 8, "opacity": 0.7},
             text=[describe(trial) for trial in group],
             hovertemplate="%{text}<extra></extra>",
         )
-    ranks = sorted(groups)
+    values = [str(value) for value in sorted(groups)]
     figure.add_scatter(
-        x=[str(rank) for rank in ranks],
-        y=[float(np.median([scores[trial.number] for trial in groups[rank]])) for rank in ranks],
+        x=values,
+        y=[float(np.median([scores[trial.number] for trial in groups[value]])) for value in sorted(groups)],
         mode="lines+markers",
         marker={"symbol": "line-ew-open", "size": 26, "color": ACCENT, "line": {"width": 3}},
         line={"color": ACCENT, "width": 1, "dash": "dot"},
         hovertemplate="median %{y:.4f}<extra></extra>",
     )
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[str(rank) for rank in ranks])
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=values)
     return figure
 
 
@@ -311,7 +312,7 @@ FIGURES: dict[str, Callable[[SearchResult], go.Figure | None]] = {
     "convergence": convergence,
     "steps_to_target": steps_to_target,
     "rate_map": rate_map,
-    "rank_effect": rank_effect,
+    "rank_effect": partial(effect, name="rank"),
     "history": history,
     "gains": gains,
     "cost": cost,

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from autolr import documents
 from autolr.report import data, figures
 from autolr.search.result import SearchResult
+from autolr.study import Study
 
 
 def write_report(result: SearchResult, path: str | Path | None = None) -> Path:
@@ -83,12 +84,15 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             + ". Scores of pruned trials are brought to the last rung by the median change of those that went on.",
             "No trial yet.",
         ),
-        section(
-            "rank",
-            "Effect of rank",
-            figures.rank_effect(result) if data.comparable_scores(result) else None,
-            "Trials of each rank, and their median.",
-            "No trial has a score yet.",
+        *(
+            section(
+                name,
+                f"Effect of {title}",
+                figures.effect(result, name) if data.comparable_scores(result) else None,
+                f"Trials of each {title}, and their median.",
+                "No trial has a score yet.",
+            )
+            for name, title in _choices(result.study).items()
         ),
         section(
             "history",
@@ -107,6 +111,16 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
         ),
         section("cost", "Cost", cost, "Device-seconds of each phase.", "No phase has ended yet."),
     ]
+
+
+def _choices(study: Study) -> dict[str, str]:
+    """Return what a study chooses from a list, and what it is called; the rank is shown also where it is given."""
+    shown = {
+        "rank": ("rank", not study.method.full),
+        "targets": ("set of matrices", len(study.space.targets) > 1),
+        "kind": ("method", len(study.method.kind) > 1),
+    }
+    return {name: title for name, (title, wanted) in shown.items() if wanted}
 
 
 def section(key: str, title: str, figure: Any, text: str, missing: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from autolr.study import Method
 ADAPTER = "adapter_config.json"
 # What may differ between two arms with one word, and where it stands in a recipe.
 VARIED: dict[str, str] = {
-    **dict.fromkeys(("lr_v", "ratio", "rank", "targets"), "candidate"),
-    **dict.fromkeys(("kind", "alpha", "lr_head"), "method"),
+    **dict.fromkeys(("lr_v", "ratio", "rank", "targets", "kind", "rho"), "candidate"),
+    **dict.fromkeys(("alpha", "lr_head", "max_lr_b"), "method"),
 }
 
 
@@ -82,7 +83,7 @@ def varied(recipe: Recipe, change: str) -> Recipe:
     """
     content: dict[str, dict[str, Any]] = {
         "candidate": recipe.candidate.model_dump(),
-        "method": recipe.method.model_dump() | {"lr_head": recipe.rates.head},
+        "method": recipe.method.model_dump() | {"lr_head": recipe.rates.head or "auto"},
     }
     problems = []
     for word in change.split():
@@ -94,12 +95,14 @@ def varied(recipe: Recipe, change: str) -> Recipe:
     if problems or not change.strip():
         raise DocumentError(f"--vary {change!r}", problems or ["is empty; give a change such as ratio=1"])
     candidate = documents.validate(Candidate, content["candidate"], f"--vary {change!r}")
-    method = documents.validate(Method, content["method"], f"--vary {change!r}")
-    if isinstance(method.lr_head, str):
+    method = documents.validate(Method, content["method"] | {"kind": candidate.kind}, f"--vary {change!r}")
+    lr_head = 0.0 if recipe.rates.head is None else method.lr_head
+    if isinstance(lr_head, str):
         raise DocumentError(f"--vary {change!r}", ["lr_head: must be a rate, such as lr_head=5e-3"])
-    rates = {role: rate for role, rate in candidate.rates(method.lr_head).items() if rate > 0}
+    rates = {role: rate for role, rate in candidate.rates(lr_head).items() if rate > 0}
+    of_b = candidate.rates_b(math.inf if isinstance(method.max_lr_b, str) else method.max_lr_b)
     return recipe.model_copy(
-        update={"candidate": candidate, "method": method, "rates": Rates(**rates), "evidence": None}
+        update={"candidate": candidate, "method": method, "rates": Rates(**rates, b=of_b), "evidence": None}
     )
 
 

@@ -353,14 +353,16 @@ def _drive(
             capacity=count,
             max_rank=rank,
             alpha=recipes[0].method.alpha,
-            kind=recipes[0].method.kind,
+            kinds=sorted({job.config.kind for job in jobs}),
             roles=roles,
             passes=passes,
             graphs=Graphs(material.data.train.pad_id) if graphs else None,
         )
 
     rates = {role: max(job.config.rates[role] for job in jobs) for role in roles}
-    largest, batch = SlotConfig(rates, rank, 0, PROBE_STEPS), recipes[0].training.batch_size
+    costly = max((job.config for job in jobs), key=lambda config: config.kind == "dora")
+    largest = SlotConfig(rates, rank, 0, PROBE_STEPS, kind=costly.kind)
+    batch = recipes[0].training.batch_size
     fitted = machine.measured(pack, largest, len(jobs), slots, material.data, batch)
     with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
         drive(made, Confirmation(jobs, folder.confirm, made, material.data), watcher)
@@ -372,13 +374,22 @@ def _slot(recipe: Recipe, material: Material, other: Data | None, seed: int, ste
     if other is not None and horizon.epochs:  # as many epochs of the other data
         length = max(1, round(horizon.epochs * (len(material.data.train) // recipe.training.batch_size)))
     rates = recipe.rates.trained()
-    return SlotConfig({role: rates.get(role, 0.0) for role in ROLES}, recipe.candidate.rank, seed, length, stop=steps)
+    return SlotConfig(
+        rates={role: rates.get(role, 0.0) for role in ROLES},
+        rank=recipe.candidate.rank,
+        seed=seed,
+        steps=length,
+        stop=steps,
+        kind=recipe.candidate.kind,
+        rates_b=recipe.rates.b,
+    )
 
 
 def _group(arm: Arm) -> str:
     """Return what slots of one pack must share."""
     recipe = _recipe(arm)
-    method = recipe.method.model_dump(include={"kind", "alpha"})
+    # Matrices that train whole would give every slot columns for them.
+    method = [recipe.method.full, recipe.method.alpha]
     return json.dumps([recipe.model, method, recipe.training.model_dump(), recipe.data.max_length], sort_keys=True)
 
 
@@ -393,9 +404,8 @@ def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord], steps: int | None) -> 
     recipe = arm.recipe
     setting = "adapter" if arm.adapter is not None else ""
     if recipe is not None:
-        kind = {"lora": "", "rslora": " rsLoRA", "dora": " DoRA"}[recipe.method.kind]
         length = "" if arm.adapter is not None else f", {min(steps or recipe.steps, recipe.steps)} steps"
-        setting = f"{setting} {recipe.candidate.describe()}{kind}{length}".strip()
+        setting = f"{setting} {recipe.candidate.describe()}{length}".strip()
     return ArmScore(
         label=arm.label,
         source=arm.source,

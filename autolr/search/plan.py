@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ class Plan:
     """What a search would do and cost."""
 
     coverage: str
+    data: tuple[str, ...]
+    left_out: tuple[str, ...]
     parameters: dict[str, dict[str, int]]
     splits: dict[str, int]
     horizon: int
@@ -33,13 +36,13 @@ class Plan:
     machine: str
 
 
-def plan(study: Study, device: str | None = None) -> Plan:
+def plan(study: Study, device: str | None = None, *, allow_code: bool = False) -> Plan:
     """Return what a search of the study would do; a few steps are timed, nothing is written.
 
     Raises:
         AutoLRError: as `search`.
     """
-    setting = read_setting(study, choose_device(device))
+    setting = read_setting(study, choose_device(device), allow_code=allow_code)
     rungs = study.search.rung_steps(setting.length)
     names = [name for name in study.baselines if name != "winner_lr"]
     repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
@@ -50,12 +53,11 @@ def plan(study: Study, device: str | None = None) -> Plan:
     evaluated = study.budget.trials * (len(rungs) + 1) * sum(data.select.lengths())
     evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
-    ranks, trained = sorted(study.space.rank), max(study.space.targets, key=len)
     return Plan(
         coverage=setting.backbone.projections.coverage,
-        parameters={
-            f"r={rank}": adapters.parameters(setting.backbone, trained, rank, study.method.kind) for rank in ranks
-        },
+        data=data.summary,
+        left_out=setting.backbone.projections.left_out if "all-linear" in study.space.targets else (),
+        parameters=_parameters(setting),
         splits={"train": len(data.train), "select": len(data.select), "confirm": len(data.confirm)},
         horizon=setting.steps,
         length=setting.length,
@@ -68,6 +70,18 @@ def plan(study: Study, device: str | None = None) -> Plan:
         seconds=steps * per_step + evaluated * per_token,
         machine=found.describe(),
     )
+
+
+def _parameters(setting: Setting) -> dict[str, dict[str, int]]:
+    """Count what candidates train, by what tells their counts apart."""
+    study, found = setting.study, {}
+    kinds = ["dora" if "dora" in study.method.kind else study.method.kind[0]]  # the others are all of a size
+    for targets, kind in itertools.product(study.space.targets, kinds):
+        for rank in [0] if kind == "full" else sorted(study.space.rank):
+            name = f"r={rank}" if rank else kind
+            name += f" {targets}" if len(study.space.targets) > 1 else ""
+            found[name] = adapters.parameters(setting.backbone, targets, rank, kind)
+    return found
 
 
 def _probe(setting: Setting, slots: int, passes: int, graphs: bool, steps: int = 4) -> tuple[float, float]:

@@ -53,8 +53,9 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
     Raises:
         RunError: too few trials, W_k would be trained, or the candidate is far from all that was tried.
     """
-    if candidate.targets not in result.study.space.targets:
-        searched = ", ".join(result.study.space.targets)
+    space, kinds = result.study.space, result.study.method.kind
+    if candidate.targets not in space.targets or candidate.kind not in kinds:
+        searched = ", ".join([*space.targets, *kinds])
         raise RunError(f"{result.folder}: {candidate.describe()} is not what was searched, which is {searched}")
     folder = RunFolder(result.folder)
     names = optuna.get_all_study_names(folder.storage()) if folder.journal.is_file() else []
@@ -64,7 +65,7 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
         raise RunError(f"{result.folder}: {len(trials)} trials have a score, a prediction needs {ENOUGH}; search on")
     encoding = Encoding(trials[-1].distributions, {})
     params = candidate.model_dump(include=set(encoding.space))
-    for name in ("lr_v", "ratio", "rank"):
+    for name in (name for name in ("lr_v", "ratio", "rank", "rho") if name in encoding.space):
         distribution = encoding.space[name]
         choices: Any = getattr(distribution, "choices", None)
         low = float(min(choices) if choices else distribution.low)  # type: ignore[attr-defined]
@@ -78,9 +79,7 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
     surrogate = Surrogate.fit(*observations(known, encoding, 1.0))
     point = encoding.encode(params)[None]
     tried = np.array([encoding.encode(trial.params) for trial in known])
-    nearest = Candidate(
-        **{"targets": candidate.targets, **known[int(np.linalg.norm(tried - point, axis=1).argmin())].params}
-    )
+    nearest = candidate.model_copy(update=known[int(np.linalg.norm(tried - point, axis=1).argmin())].params)
     unknown = float(surrogate.unknown(point)[0])
     if unknown > FAR:
         raise RunError(

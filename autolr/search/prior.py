@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,12 @@ def earlier(run: str | Path) -> Earlier:
 
 def carried(found: Earlier, space: SearchSpace) -> Candidate:
     """Return an earlier winner as a candidate of this space, moved to its bounds where it lies outside."""
-    return Candidate(
-        lr_v=_nearest(space, "lr_v", found.rate * space.rate),
-        ratio=_nearest(space, "ratio", found.ratio),
-        rank=int(_nearest(space, "rank", found.rank)),
-        targets=space.targets,
-    )
+    told = {"lr_v": found.rate * space.rate, "ratio": found.ratio, "rank": found.rank, "rho": 1.0}
+    point: dict[str, Any] = {
+        name: _nearest(space, name, value) for name, value in told.items() if name in space.distributions and value
+    }
+    rule = {**space.rule("rule").model_dump(), **space.fixed, **point}
+    return Candidate(**{**rule, "rank": int(rule["rank"])})
 
 
 def priors(found: Sequence[Earlier], space: SearchSpace) -> dict[str, Prior]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autolr import display
 from autolr.candidate import Candidate
@@ -14,7 +14,7 @@ from autolr.recipe import Recipe
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.records import RepeatRecord, TrialRecord
-from autolr.study import Study, Targets
+from autolr.study import Study
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -64,7 +64,7 @@ class SearchResult:
         return cls(
             folder=run.path,
             study=study,
-            trials=_trials(run, study.space.targets[0]),
+            trials=_trials(run, {**study.usual(), **study.fixed()}),
             repeats=records.parsed(run.confirm, RepeatRecord),
             phases=records.parsed(run.phases, Phase),
             recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
@@ -104,7 +104,7 @@ class SearchResult:
         return [trial for trial in self.trials if trial.outcome in ("finished", "pruned", "diverged")]
 
 
-def _trials(run: RunFolder, usual: Targets) -> list[TrialRecord]:
+def _trials(run: RunFolder, others: dict[str, Any]) -> list[TrialRecord]:
     import optuna
 
     if not run.journal.is_file():
@@ -115,12 +115,12 @@ def _trials(run: RunFolder, usual: Targets) -> list[TrialRecord]:
         return []
     study = optuna.load_study(study_name=studies[0], storage=storage)
     curves = {content.get("number"): content for content in records.lines(run.curves)}
-    return [_record(trial, curves.get(trial.number, {}), usual) for trial in study.trials if trial.params]
+    return [_record(trial, curves.get(trial.number, {}), others) for trial in study.trials if trial.params]
 
 
-def _record(trial: FrozenTrial, extra: dict[str, object], usual: Targets) -> TrialRecord:
+def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]) -> TrialRecord:
     attributes = trial.user_attrs
-    targets = "qkv" if attributes.get("rule") == "qkv" else usual
+    others = {**others, "targets": "qkv"} if attributes.get("rule") == "qkv" else others
     outcome = attributes.get("outcome") or ("interrupted" if trial.state.is_finished() else "running")
     steps = sorted(trial.intermediate_values)
     return TrialRecord.model_validate(
@@ -129,7 +129,7 @@ def _record(trial: FrozenTrial, extra: dict[str, object], usual: Targets) -> Tri
             "tokens": extra.get("tokens", 0),
             "seconds": extra.get("seconds", 0.0),
             "number": trial.number,
-            "candidate": Candidate(**{"targets": targets, **trial.params}),
+            "candidate": Candidate(**{**others, **trial.params}),
             "rule": attributes.get("rule"),
             "outcome": outcome,
             "score": trial.intermediate_values[steps[-1]] if steps and outcome != "diverged" else None,

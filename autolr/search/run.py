@@ -29,6 +29,7 @@ def search(
     *,
     device: str | None = None,
     watcher: Watcher | None = None,
+    allow_code: bool = False,
 ) -> SearchResult:
     """Search a study's space and confirm the best.
 
@@ -40,6 +41,7 @@ def search(
         out: the run folder; None: `runs/<name>-<identity>`.
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         watcher: is told what happens.
+        allow_code: whether the study's metric may be code of your own, `my_module:function`.
 
     Returns:
         The result, with its recipe.
@@ -50,11 +52,13 @@ def search(
     """
     folder = RunFolder(out if out is not None else default_folder(study))
     where = choose_device(device)
-    setting = read_setting(study, where)
+    setting = read_setting(study, where, allow_code=allow_code)
     with folder.lock(), observed(folder, where, watcher) as watcher:
         folder.open(study)
         if study.search.length != "auto" and setting.length < study.search.length:
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")
+        for line in setting.data.summary:
+            watcher.note(line)
         found = machine.fit(setting, folder)
         watcher.note(found.describe())
         _search(setting, folder, watcher, found)
@@ -139,6 +143,14 @@ def _timed(folder: RunFolder, name: str, source: Trials | Confirmation) -> Itera
         )
 
 
+def _rates(setting: Setting, winner: Candidate) -> Rates:
+    """Return the rates of what the model has, all-linear or not."""
+    has = {site.role for site in setting.backbone.projections.of(winner.targets)} | {"head"}
+    rates = {role: rate for role, rate in winner.rates(setting.space.lr_head).items() if role in has and rate > 0}
+    rates_b = winner.rates_b(setting.space.max_lr_b)
+    return Rates(**rates, b={role: rate for role, rate in rates_b.items() if role in has})
+
+
 def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
     best = finalists(result.trials, study.search.finalists, setting.space)
@@ -161,9 +173,15 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         classes=setting.examples.classes,
         task=study.task,
         metric=setting.task.metric,
-        method=study.method.model_copy(update={"lr_head": setting.space.lr_head}),
+        method=study.method.model_copy(
+            update={
+                "lr_head": setting.space.lr_head or "auto",
+                "max_lr_b": setting.space.max_lr_b,
+                "kind": [winner.kind],
+            }
+        ),
         candidate=winner,
-        rates=Rates(**{role: rate for role, rate in winner.rates(setting.space.lr_head).items() if rate > 0}),
+        rates=_rates(setting, winner),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +20,7 @@ from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
 from autolr.search.space import SearchSpace
-from autolr.study import Role, Study, Targets
+from autolr.study import Role, Study, Targets, roles_of
 
 # A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
 # weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
@@ -56,10 +56,19 @@ class Setting:
     @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
+        kinds = self.study.method.kind
         candidate = Candidate(
-            lr_v=self.space.rate, ratio=1.0, rank=max(self.study.space.rank), targets=max(self._targets, key=len)
+            lr_v=self.space.rate,
+            ratio=1.0,
+            rank=self._max_rank,
+            targets=max(self._targets, key=lambda targets: len(roles_of(targets))),
+            kind="dora" if "dora" in kinds else kinds[0],
         )
-        return SlotConfig(candidate.rates(self.space.lr_head), candidate.rank, 0, max(self.steps, PROBE_STEPS))
+        return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS), stop=None)
+
+    @property
+    def _max_rank(self) -> int:
+        return 0 if self.study.method.full else max(self.study.space.rank)
 
     @property
     def _targets(self) -> list[Targets]:
@@ -68,7 +77,7 @@ class Setting:
 
     def pack(self, capacity: int, passes: int | None = None, graphs: bool = False) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
-        trained = {*"".join(self._targets), "head"}
+        trained = {role for targets in self._targets for role in roles_of(targets)} | {"head"}
         roles: tuple[Role, ...] = tuple(role for role in ROLES if role in trained)
         return Pack(
             self.backbone,
@@ -76,9 +85,9 @@ class Setting:
             self.task,
             self.data.train,
             capacity=capacity,
-            max_rank=max(self.study.space.rank),
+            max_rank=self._max_rank,
             alpha=self.study.method.alpha,
-            kind=self.study.method.kind,
+            kinds=self.study.method.kind,
             roles=roles,
             passes=passes,
             graphs=Graphs(self.data.train.pad_id) if graphs else None,
@@ -102,23 +111,39 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def read_setting(study: Study, device: torch.device) -> Setting:
+def read_setting(study: Study, device: torch.device, *, allow_code: bool = False) -> Setting:
     """Load data and model of a study and check that they fit each other.
 
+    Args:
+        study: the study.
+        device: where the model goes.
+        allow_code: whether the study's metric may be code, `my_module:function`.
+
     Raises:
+        AutoLRError: the metric is code that must not run.
         DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
         ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
     """
+    task_of(study.task, (), study.metric, allow_code=allow_code)  # says at once what is wrong with the metric
     examples = sources.load(study.data, study.task)
     with quiet():
-        base = backbone.load(study.model, examples.classes, device, study.training.precision, study.task)
+        training = study.training
+        base = backbone.load(
+            study.model,
+            examples.classes,
+            device,
+            training.precision,
+            study.task,
+            training.attention,
+            training.checkpointing,
+        )
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
     horizon = study.training.horizon
     per_epoch = len(data.train) // batch
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
-    task = task_of(study.task, examples.classes, study.metric, data.train.labels)
+    task = task_of(study.task, examples.classes, study.metric, data.train.labels, allow_code=allow_code)
     return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
 
 

@@ -11,13 +11,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from autolr.candidate import Candidate
 from autolr.errors import ModelError
+from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
-from autolr.study import BaselineName, Range, Space, Study, Targets
+from autolr.study import BaselineName, Range, Study
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
 RULE_EXPONENTS = {"qwen": 0.0775}
 RULE_EXPONENT = 0.781
+# "LoRA Without Regret" (Schulman et al., 2025) finds LoRA's best rate ten times that of full fine-tuning.
+FULL_SHARE = 0.1
 # An automatic range reaches this factor below and above the rule's rate.
 AUTO_FACTOR = 10.0
 RULE_RANK = 8
@@ -25,10 +28,10 @@ HEAD_STEP = 2.0
 PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
 
 
-def rule_rate(hidden_size: int, model_type: str) -> float:
-    """Return the rule of thumb for the LoRA rate of a model of this width and family."""
+def rule_rate(hidden_size: int, model_type: str, *, full: bool = False) -> float:
+    """Return the rule of thumb for the rate of a model of this width and family: of LoRA, or of full matrices."""
     exponent = next((p for name, p in RULE_EXPONENTS.items() if model_type.startswith(name)), RULE_EXPONENT)
-    return float(f"{5e-4 * (2000 / hidden_size) ** exponent:.3g}")
+    return float(f"{5e-4 * (FULL_SHARE if full else 1.0) * (2000 / hidden_size) ** exponent:.3g}")
 
 
 def describe(distribution: BaseDistribution) -> str:
@@ -44,44 +47,56 @@ class SearchSpace:
     """A study's space for one model.
 
     Attributes:
-        distributions: Optuna's, for `lr_v`, `ratio` and `rank`; for `targets` where there is a choice.
+        distributions: Optuna's, for `lr_v`, `ratio` and, unless matrices train whole, `rank`; for `targets`, `kind`
+            and `rho` where there is a choice.
+        fixed: what every candidate has where there is no choice.
+        usual: `targets` and `kind` of the rules of thumb: the first choices.
         rate: the rule of thumb's rate for the model.
-        lr_head: rate of the head, the same for all candidates.
+        lr_head: rate of the head, the same for all candidates; 0 where the model has none.
+        max_lr_b: the largest rate of any B.
         steps: of the full run.
-        targets: what is trained where there is no choice, and by the rules of thumb.
     """
 
     distributions: dict[str, BaseDistribution]
+    fixed: dict[str, Any]
+    usual: dict[str, Any]
     rate: float
     lr_head: float
+    max_lr_b: float
     steps: int
-    targets: Targets = "qv"
 
     @classmethod
     def of(cls, study: Study, backbone: Backbone, steps: int) -> SearchSpace:
         """Fit the study's space to the model and to full runs of `steps`.
 
         Raises:
-            ModelError: a rank is larger than a matrix allows.
+            ModelError: a rank is larger than a matrix allows, or a method cannot train the matrices.
         """
+        space, method = study.space, study.method
         limit = backbone.projections.largest_rank
-        if max(study.space.rank) > limit:
+        if max(space.rank) > limit and not method.full:
             raise ModelError(
-                f"space.rank {max(study.space.rank)}: the smallest of the tuned matrices of {study.model!r} "
+                f"space.rank {max(space.rank)}: the smallest of the tuned matrices of {study.model!r} "
                 f"allows at most {limit}"
             )
-        rate = rule_rate(backbone.hidden_size, backbone.model_type)
-        lr_head = study.method.lr_head
-        if lr_head == "auto":
+        for targets, kind in itertools.product(space.targets, method.kind):
+            adapters.check(backbone, backbone.projections.of(targets), kind)
+        rate = rule_rate(backbone.hidden_size, backbone.model_type, full=method.full)
+        lr_head = method.lr_head
+        if not backbone.head:
+            lr_head = 0.0
+        elif lr_head == "auto":
             # Adam moves each weight of the head by about the rate, and a logit sums them over the width.
             lr_head = float(f"{HEAD_STEP / backbone.hidden_size:.3g}")
-        for targets in study.space.targets:
-            backbone.projections.of(targets)
-        return cls(_distributions(study.space, rate), rate, lr_head, steps, study.space.targets[0])
+        dimensions = _distributions(study, rate)
+        max_lr_b = AUTO_FACTOR * rate if method.max_lr_b == "auto" else method.max_lr_b
+        if method.max_lr_b == "auto":
+            max_lr_b = max(max_lr_b, _largest(dimensions["lr_v"]))
+        return cls(dimensions, study.fixed(), study.usual(), rate, lr_head, max_lr_b, steps)
 
     def candidate(self, params: Mapping[str, Any]) -> Candidate:
         """Return Optuna's parameters as a candidate."""
-        return Candidate(**{"targets": self.targets, **params})
+        return Candidate(**{**self.fixed, **params})
 
     def params(self, candidate: Candidate) -> dict[str, Any]:
         """Return a candidate as Optuna's parameters."""
@@ -89,12 +104,20 @@ class SearchSpace:
 
     def slot(self, candidate: Candidate, seed: int, length: int) -> SlotConfig:
         """Return the first `length` steps of the candidate's full run."""
-        return SlotConfig(candidate.rates(self.lr_head), candidate.rank, seed, self.steps, stop=length)
+        return SlotConfig(
+            rates=candidate.rates(self.lr_head),
+            rank=candidate.rank,
+            seed=seed,
+            steps=self.steps,
+            stop=length,
+            kind=candidate.kind,
+            rates_b=candidate.rates_b(self.max_lr_b),
+        )
 
     def holds(self, candidate: Candidate) -> bool:
         """Tell whether the candidate is a point of the space."""
         values = candidate.model_dump()
-        if "targets" not in self.distributions and candidate.targets != self.targets:
+        if any(values[name] != value for name, value in self.fixed.items()):
             return False
         return all(
             value in d.choices if isinstance(d, CategoricalDistribution) else d.low <= value <= d.high  # type: ignore[attr-defined]
@@ -121,25 +144,40 @@ class SearchSpace:
                 `rule`, W_k trained as well; `winner_lr`: λ = 1 at the winner's lr_v and rank.
             winner: needed for `winner_lr`.
         """
-        ranks = self.distributions["rank"].choices  # type: ignore[attr-defined]
-        rank = min(ranks, key=lambda r: (abs(r - RULE_RANK), r))
-        if name == "paper":
-            return Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, rank=rank, targets=self.targets)
         if name == "winner_lr":
             assert winner is not None
             return winner.model_copy(update={"ratio": 1.0})
-        return Candidate(lr_v=self.rate, ratio=1.0, rank=rank, targets="qkv" if name == "qkv" else self.targets)
+        ranks = getattr(self.distributions.get("rank"), "choices", (0,))
+        point = {**self.usual, "rank": min(ranks, key=lambda r: (abs(r - RULE_RANK), r))}
+        if name == "paper":
+            return Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, **point)
+        if name == "qkv":
+            point["targets"] = "qkv"
+        return Candidate(lr_v=self.rate, ratio=1.0, **point)
 
 
-def _distributions(space: Space, rate: float) -> dict[str, BaseDistribution]:
+def _largest(distribution: BaseDistribution) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return max(float(choice) for choice in distribution.choices)  # type: ignore[arg-type]
+    assert isinstance(distribution, FloatDistribution)
+    return distribution.high
+
+
+def _distributions(study: Study, rate: float) -> dict[str, BaseDistribution]:
+    space = study.space
     lr_v = Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
     found: dict[str, BaseDistribution] = {
         "lr_v": _distribution(lr_v),
         "ratio": _distribution(space.ratio),
-        "rank": CategoricalDistribution(sorted(space.rank)),
     }
+    if not study.method.full:
+        found["rank"] = CategoricalDistribution(sorted(space.rank))
     if len(space.targets) > 1:
         found["targets"] = CategoricalDistribution(space.targets)
+    if len(study.method.kind) > 1:
+        found["kind"] = CategoricalDistribution(study.method.kind)
+    if isinstance(space.rho, Range) or len(space.rho) > 1:
+        found["rho"] = _distribution(space.rho)
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolr.data.batches import TokenSet
+from autolr.data.batches import Labels, TokenSet
 
 # Scored first, to learn how far apart the trials are.
 PILOT = 128
@@ -29,7 +29,7 @@ Evaluate = Callable[[TokenSet], tuple[Tensor, Tensor]]
 
 
 class Subset:
-    """Nested subsets of a split, each stratified by label.
+    """Nested subsets of a split, each stratified by label, or by length where texts are learned.
 
     Args:
         data: the split.
@@ -42,9 +42,9 @@ class Subset:
         self.data = data
         self.batch_size = batch_size
         self.counts = dict(counts or {})
-        self.order = stratified_order(data.labels, seed)
+        self.order = stratified_order(data.strata, seed)
 
-    def score(self, evaluate: Evaluate, step: int, since: int) -> tuple[Tensor, Tensor, Sequence[float]]:
+    def score(self, evaluate: Evaluate, step: int, since: int) -> tuple[Tensor, Tensor, Labels]:
         """Score trials at a rung.
 
         Args:

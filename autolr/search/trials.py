@@ -226,9 +226,8 @@ class Trials:
                 continue
             candidate = self.space.rule(name)
             # Beside a space of fixed targets W_k may be trained as well; as a choice it must be one of them.
-            fixed = "targets" not in self.space.distributions
-            point = candidate.model_copy(update={"targets": self.space.targets}) if fixed else candidate
-            if self.space.holds(point):
+            targets = self.space.fixed.get("targets", candidate.targets)
+            if self.space.holds(candidate.model_copy(update={"targets": targets})):
                 self.optuna.enqueue_trial(self.space.params(candidate), user_attrs={"rule": name})
             else:
                 self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")

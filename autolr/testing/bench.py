@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolr.data.batches import TokenSet
-from autolr.data.tasks import Classification
+from autolr.data.batches import IGNORED, TokenSet
+from autolr.data.tasks import Task
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
 from autolr.study import Targets, Training
@@ -32,13 +32,8 @@ class ProblemError(Exception):
     """What a check has found wrong."""
 
 
-@dataclass(frozen=True)
-class ThirdToken(Classification):
-    """A loss for language models: the third token's logits are those of the classes."""
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each example in nats, [rows], for `logits` [rows, tokens, vocabulary]."""
-        return super().losses(logits[:, FAR, : len(self.classes)], labels)
+# Tensors, losses and batches of a slot after its training.
+Trained = tuple[dict[str, Tensor], list[float], list[list[int]]]
 
 
 @dataclass
@@ -50,22 +45,26 @@ class Bench:
         data: random tokens.
         task: gives the loss.
         slots: targets and settings of the slots that are compared.
-        packed: tensors, losses and batches of each slot after it was trained in a pack.
+        packed: what each slot has learned in a pack.
         folder: for the adapter that is saved.
         frozen: fingerprint of the base before training.
-        stock: the first slot's adapter, loaded in stock PEFT.
+        stock: the last adapter that was saved, loaded in stock PEFT.
         logits: what `stock` gives on all examples.
     """
 
     base: Backbone
     data: TokenSet
-    task: Classification
+    task: Task
     slots: list[tuple[Targets, SlotConfig]]
-    packed: list[tuple[dict[str, Tensor], list[float], list[list[int]]]]
+    packed: list[Trained]
     folder: Path
     frozen: str = ""
     stock: Any = None
     logits: Tensor | None = None
+
+    def first(self, kind: str) -> int:
+        """Return the number of the first slot of a method."""
+        return next(number for number, (_, config) in enumerate(self.slots) if config.kind == kind)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,14 +89,17 @@ class Bench:
 
 
 def random_tokens(base: Backbone, classes: int, seed: int = 0) -> TokenSet:
-    """Return eight examples of 4 to 9 tokens, none of them special."""
+    """Return eight examples of 4 to 9 tokens, none of them special; language models learn all but the first three."""
     config = base.model.config.get_text_config()
     special = set(getattr(base.tokenizer, "all_special_ids", None) or ())
     special |= {v for v in (config.pad_token_id, config.eos_token_id, config.bos_token_id) if isinstance(v, int)}
     rng = np.random.default_rng(seed)
     usable = np.setdiff1d(np.arange(min(int(config.vocab_size), 5000)), list(special))
     ids = [rng.choice(usable, 4 + number % 6).tolist() for number in range(8)]
-    return TokenSet(ids, [number % classes for number in range(8)], int(config.pad_token_id or 0))
+    pad_id = int(config.pad_token_id or 0)
+    if not base.head:
+        return TokenSet(ids, [[*[IGNORED] * (FAR + 1), *own[FAR + 1 :]] for own in ids], pad_id)
+    return TokenSet(ids, [number % classes for number in range(8)], pad_id)
 
 
 @torch.no_grad()

@@ -12,27 +12,23 @@ from torch.nn import functional
 
 from autolr.model import adapters
 from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.labelled import forward
 from autolr.model.projections import Site
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
-from autolr.study import Targets
-from autolr.testing.bench import ALPHA, STEPS, Bench, ProblemError
+from autolr.study import Role, Targets
+from autolr.testing.bench import ALPHA, STEPS, Bench, ProblemError, Trained
 from autolr.train.optimizer import grouped
 
 
 def packed_equals_alone(bench: Bench) -> str:
-    """Train three slots in a pack, and each again alone: PEFT's layers, torch's AdamW."""
+    """Train slots in packs, and each again alone: PEFT's layers, torch's AdamW."""
     bench.frozen = bench.base.fingerprint()
-    configs = [config for _, config in bench.slots]
-    largest = max(config.rank for config in configs)
-    options: dict[str, Any] = {"capacity": len(configs), "max_rank": largest, "alpha": ALPHA, "roles": ROLES}
-    with Pack(bench.base, bench.training, bench.task, bench.data, together=2, **options) as pack:
-        slots = [pack.admit(config) for config in configs]
-        for _ in range(STEPS):
-            pack.step()
-        pack.flush()
-        bench.packed = [(pack.values(slot), slot.losses, slot.order) for slot in slots]
+    # Adapters of all kinds share a pack; whole matrices have one of their own.
+    bench.slots.sort(key=lambda slot: slot[1].kind == "full")
+    for full in (False, True):
+        bench.packed += _pack(bench, [config for _, config in bench.slots if (config.kind == "full") == full])
     worst = 0.0
     for (targets, config), (values, losses, order) in zip(bench.slots, bench.packed, strict=True):
         with adapted(bench.base, targets, config) as model:
@@ -40,19 +36,39 @@ def packed_equals_alone(bench: Bench) -> str:
             alone = {name: value.detach().clone() for name, value in adapters.values_of(model).items()}
         if values.keys() != alone.keys():
             raise ProblemError(f"other tensors are trained alone: {sorted(values.keys() ^ alone.keys())[:4]}")
-        worst = max(worst, _distance(values, alone), _distance_of(losses, alone_losses))
-    if not worst <= bench.tolerance:
-        raise ProblemError(
-            f"slots differ from runs alone by {worst:.1e} of their norm (allowed: {bench.tolerance:g})"
-        )
-    return f"{len(configs)} slots, {STEPS} steps, relative distance {worst:.1e}"
+        distance = max(_distance(values, alone), _distance_of(losses, alone_losses))
+        if not distance <= bench.tolerance:
+            raise ProblemError(
+                f"a slot of kind {config.kind} on {targets} differs from a run alone by {distance:.1e} of its norm "
+                f"(allowed: {bench.tolerance:g})"
+            )
+        worst = max(worst, distance)
+    kinds = ", ".join(dict.fromkeys(config.kind for _, config in bench.slots))
+    return f"{len(bench.slots)} slots ({kinds}), {STEPS} steps, relative distance {worst:.1e}"
+
+
+def _pack(bench: Bench, configs: list[SlotConfig]) -> list[Trained]:
+    """Return tensors, losses and batches of slots after their training."""
+    options: dict[str, Any] = {
+        "capacity": len(configs),
+        "max_rank": max(config.rank for config in configs),
+        "alpha": ALPHA,
+        "roles": ROLES,
+        "kinds": list(dict.fromkeys(config.kind for config in configs)),
+    }
+    with Pack(bench.base, bench.training, bench.task, bench.data, together=2, **options) as pack:
+        slots = [pack.admit(config) for config in configs]
+        for _ in range(STEPS):
+            pack.step()
+        pack.flush()
+        return [(pack.values(slot), slot.losses, slot.order) for slot in slots]
 
 
 @contextmanager
 def adapted(base: Backbone, targets: Targets, config: SlotConfig) -> Iterator[Any]:
     """Put an adapter on the base as the full run does, and take it off again."""
     head = {name: p.detach().clone() for name, p in base.head_parameters().items()}
-    model = adapters.peft_model(base, targets, config.rank, ALPHA, config.seed)
+    model = adapters.peft_model(base, targets, config.rank, ALPHA, config.seed, config.kind)
     for parameter in model.parameters():
         if parameter.requires_grad and base.model.dtype == torch.float64:
             parameter.data = parameter.data.double()
@@ -67,7 +83,7 @@ def adapted(base: Backbone, targets: Targets, config: SlotConfig) -> Iterator[An
 
 def _train(bench: Bench, model: Any, config: SlotConfig, order: list[list[int]]) -> list[float]:
     rates = {role: rate for role, rate in config.rates.items() if rate > 0}
-    groups = grouped(model, rates, weight_decay=bench.training.weight_decay)
+    groups = grouped(model, rates, config.rates_b, weight_decay=bench.training.weight_decay)
     trained = [p for p in model.parameters() if p.requires_grad]
     return _steps(bench, model, groups, trained, order)
 
@@ -80,8 +96,11 @@ def _steps(
     losses = []
     for rows in order:
         batch = bench.batch(rows)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss = bench.task.losses(logits, batch["labels"]).mean()
+        if bench.base.head:
+            loss = bench.task.batch_losses(forward(model, batch), batch["labels"])[0]
+        else:  # transformers' own loss of whole logits, which rounds those of float64 to float32
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, bench.training.clip_norm or float("inf"))
@@ -92,12 +111,25 @@ def _steps(
 
 
 def split_by_hand(bench: Bench) -> str:
-    """Train the first slot of a fused model without PEFT: W's rows are looked up one by one."""
-    targets, config = bench.slots[0]
-    sites = bench.base.projections.of(targets)
-    if not any(site.rows for site in sites):
+    """Train slots of a fused model without PEFT, an adapter and W itself: W's rows are looked up one by one."""
+    if not any(site.rows for site in bench.base.projections.sites):
         return "no fused projections"
-    values, losses, order = bench.packed[0]
+    worst = 0.0
+    for kind in ("lora", "full"):
+        number = bench.first(kind)
+        targets, config = bench.slots[number]
+        values, losses, order = bench.packed[number]
+        others, by_hand = _by_hand(bench, targets, config, order)
+        worst = max(worst, _distance(values, others), _distance_of(losses, by_hand))
+    if not worst <= bench.tolerance:
+        raise ProblemError(f"the slot differs from a split by hand by {worst:.1e} of its norm")
+    return f"relative distance {worst:.1e}"
+
+
+def _by_hand(
+    bench: Bench, targets: Targets, config: SlotConfig, order: list[list[int]]
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Return what hooks on the rows of each site learn, and their losses."""
     modules = dict(bench.base.model.named_modules())
     head = bench.base.head_parameters()
     kept = {name: p.detach().clone() for name, p in head.items()}
@@ -105,25 +137,35 @@ def split_by_hand(bench: Bench) -> str:
         for name, value in fresh_head(bench.base, config.seed).items():
             head[name].copy_(value)
     own: dict[str, Tensor] = {}
+    role: dict[str, Role] = {}
     handles = []
 
-    def hook_of(site: Site, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
-        assert site.rows
-        index = torch.tensor(site.rows.index(), device=a.device)
+    def hook_of(site: Site, parts: list[Tensor]) -> Callable[..., Tensor]:
+        rows = site.rows.index() if site.rows else list(range(site.d_out))
+        index = torch.tensor(rows, device=parts[0].device)
 
-        def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            term = functional.linear(functional.linear(args[0], a), b) * (ALPHA / config.rank)
+        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if config.kind == "full":
+                bias = None if module.bias is None else module.bias[index]
+                return output.index_copy(-1, index, functional.linear(args[0], parts[0], bias))
+            term = functional.linear(functional.linear(args[0], parts[0]), parts[1]) * (ALPHA / config.rank)
             return output.index_add(-1, index, term)
 
         return hook
 
-    for site in sites:
+    for site in bench.base.projections.of(targets):
         like = next(bench.base.model.parameters())
-        a = adapters.initial_a(site, config.rank, config.seed).to(like).requires_grad_()
-        b = a.new_zeros(site.d_out, config.rank).requires_grad_()
-        own |= {f"{site.name}.lora_A": a, f"{site.name}.lora_B": b}
-        handles.append(modules[site.module].register_forward_hook(hook_of(site, a, b)))
-    role = {f"{site.name}.lora_{side}": site.role for site in sites for side in "AB"}
+        tensors = {
+            name: like.new_zeros(shape) for name, shape in adapters.shapes(site, config.rank, config.kind).items()
+        }
+        first = next(iter(tensors.values()))
+        if config.kind == "full":
+            first.copy_(adapters.frozen(bench.base, site))
+        else:
+            first.copy_(adapters.initial_a(site, config.rank, config.seed))
+        for name, tensor in tensors.items():
+            own[name], role[name] = tensor.requires_grad_(), site.role
+        handles.append(modules[site.module].register_forward_hook(hook_of(site, list(tensors.values()))))
     try:
         for parameter in head.values():
             parameter.requires_grad_()
@@ -133,7 +175,7 @@ def split_by_hand(bench: Bench) -> str:
             for name, t in own.items()
         ]
         by_hand = _steps(bench, bench.base.model, groups, list(own.values()), order)
-        worst = max(_distance(values, {n: t.detach().clone() for n, t in own.items()}), _distance_of(losses, by_hand))
+        return {name: tensor.detach().clone() for name, tensor in own.items()}, by_hand
     finally:
         for handle in handles:
             handle.remove()
@@ -141,9 +183,6 @@ def split_by_hand(bench: Bench) -> str:
             for name, parameter in head.items():
                 parameter.copy_(kept[name]).requires_grad_(False)
                 parameter.grad = None
-    if not worst <= bench.tolerance:
-        raise ProblemError(f"the slot differs from a split by hand by {worst:.1e} of its norm")
-    return f"relative distance {worst:.1e}"
 
 
 def _distance(values: dict[str, Tensor], others: dict[str, Tensor]) -> float:

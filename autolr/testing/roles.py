@@ -39,7 +39,7 @@ def check_roles(bench: Bench) -> str:
     q at one place acts on the output there and nowhere else; with all values zero, neither q nor
     k acts on anything, and v does.
     """
-    sites = [site for site in bench.base.projections.sites if site.role != "o"]
+    sites = [site for site in bench.base.projections.sites if site.role in ("q", "k", "v")]
     attentions: dict[str, list[Site]] = {}
     for site in sites:
         attentions.setdefault(site.module.rpartition(".")[0], []).append(site)

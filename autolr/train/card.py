@@ -7,18 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from autolr.model.adapters import hub_name
+from autolr.model.backbone import gguf_file
 from autolr.recipe import Recipe
+from autolr.study import LANGUAGE
+
+# What follows the code, by task.
+_LEARNED = {
+    "classification": "Outputs in their order: {classes}.",
+    "regression": "Outputs in their order: {classes}.",
+    "sft": "It was trained to complete prompts: the loss is the mean over the tokens of a completion, in nats.",
+    "lm": "It was trained on whole texts: the loss is the mean over the tokens of a text, in nats.",
+}
 
 _CARD = """---
 base_model: {base}
 library_name: peft
-pipeline_tag: text-classification
-tags: [lora, autolr]
+pipeline_tag: {pipeline}
+tags: [{tag}, autolr]
 ---
 
 # {name}
 
-A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for each role.
+{what} of `{model}`, trained by AutoLR with a rate for each role.
 
 {verdict}
 
@@ -26,7 +36,6 @@ A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for e
 |---|---|
 | λ = lr_v / lr_q | {ratio:.4g} |
 {rates}
-| rank, alpha | {rank}, {alpha:g} |
 | batch size, steps | {batch}, {steps} |
 | data | `{data}` |
 
@@ -39,20 +48,16 @@ A {kind} adapter on {matrices} of `{model}`, trained by AutoLR with a rate for e
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-base = AutoModelForSequenceClassification.from_pretrained(
-    {base_code},
-    num_labels={classes},
-    pad_token_id=tokenizer.pad_token_id,
-    dtype="float32",
-    ignore_mismatched_sizes=True,
+base = {auto}.from_pretrained(
+{arguments}
 )
 model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 ```
 
-Outputs in their order: {class_names}.
+{outputs}
 
 ## Paper
 
@@ -71,6 +76,12 @@ Outputs in their order: {class_names}.
 ```
 """
 
+_KINDS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+_WHOLE = (
+    "{matrices} fully fine-tuned, and kept as a PEFT adapter that holds these matrices whole (PEFT calls it LN "
+    "tuning; `merge_and_unload()` gives a plain model),"
+)
+
 
 def base_name(model: str) -> str:
     """Return what card and adapter call the base model: nothing of the machine's folders is published."""
@@ -86,19 +97,27 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     """Return the card of a finished full run as Markdown with front matter."""
     base = base_name(recipe.model)
     on_this_machine = base != hub_name(recipe.model)
-    matrices = [f"W_{role}" for role in recipe.candidate.targets]
+    of_language = recipe.task in LANGUAGE
+    kind, roles = recipe.candidate.kind, recipe.rates.trained()
+    names = [f"W_{role}" for role in roles if role not in ("mlp", "head")] + ["the MLPs"] * ("mlp" in roles)
+    matrices = " and ".join(", ".join(names).rsplit(", ", 1))
+    rates = [f"| lr_{role} | {rate:.3g} |" for role, rate in roles.items()]
+    rates += [f"| lr_{role} of B | {rate:.3g} |" for role, rate in recipe.rates.b.items()]
+    if kind != "full":
+        rates.append(f"| rank, alpha | {recipe.candidate.rank}, {recipe.method.alpha:g} |")
     return _CARD.format(
         base=json.dumps(base),
-        base_code=json.dumps(f"path/to/{base}" if on_this_machine else base),
-        matrices=" and ".join(", ".join(matrices).rsplit(", ", 1)),
-        rates="\n".join(f"| lr_{role} | {rate:.3g} |" for role, rate in recipe.rates.trained().items()),
+        pipeline="text-generation" if of_language else "text-classification",
+        auto="AutoModelForCausalLM" if of_language else "AutoModelForSequenceClassification",
+        arguments="\n".join(f"    {argument}," for argument in _arguments(recipe, base, on_this_machine)),
+        outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{name}`" for name in recipe.classes)),
+        what=_WHOLE.format(matrices=matrices) if kind == "full" else f"A {_KINDS[kind]} adapter on {matrices}",
+        tag="full-fine-tuning" if kind == "full" else "lora",
+        rates="\n".join(rates),
         name=recipe.name,
         model=base if on_this_machine else recipe.model,
         verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
         ratio=recipe.candidate.ratio,
-        rank=recipe.candidate.rank,
-        alpha=recipe.method.alpha,
-        kind={"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[recipe.method.kind],
         batch=recipe.training.batch_size,
         steps=recipe.steps,
         data=_without_folder(recipe.data.source),
@@ -108,6 +127,16 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         confirm=metrics["confirm"],
         select_metric=metrics["select"][recipe.metric],
         confirm_metric=metrics["confirm"][recipe.metric],
-        classes=len(recipe.classes),
-        class_names=", ".join(f"`{name}`" for name in recipe.classes),
     )
+
+
+def _arguments(recipe: Recipe, base: str, on_this_machine: bool) -> list[str]:
+    """Return what loads the base model, one argument a line."""
+    gguf = gguf_file(recipe.model)
+    where = "the/folder/of/the/file" if gguf else base
+    arguments = [json.dumps(f"path/to/{where}" if on_this_machine or gguf else base)]
+    arguments += [f"gguf_file={json.dumps(gguf)}"] if gguf else []
+    if recipe.task not in LANGUAGE:
+        arguments += [f"num_labels={len(recipe.classes)}", "pad_token_id=tokenizer.pad_token_id"]
+    arguments.append('dtype="float32"')
+    return arguments if recipe.task in LANGUAGE else [*arguments, "ignore_mismatched_sizes=True"]

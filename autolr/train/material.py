@@ -27,19 +27,21 @@ class Material:
     task: Task
 
 
-def read(recipe: Recipe, device: torch.device, other: Data | None = None) -> Material:
+def read(recipe: Recipe, device: torch.device, other: Data | None = None, *, allow_code: bool = False) -> Material:
     """Load what a recipe is trained on.
 
     Args:
         recipe: names data and model.
         device: where the model goes.
         other: data to take instead of the recipe's.
+        allow_code: whether the recipe's metric may be code of the user's own.
 
     Raises:
         DataError: the data cannot be read, or is not that of the search.
         ModelError: the model cannot be loaded, is not that of the search, or the rank is too large for it.
     """
-    wanted = other or recipe.data
+    task_of(recipe.task, recipe.classes, recipe.metric, allow_code=allow_code)  # refuses code before anything is read
+    wanted, training = other or recipe.data, recipe.training
     examples = sources.load(wanted, recipe.task)
     if other is None and recipe.data_fingerprint not in (None, examples.fingerprint):
         raise DataError(
@@ -47,7 +49,9 @@ def read(recipe: Recipe, device: torch.device, other: Data | None = None) -> Mat
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
     classes = recipe.classes if other is None else examples.classes
-    base = backbone.load(recipe.model, classes, device, recipe.training.precision, recipe.task)
+    base = backbone.load(
+        recipe.model, classes, device, training.precision, recipe.task, training.attention, training.checkpointing
+    )
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
@@ -58,6 +62,6 @@ def read(recipe: Recipe, device: torch.device, other: Data | None = None) -> Mat
         raise ModelError(
             f"rank {rank}: the matrices of {recipe.model!r} allow at most {base.projections.largest_rank}"
         )
-    batch = recipe.training.batch_size
-    data = prepare(examples, wanted, base.tokenizer, batch, recipe.split_seed, base.max_length)
-    return Material(examples, base, data, task_of(recipe.task, classes, recipe.metric, data.train.labels))
+    data = prepare(examples, wanted, base.tokenizer, training.batch_size, recipe.split_seed, base.max_length)
+    task = task_of(recipe.task, classes, recipe.metric, data.train.labels, allow_code=allow_code)
+    return Material(examples, base, data, task)

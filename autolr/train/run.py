@@ -26,9 +26,11 @@ from transformers.integrations.integration_utils import (
 
 from autolr import documents
 from autolr.data.batches import TokenSet, batch_order, by_length
-from autolr.data.tasks import Task, task_of
+from autolr.data.prepared import Prepared
+from autolr.data.tasks import Task
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters, precision
+from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
@@ -72,6 +74,7 @@ def train(
     device: str | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     report_to: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> TrainResult:
     """Train a recipe to its horizon, keep what is best on *select*, and report *confirm*.
 
@@ -84,6 +87,7 @@ def train(
         on_log: is called with each entry of the Trainer's log.
         report_to: trackers of transformers that are told, such as `tensorboard`, which writes to `tensorboard/` of
             the run unless TENSORBOARD_LOGGING_DIR says otherwise.
+        allow_code: whether the recipe's metric may be code of your own, `my_module:function`.
 
     Raises:
         AutoLRError: a tracker is not known, or its package is not installed.
@@ -98,7 +102,7 @@ def train(
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
     with quiet():
-        return _train(recipe, folder, torch.device(device or _default_device()), on_log, report_to)
+        return _train(recipe, folder, torch.device(device or _default_device()), on_log, report_to, allow_code)
 
 
 def _default_device() -> str:
@@ -111,16 +115,17 @@ def _train(
     device: torch.device,
     on_log: Callable[[dict[str, Any]], None] | None,
     report_to: Sequence[str],
+    allow_code: bool,
 ) -> TrainResult:
-    found = material.read(recipe, device)
+    found = material.read(recipe, device, allow_code=allow_code)
     base, data, task = found.backbone, found.data, found.task
     candidate = recipe.candidate
     method = recipe.method
-    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, method.kind)
+    model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, candidate.kind)
     recipe.save(folder / "recipe.yaml")
     checkpoints = folder / "checkpoints"
     start = time.perf_counter()
-    trainer = _RecipeTrainer(recipe, model, data.train, data.select, checkpoints, device, on_log, report_to)
+    trainer = _RecipeTrainer(recipe, model, task, data, checkpoints, device, on_log, report_to)
     recorder = Recorder(folder / "resources.parquet", device)
     trainer.add_callback(_Resources(recorder, data.train, recipe))
     try:
@@ -159,18 +164,20 @@ def outcomes(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> tu
     model.eval()
     first = next(model.parameters())
     device, half = first.device, first.dtype == torch.bfloat16
-    losses, said, picked = [], [], []
+    losses, said = [], []
+    picked: list[int] = []
     with precision.exact(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for rows in by_length(data.lengths(), batch_size):
             batch = {key: value.to(device) for key, value in data.collate(rows).items()}
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+            logits = forward(model, batch).float()
             losses.append(task.losses(logits, batch["labels"]).double().cpu())
-            said.append(task.predictions(logits).double().cpu())
+            said.append(task.predictions(logits, batch["labels"]).double().cpu())
             picked += rows
     back = torch.tensor(picked).argsort()  # from the order of lengths to that of the data
     return torch.cat(losses)[back], torch.cat(said)[back]
 
 
+@torch.no_grad()
 def evaluate(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> dict[str, float]:
     """Return mean loss and metric of a model on `data`, in eval mode, as anybody who loads it gets them."""
     losses, said = outcomes(model, data, task, batch_size)
@@ -197,16 +204,17 @@ class _RecipeTrainer(Trainer):
         self,
         recipe: Recipe,
         model: Any,
-        train_data: TokenSet,
-        select: TokenSet,
+        task: Task,
+        data: Prepared,
         checkpoints: Path,
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
         report_to: Sequence[str],
     ) -> None:
         self.recipe = recipe
-        self.train_data = train_data
-        self.select_data = select
+        self.task = task
+        self.train_data = data.train
+        self.select_data = data.select
         half = next(model.parameters()).dtype == torch.bfloat16  # a GPU's base; what is trained is float32
         for parameter in model.parameters():
             if half and parameter.requires_grad:
@@ -242,9 +250,9 @@ class _RecipeTrainer(Trainer):
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=_Rows(len(train_data)),
-            eval_dataset=_Rows(len(select)),
-            data_collator=train_data.collate,
+            train_dataset=_Rows(len(data.train)),
+            eval_dataset=_Rows(len(data.select)),
+            data_collator=data.train.collate,
             callbacks=[_Callback(on_log)],
         )
         self.remove_callback(PrinterCallback)
@@ -264,13 +272,18 @@ class _RecipeTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        # Stock losses all of them; but logits of a language model are computed where they are needed alone.
+        return self.task.batch_losses(forward(model, inputs), inputs["labels"])[0]
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         # The Trainer's own loss gives a short last batch the weight of a full one, and leaves out
         # what is not finite: the checkpoint would be chosen by another number than is reported.
-        task = task_of(self.recipe.task, self.recipe.classes, self.recipe.metric)
-        scores = evaluate(self.model, self.select_data, task)
+        scores = evaluate(self.model, self.select_data, self.task)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -121,7 +121,7 @@ def _sentences() -> TokenSet:
     data = Data(source=demo.DATA)
     examples = sources.load(data)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(str(demo.model_folder(demo.MODEL)))
+        tokenizer = AutoTokenizer.from_pretrained(str(demo.model_path(demo.MODEL)))
     return prepare(examples, data, tokenizer, 1, 0).train
 
 

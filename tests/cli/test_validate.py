@@ -18,7 +18,7 @@ def test_a_model_is_described_and_checked(model_folders, capsys):
     assert "coverage    q and v in 2 of 2 layers" in said
     # Two layers, q and v, rank 4: 2 x 2 x 4 x (32 + 32), as many parameters as on separate matrices.
     assert "rank 4      1,024 parameters" in said
-    assert said.count("passed      ") == 7 and said.rstrip().endswith("all checks passed")
+    assert said.count("passed      ") == 8 and said.rstrip().endswith("all checks passed")
 
 
 def test_a_model_that_is_refused_ends_with_code_2(tmp_path, capsys):

@@ -23,10 +23,10 @@ def files():
 def test_kept_tokens_are_those_of_the_tokenizer(given, monkeypatch):
     examples, tokenizer = given
     fresh = tokenize(tokenizer, examples.texts, 8)
-    assert cache.tokens(examples, tokenizer, 8) == fresh
+    assert cache.tokens(examples, tokenizer, 8) == (fresh, None)
     assert len(files()) == 1
     monkeypatch.setattr(cache, "tokenize", None)  # calling it again would fail
-    assert cache.tokens(examples, tokenizer, 8) == fresh
+    assert cache.tokens(examples, tokenizer, 8) == (fresh, None)
 
 
 def test_another_length_text_or_tokenizer_is_another_file(given):
@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_made_costs_nothing(given, tmp_path, monkeypatch
     examples, tokenizer = given
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTOLR_CACHE", str(tmp_path / "file" / "cache"))
-    assert len(cache.tokens(examples, tokenizer, 8)) == len(examples)
+    assert len(cache.tokens(examples, tokenizer, 8)[0]) == len(examples)
 
 
 def test_old_files_go(given, monkeypatch):

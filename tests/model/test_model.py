@@ -131,11 +131,11 @@ def test_the_embedded_model_is_the_one_with_the_known_checksum(monkeypatch):
     assert base.head == ("classifier",)
     assert len(base.projections.of("qv")) == 12
     assert base.max_length == 512
-    demo.model_folder.cache_clear()
+    demo.model_path.cache_clear()
     monkeypatch.setattr(demo, "MODEL_SHA256", "0" * 64)
     with pytest.raises(ModelError, match="sha256"):
-        demo.model_folder(demo.MODEL)
-    demo.model_folder.cache_clear()
+        demo.model_path(demo.MODEL)
+    demo.model_path.cache_clear()
 
 
 def test_what_cannot_be_loaded_is_said_why(tmp_path):
@@ -144,7 +144,7 @@ def test_what_cannot_be_loaded_is_said_why(tmp_path):
             backbone.load(source, ["a", "b"])
         return str(error.value)
 
-    assert "no such folder" in refused(str(tmp_path / "none"))
+    assert "no such folder or .gguf file" in refused(str(tmp_path / "none"))
     assert "no config.json" in refused(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     assert "not readable JSON" in refused(str(tmp_path))
@@ -152,7 +152,7 @@ def test_what_cannot_be_loaded_is_said_why(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     assert "never loaded" in refused(str(tmp_path))
     assert "no local folder" in refused("nobody/nothing")
-    assert "only embedded model" in refused("demo:other")
+    assert "the embedded models are" in refused("demo:other")
 
 
 def test_dropout_is_off_everywhere():

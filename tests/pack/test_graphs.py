@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from autolr.pack import capacity
@@ -29,13 +31,13 @@ class Tape:
 
 
 def trained(graphs: Graphs | None, kind: str, packs: list[Pack]):
-    with make_pack("bert", torch.float64, together=3, kind=kind, graphs=graphs) as pack:
+    with make_pack("bert", torch.float64, together=3, kinds=[kind], graphs=graphs) as pack:
         packs.append(pack)
-        first, second = pack.admit(SLOTS[0]), pack.admit(SLOTS[1])
+        first, second = (pack.admit(replace(slot, kind=kind)) for slot in SLOTS[:2])
         for _ in range(STEPS // 2):
             pack.step()
         pack.evict(first)  # the shapes of the passes change
-        third = pack.admit(SLOTS[2])
+        third = pack.admit(replace(SLOTS[2], kind=kind))
         for _ in range(STEPS // 2):
             pack.step()
         return [(pack.values(slot), slot.losses) for slot in (second, third)]

@@ -84,7 +84,7 @@ def test_evaluation_in_a_pack_equals_the_model_with_the_adapter_in_it():
     batch = data.collate(range(len(data)))
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.allclose(losses[1], TASK.losses(logits, batch["labels"]), rtol=1e-9)
-    assert torch.equal(said[1], TASK.predictions(logits).double())
+    assert torch.equal(said[1], TASK.predictions(logits, batch["labels"]).double())
     assert not torch.allclose(losses[0], losses[1])
 
 
@@ -164,7 +164,7 @@ def test_a_cool_down_takes_the_rates_to_zero_whatever_the_schedule_says():
         slot, plain = pack.admit(cooled), pack.admit(SlotConfig(QV.rates, rank=4, seed=0, steps=10, stop=6))
         seen = []
         for _ in range(6):
-            rates = pack._rates()["v"]
+            rates = pack._rates()["v", "A"]
             seen.append(rates[0] / rates[1])
             pack.step()
         assert seen == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25])

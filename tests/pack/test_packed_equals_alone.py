@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import get_scheduler
 
 from autolr.data.tasks import Classification
@@ -26,13 +28,23 @@ SLOTS = [
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-def alone(
-    family: str, dtype: torch.dtype, config: SlotConfig, order: list[list[int]], initial: dict, kind: str = "lora"
-):
-    """Train a stock PEFT model with torch.optim.AdamW on the batches of a slot."""
-    base = tiny.base(family, dtype)
+def alone(family: str, dtype: torch.dtype, config: SlotConfig, order: list[list[int]], initial: dict):
+    """Train a stock PEFT model, or the model's own matrices, with torch.optim.AdamW on the batches of a slot."""
+    base, kind = tiny.base(family, dtype), config.kind
     names = {site.role: site.name.rpartition(".")[2] for site in base.projections.sites}
     roles = [role for role in ("q", "k", "v") if config.rates[role] > 0]
+    if kind == "full":
+        model = base.model
+        trained = {
+            name: p
+            for name, p in model.named_parameters()
+            if name.startswith(base.head) or any(name.endswith(f".{names[role]}.weight") for role in roles)
+        }
+        for name, parameter in trained.items():
+            parameter.requires_grad_()
+            with torch.no_grad():
+                parameter.copy_(initial[name])
+        return train(model, config, {role: f".{names[role]}.weight" for role in roles}, order, lambda _: trained)
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=config.rank,
@@ -45,13 +57,19 @@ def alone(
     )
     model = get_peft_model(base.model, lora).to(dtype)
     adapters.set_values(model, initial)
-    groups = {role: [] for role in config.rates}
+    return train(model, config, {role: f".{names[role]}.lora" for role in roles}, order, adapters.values_of)
+
+
+def train(model, config: SlotConfig, parts: dict[str, str], order: list[list[int]], values_of):
+    """Train what requires a gradient; `parts` says which part of a name makes which role."""
+    groups = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            role = next((role for role in roles if f".{names[role]}.lora" in name), "head")
-            groups[role].append(parameter)
+            role = next((role for role, part in parts.items() if part in name), "head")
+            rates = config.rates_b if "lora_B" in name and role in config.rates_b else config.rates
+            groups.append({"params": [parameter], "lr": rates[role]})
     optimizer = torch.optim.AdamW(
-        [{"params": params, "lr": config.rates[role]} for role, params in groups.items() if params],
+        groups,
         betas=TRAINING.betas,
         eps=TRAINING.eps,
         weight_decay=TRAINING.weight_decay,
@@ -67,7 +85,7 @@ def alone(
         schedule.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    return adapters.values_of(model), losses
+    return values_of(model), losses
 
 
 def make_pack(family: str, dtype: torch.dtype, **options) -> Pack:
@@ -82,22 +100,30 @@ def assert_same(packed: dict, stock: dict, tolerance: float) -> None:
         assert distance <= tolerance, f"{name}: {float(distance):.2e}"
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+# A pack holds slots of one method, or of several.
+METHODS = {name: [name] * 3 for name in ("lora", "rslora", "dora", "full")} | {"mixed": ["dora", "lora", "rslora"]}
+
+
+@pytest.mark.parametrize("kinds", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize(("together", "passes"), [(1, 1), (1, 3), (3, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_every_slot_equals_a_stock_run(family, dtype, together, passes, kind):
-    with make_pack(family, dtype, together=together, passes=passes, kind=kind) as pack:
-        slots = [pack.admit(config) for config in SLOTS]
-        initial = [pack.initial_values(config) for config in SLOTS]
+def test_every_slot_equals_a_stock_run(family, dtype, together, passes, kinds):
+    configs = [
+        replace(config, kind=kind, rank=0 if kind == "full" else config.rank)
+        for config, kind in zip(SLOTS, kinds, strict=True)
+    ]
+    with make_pack(family, dtype, together=together, passes=passes, kinds=set(kinds)) as pack:
+        slots = [pack.admit(config) for config in configs]
+        initial = [pack.initial_values(config) for config in configs]
         for _ in range(STEPS):
             pack.step()
         packed = [(pack.values(slot), slot.losses, slot.order) for slot in slots]
-    for config, first, (values, losses, order) in zip(SLOTS, initial, packed, strict=True):
-        # DoRA's lengths are there for the matrices that a slot freezes as well.
+    for config, first, (values, losses, order) in zip(configs, initial, packed, strict=True):
+        # Matrices and DoRA's lengths are there for the matrices that a slot freezes as well.
         own = {name: value for name, value in first.items() if name in values}
-        stock, stock_losses = alone(family, dtype, config, order, own, kind)
-        assert (kind == "dora") == any("magnitude" in name for name in values)
+        stock, stock_losses = alone(family, dtype, config, order, own)
+        assert (config.kind == "dora") == any("magnitude" in name for name in values)
         assert_same(values, stock, TOLERANCE[dtype])
         assert losses == pytest.approx(stock_losses, rel=TOLERANCE[dtype])
         assert max(losses) - min(losses) > 0.01  # it did train
@@ -105,7 +131,42 @@ def test_every_slot_equals_a_stock_run(family, dtype, together, passes, kind):
 
 def test_dora_on_a_fused_matrix_is_refused():
     with pytest.raises(ModelError, match="in one matrix.*use method.kind lora"):
-        make_pack("gpt2", torch.float64, kind="dora")
+        make_pack("gpt2", torch.float64, kinds=["dora"])
+
+
+def test_rows_of_no_role_stay_as_they_are_when_matrices_train_whole(tmp_path):
+    config = replace(SLOTS[1], kind="full", rank=0)
+    with make_pack("gpt2", torch.float64, kinds=["full"]) as pack:
+        slot = pack.admit(config)
+        for _ in range(STEPS):
+            pack.step()
+        values = pack.values(slot)
+    base = tiny.base("gpt2", torch.float64)
+    before = {name: p.clone() for name, p in base.model.named_parameters()}
+    model = adapters.peft_model(base, "qv", 0, ALPHA, 0, "full")
+    adapters.set_values(model, values)
+    model.save_pretrained(tmp_path)
+    merged = PeftModel.from_pretrained(tiny.model("gpt2", torch.float64), tmp_path).merge_and_unload()
+    for name, after in merged.state_dict().items():
+        if name.endswith("c_attn.weight"):  # Conv1D: a column is a row of W
+            q, k, v = (after - before[name]).abs().amax(0).chunk(3)
+            assert q.min() > 0 and v.min() > 0
+            assert k.max() == 0
+        elif not name.startswith("score"):
+            assert torch.equal(after, before[name]), name
+
+
+def test_b_learns_at_a_rate_of_its_own_and_its_neighbours_do_not():
+    plus = replace(SLOTS[0], rates_b={"q": 3e-2, "v": 5e-2})
+    with make_pack("bert", torch.float64, together=3) as pack:
+        slots = [pack.admit(config) for config in (plus, SLOTS[1])]
+        initial = [pack.initial_values(slot.config) for slot in slots]
+        for _ in range(STEPS):
+            pack.step()
+        packed = [(pack.values(slot), slot.order) for slot in slots]
+    for slot, first, (values, order) in zip(slots, initial, packed, strict=True):
+        stock, _ = alone("bert", torch.float64, slot.config, order, first)
+        assert_same(values, stock, 1e-9)
 
 
 # The conformance kit takes the fused ones; DeBERTa's own loss is rounded to float32.

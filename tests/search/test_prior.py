@@ -19,7 +19,10 @@ SPACE = SearchSpace(
         "ratio": FloatDistribution(0.5, 32, log=True),
         "rank": CategoricalDistribution([4, 8]),
     },
+    fixed={"targets": "qv", "kind": "lora", "rho": 1.0},
+    usual={"targets": "qv", "kind": "lora"},
     rate=1e-3,
+    max_lr_b=1e-2,
     lr_head=1e-2,
     steps=100,
 )

@@ -27,6 +27,7 @@ def test_rules():
     assert found.rule("qkv").rates(1e-3) == {
         **dict.fromkeys("qkv", found.rate),
         "o": 0,
+        "mlp": 0,
         "head": 1e-3,
     }
     winner = Candidate(lr_v=3e-3, ratio=6, rank=16)

@@ -49,7 +49,10 @@ def test_targets_are_a_choice_of_the_space(small_study, tmp_path):
 
 def test_what_the_rates_are():
     candidate = Candidate(lr_v=8e-4, ratio=4, rank=8, targets="vo")
-    assert candidate.rates(1e-3) == {"q": 0, "k": 0, "v": 8e-4, "o": 8e-4, "head": 1e-3}
+    assert candidate.rates(1e-3) == {"q": 0, "k": 0, "v": 8e-4, "o": 8e-4, "mlp": 0, "head": 1e-3}
+    everything = Candidate(lr_v=8e-4, ratio=4, rank=8, targets="all-linear").rates(1e-3)
+    slow, fast = dict.fromkeys("qk", 2e-4), dict.fromkeys(("v", "o", "mlp"), 8e-4)
+    assert everything == pytest.approx({**slow, **fast, "head": 1e-3})
     assert Candidate(lr_v=8e-4, ratio=4, rank=8, targets="qk").rates(1e-3)["k"] == pytest.approx(2e-4)
     assert "on vo" in candidate.describe()
 

@@ -24,7 +24,7 @@ def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("AUTOLR_CACHE", os.environ["AUTOLR_CACHE"])  # a benchmark sets its own
     yield importlib.import_module
-    for name in ("contract", "shapes", "peers", "throughput", "end_to_end"):
+    for name in ("contract", "shapes", "peers", "throughput", "end_to_end", "smollm2"):
         sys.modules.pop(name, None)
 
 
@@ -272,3 +272,21 @@ def test_the_quick_study_is_a_study(module):
     end_to_end = module("end_to_end")
     study = end_to_end.Study.load(end_to_end.STUDY, end_to_end.QUICK)
     assert study.budget.trials == 2 and study.training.horizon.steps
+
+
+# SmolLM2, on a tiny model of its kind
+
+
+@pytest.mark.parametrize("task", ["sft", "classification"])
+def test_a_search_on_a_decoder_leaves_its_document(module, model_folders, tmp_path, capsys, task):
+    module("smollm2").main(
+        ["--quick", "--device", "cpu", "--task", task, "--model", model_folders["lm"], "--out", str(tmp_path)]
+    )
+    document = json.loads(next(tmp_path.glob("smollm2_*.json")).read_text())
+    assert document["name"] == f"smollm2_{task}"
+    metric = "exact_match" if task == "sft" else "accuracy"
+    labels = " + ".join(row["label"] for row in document["rows"] if row["kind"] == "score").split(" + ")
+    assert sorted(labels) == ["finalist 1", "rule"]
+    assert any(name.startswith(f"confirm_{metric}_") for name in document["figures"])
+    assert document["settings"]["study"]["task"] == task
+    assert ("untrained_confirm_loss" in document["figures"]) == (task == "sft")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
 from autolr.model import adapters
+from autolr.model.adapters import shapes
 from autolr.train.optimizer import grouped, parameter_groups, role_of
 from tests import tiny
 
@@ -42,8 +47,8 @@ def test_a_model_that_trains_its_matrices_themselves():
 
 
 def test_what_has_no_role_is_named():
-    model = lora("llama", ["q_proj", "v_proj", "up_proj"])
-    with pytest.raises(ValueError, match="up_proj"):
+    model = lora("llama", ["q_proj", "v_proj", "embed_tokens"])
+    with pytest.raises(ValueError, match="embed_tokens"):
         parameter_groups(model, lr_q=1e-4, ratio=4)
     with pytest.raises(ValueError, match="no W_v"):
         parameter_groups(lora("llama", ["q_proj"]), lr_q=1e-4, ratio=4)
@@ -73,8 +78,51 @@ def test_a_head_called_out_proj_is_no_output_projection():
     assert role_of("model.layers.3.self_attn.o_proj.weight") == "o"
     assert role_of("base_model.model.classifier.modules_to_save.default.out_proj.weight") == "head"
     assert role_of("classifier.out_proj.weight") == "head"
-    assert role_of("transformer.h.0.mlp.c_proj.lora_B.default.weight") is None
-    assert role_of("bert.encoder.layer.0.output.dense.lora_A.default.weight") is None
+    assert role_of("transformer.h.0.mlp.c_proj.lora_B.default.weight") == "mlp"
+    assert role_of("bert.encoder.layer.0.output.dense.lora_A.default.weight") == "mlp"
+    assert role_of("bert.encoder.layer.0.output.LayerNorm.weight", ["bert.encoder.layer."]) is None
+    assert role_of("model.layers.0.mlp.gate.weight", ["model.layers."]) is None  # chooses the experts
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_all_linear_learns_in_two_groups_of_rates(family, kind):
+    base = tiny.base(family)
+    sites = base.projections.of("all-linear")
+    model = adapters.peft_model(base, "all-linear", 0 if kind == "full" else 2, 4.0, 0, kind)
+    groups = {group["name"]: group for group in parameter_groups(model, lr_q=1e-4, ratio=8)}
+    assert set(groups) - {"head"} == {site.role for site in sites}
+    assert {"q", "k", "v", "o"} <= set(groups)
+    assert ("mlp" in groups) == (family != "qwen3_moe")
+    for name, group in groups.items():
+        assert group["lr"] == pytest.approx(8e-4 if name in ("v", "o", "mlp") else 1e-4)
+        if name != "head":
+            count = sum(math.prod(shape) for s in sites if s.role == name for shape in shapes(s, 2, kind).values())
+            assert sum(p.numel() for p in group["params"]) == count
+
+
+def test_experts_in_one_parameter_are_named_as_left_out():
+    left_out = tiny.base("qwen3_moe").projections.left_out
+    assert left_out == ("2 x mlp.experts.gate_up_proj 4x32x32", "2 x mlp.experts.down_proj 4x32x16")
+    assert all(not tiny.base(family).projections.left_out for family in ("bert", "llama", "gpt2"))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_rates_of_a_and_b_are_those_of_peft_s_loraplus(family):
+    base = tiny.base(family)
+    model = adapters.peft_model(base, "qv", 2, 4.0, 0)
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:  # LoRA+ has no role for the head
+            parameter.requires_grad = False
+    plus = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
+    stock = {id(p): group["lr"] for group in plus.param_groups for p in group["params"]}
+    groups = parameter_groups(model, lr_q=1e-4, ratio=1, rho=16)
+    assert {id(p): group["lr"] for group in groups for p in group["params"]} == pytest.approx(stock)
+    assert {group["name"] for group in groups} == {"q", "q_B", "v", "v_B"}
+    capped = parameter_groups(model, lr_q=1e-4, ratio=8, rho=16, max_lr_b=2e-3)
+    assert {g["name"]: g["lr"] for g in capped} == pytest.approx({"q": 1e-4, "q_B": 1.6e-3, "v": 8e-4, "v_B": 2e-3})
+    with pytest.raises(ValueError, match="rho must be positive"):
+        parameter_groups(model, lr_q=1e-4, ratio=8, rho=0)
 
 
 @pytest.mark.parametrize("bad", [{"lr_q": 0}, {"lr_q": float("nan")}, {"ratio": -1}, {"lr_head": 0.0}])
@@ -104,7 +152,9 @@ def test_a_head_of_numbered_parts_and_a_head_called_value_are_heads():
     assert role_by_name(Net(value=nn.ModuleDict({"dense": nn.Linear(4, 1)})))["value.dense.weight"] == "head"
     net = Net()
     net.layers[0]["mlp"] = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="layers.0.mlp.weight"):
+    assert role_by_name(net)["layers.0.mlp.weight"] == "mlp"
+    net.layers[0]["norm"] = nn.LayerNorm(4)
+    with pytest.raises(ValueError, match="layers.0.norm.weight"):
         parameter_groups(net, lr_q=1e-4, ratio=4)
 
 

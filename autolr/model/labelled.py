@@ -1,0 +1,47 @@
+"""A forward pass that computes a language model's logits where they predict a learned token, and nowhere else.
+
+[batch, tokens, vocabulary] numbers would be most of the memory of a step, and most of them belong to prompts.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import Tensor, nn
+
+from autolr.data.batches import predicting
+
+
+class _Places(threading.local):
+    """Which places the forward pass that this thread is in wants logits of, [rows, tokens]; None: all."""
+
+    wanted: Tensor | None = None
+
+
+_places = _Places()
+
+
+def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of a batch, [rows, outputs]; those of a language model are [learned tokens, vocabulary].
+
+    Args:
+        model: a classification model; or a language model that `watch` has seen, bare or inside PEFT's.
+        batch: as `TokenSet.collate` gives it, on the model's device.
+    """
+    labels = batch["labels"]
+    _places.wanted = predicting(labels) if labels.dim() == 2 else None
+    try:
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    finally:
+        _places.wanted = None
+    return output.logits  # type: ignore[no-any-return]
+
+
+def watch(model: Any) -> None:
+    """Let a language model's output layer read the wanted places alone."""
+    model.get_output_embeddings().register_forward_pre_hook(_pick)
+
+
+def _pick(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    return None if _places.wanted is None else (args[0][_places.wanted],)

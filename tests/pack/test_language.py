@@ -1,0 +1,121 @@
+"""Language models: a slot learns what stock PEFT learns alone, and its loss is that of transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch.nn import functional
+
+from autolr.data.batches import TokenSet
+from autolr.data.tasks import Language
+from autolr.model import adapters
+from autolr.model.labelled import forward
+from autolr.pack.pack import Pack, SlotConfig
+from autolr.study import Training
+from tests import tiny
+
+STEPS = 12
+TRAINING = Training(batch_size=4, weight_decay=0.1, clip_norm=0.5)
+TASK = Language(())
+DATA = tiny.tokens(learned=True)
+SLOTS = [
+    SlotConfig({"q": 2e-3, "k": 0.0, "v": 8e-3, "head": 0.0}, rank=4, seed=1, steps=STEPS),
+    SlotConfig({"q": 5e-2, "k": 0.0, "v": 1e-3, "head": 0.0}, rank=8, seed=2, steps=STEPS),
+]
+
+
+def alone(config: SlotConfig, order: list[list[int]], initial: dict) -> tuple[dict, list[float]]:
+    """Train a stock PEFT language model on a slot's batches, by the loss of all its logits."""
+    model = tiny.model("llama/lm", torch.float64)
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=config.rank, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(model, lora).double()
+    adapters.set_values(model, initial)
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters() if f".{role}_proj.lora" in name],
+            "lr": config.rates[role],
+        }
+        for role in ("q", "v")
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=TRAINING.weight_decay)
+    losses = []
+    for step, rows in enumerate(order):
+        batch = DATA.collate(rows)
+        labels = batch.pop("labels")
+        # What transformers computes, but for its rounding to float32.
+        loss = functional.cross_entropy(model(**batch).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        for group, role in zip(optimizer.param_groups, ("q", "v"), strict=True):
+            group["lr"] = config.rates[role] * (STEPS - step) / STEPS
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), TRAINING.clip_norm)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return adapters.values_of(model), losses
+
+
+@pytest.mark.parametrize(("together", "passes"), [(1, 2), (2, 1)])
+def test_every_slot_equals_a_stock_run(together, passes):
+    base = tiny.base("llama/lm", torch.float64)
+    options = {"capacity": 2, "max_rank": 8, "alpha": 16.0, "together": together, "passes": passes}
+    with Pack(base, TRAINING, TASK, DATA, **options) as pack:
+        slots = [pack.admit(config) for config in SLOTS]
+        initial = [pack.initial_values(config) for config in SLOTS]
+        for _ in range(STEPS):
+            pack.step()
+        packed = [(pack.values(slot), slot.losses, slot.order) for slot in slots]
+        assert "head" not in pack.layout.roles
+    for config, first, (values, losses, order) in zip(SLOTS, initial, packed, strict=True):
+        stock, stock_losses = alone(config, order, first)
+        assert values.keys() == stock.keys()
+        for name, value in values.items():
+            assert torch.linalg.vector_norm(value - stock[name]) <= 1e-9 * torch.linalg.vector_norm(stock[name]), name
+        assert losses == pytest.approx(stock_losses, rel=1e-9)
+        assert max(losses) - min(losses) > 0.01  # it did train
+
+
+@pytest.mark.parametrize("family", ["llama/lm", "gemma2/lm", "gpt2/lm", "cohere"])
+def test_losses_are_those_of_transformers(family):
+    model = tiny.base(family).model
+    batch = DATA.collate(range(9))
+    stock = model(**batch)
+    logits = forward(model, batch)
+    places = batch["labels"][:, 1:] != -100
+    assert logits.shape == (int(places.sum()), tiny.VOCABULARY)  # no others are computed
+    assert torch.allclose(logits, stock.logits[:, :-1][places], atol=1e-5)
+    assert torch.allclose(TASK.batch_losses(logits, batch["labels"])[0], stock.loss, rtol=1e-5)
+    one_by_one = [model(**DATA.collate([row])).loss for row in range(9)]
+    assert torch.allclose(TASK.losses(logits, batch["labels"]), torch.stack(one_by_one), rtol=1e-4)
+
+
+def test_scores_in_a_pack_are_those_of_the_tokens():
+    base = tiny.base("llama/lm", torch.float64)
+    with Pack(base, TRAINING, TASK, DATA, capacity=1, max_rank=8, alpha=16.0) as pack:
+        slot = pack.admit(SLOTS[0])
+        losses, said = pack.evaluate([slot], DATA, averaged=False, max_rows=5)
+    batch = DATA.collate(range(len(DATA)))
+    logits, targets = base.model(**{**batch, "labels": None}).logits[:, :-1], batch["labels"][:, 1:]
+    right, learned = (logits.argmax(-1) == targets) & (targets != -100), targets != -100
+    assert torch.allclose(said[0], (right.sum(1) / learned.sum(1)).double())
+    assert TASK.score(said[0], DATA.labels) == pytest.approx(float(right.sum() / learned.sum()))
+    each = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    assert torch.allclose(losses[0], each.sum(1) / learned.sum(1))
+    mean = float(each.sum() / learned.sum())
+    assert Language((), "perplexity").score(losses[0], DATA.labels) == pytest.approx(torch.tensor(mean).exp().item())
+
+
+def test_an_exact_match_is_what_greedy_decoding_says():
+    base = tiny.base("llama/lm", torch.float64)
+    task = Language((), "exact_match")
+    prompts = [ids[:2] for ids in DATA.ids]
+    examples = []
+    for number, prompt in enumerate(prompts):
+        said = base.model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+        ids = said[0].tolist()
+        examples.append(ids if number % 3 else [*ids[:-1], (ids[-1] + 1) % tiny.VOCABULARY])
+    data = TokenSet(examples, [[-100, -100, *ids[2:]] for ids in examples], 1)
+    batch = data.collate(range(len(data)))
+    said = task.predictions(forward(base.model, batch), batch["labels"])
+    assert [bool(share == 1) for share in said] == [bool(number % 3) for number in range(len(data))]
+    assert task.score(said, data.labels) == pytest.approx(2 / 3, abs=0.03)
