@@ -1,6 +1,6 @@
 """Which of W_q, W_k and W_v is worth training? Paper 1's claim, on the embedded task, in one pack.
 
-    python studies/phenomenon.py [--quick] [--steps 64] [--seeds 3] [--device cuda:0]
+    python studies/phenomenon.py [--quick] [--steps 32] [--seeds 3] [--device cuda:0]
 
 q, k, v, qk, qv, kv and qkv are trained side by side for the same number of steps, at one rate for all their matrices:
 untuned, the rule of thumb's; and tuned, the best on *select* of `FACTORS` times the rule's, chosen for each set by
@@ -156,7 +156,7 @@ def figure(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Train, tell, write."""
     options = contract.parser(__doc__)
-    options.add_argument("--steps", type=int, default=64)
+    options.add_argument("--steps", type=int, default=32)
     options.add_argument("--seeds", type=int, default=3)
     arguments = options.parse_args()
     steps, seeds = (2, 1) if arguments.quick else (arguments.steps, arguments.seeds)
