@@ -69,6 +69,7 @@ def _report(result: Result, found: SearchResult) -> None:
     assert recipe is not None and recipe.evidence is not None
     for trial in found.trials:
         own: dict[str, Any] = trial.candidate.model_dump()
+        own["method"] = own.pop("kind")
         result.row("trial", **own, rule=trial.rule, outcome=trial.outcome, rungs=trial.rungs, metric=trial.metric)
     for score in recipe.evidence.scores:
         gain = score.gain.model_dump() if score.gain else None

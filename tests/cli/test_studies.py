@@ -19,11 +19,8 @@ NAMES = list(studies.shipped())
 def table(study: Study, path) -> str:
     """Write a small table with the columns that a study asks for."""
     rng = random.Random(0)
-    columns = [
-        study.data.text_column or "text",
-        *([study.data.pair_column] if study.data.pair_column else []),
-        "label",
-    ]
+    texts = [study.data.text_column or "text", *([study.data.pair_column] if study.data.pair_column else [])]
+    columns = ["prompt", "completion"] if study.task == "sft" else [*texts, "label"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, "idx"])
@@ -38,13 +35,14 @@ def table(study: Study, path) -> str:
 def test_a_shipped_study_can_be_planned(name, model_folders, tmp_path):
     study = studies.resolve([name], {}, None)
     assert study.name == name
-    family = "llama" if "llama" in name else "bert"
+    family = "lm" if study.task == "sft" else "llama" if "llama" in name else "bert"
     words = [
         f"data.source={table(study, tmp_path / 'data.csv')}",
         f"model={model_folders[family]}",
         "data.subset=null",
     ]
-    words += ["data.label_column=label", "training.horizon={steps: 8}", "training.batch_size=4", "search.slots=2"]
+    words += [] if study.task == "sft" else ["data.label_column=label"]
+    words += ["training.horizon={steps: 8}", "training.batch_size=4", "search.slots=2"]
     done = CliRunner().invoke(app, ["search", name, *words, "--dry-run", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert f"study         {name}: " in done.output

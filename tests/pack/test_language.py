@@ -65,7 +65,7 @@ def test_every_slot_equals_a_stock_run(together, passes):
         for _ in range(STEPS):
             pack.step()
         packed = [(pack.values(slot), slot.losses, slot.order) for slot in slots]
-        assert "head" not in pack.layout.roles
+        assert "head" not in {segment.role for segment in pack.layout.segments.values()}
     for config, first, (values, losses, order) in zip(SLOTS, initial, packed, strict=True):
         stock, stock_losses = alone(config, order, first)
         assert values.keys() == stock.keys()

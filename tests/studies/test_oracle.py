@@ -118,4 +118,5 @@ def test_what_copying_a_short_run_costs(script):
     blind, moved, averaged, raw = horizon.table(whole, own)
     assert blind["lr_v"] == raw["lr_v"] == 4e-3 and blind["excess_pct"] == pytest.approx(20)
     assert moved["lr_v"] == averaged["lr_v"] == 2e-3 and averaged["excess_pct"] == 0
-    assert "^0.4" in moved["way"] or "^0.3" in moved["way"]
+    # From 0.25 on the short run's best comes nearer to the middle rate than to itself.
+    assert moved["way"].endswith("^0.25")
