@@ -350,16 +350,10 @@ class Study(Document):
         known = METRICS[self.task]
         if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(known)}")
-        if self.task in LANGUAGE:
-            if self.metric is not None and ":" in self.metric:
-                raise ValueError(
-                    f"metric {self.metric}: own metrics are for classification and regression; of {self.task} choose "
-                    + ", ".join(known)
-                )
-            if self.method.lr_head != "auto":
-                raise ValueError(
-                    f"method.lr_head ({self.method.lr_head:g}): {self.task} adds no output layer; leave it out"
-                )
+        if self.task in LANGUAGE and self.method.lr_head != "auto":
+            raise ValueError(
+                f"method.lr_head ({self.method.lr_head:g}): {self.task} adds no output layer; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

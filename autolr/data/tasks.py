@@ -30,7 +30,8 @@ class Task(ABC):
     Attributes:
         classes: names of the model's outputs; none of a language model's.
         metric: by which predictions are scored, beside the loss.
-        own: the user's own function behind that name: of predictions and labels, both arrays [rows].
+        own: the user's own function behind that name: of predictions and labels, both arrays [rows]; of a language
+            model called for each example, with the token ids it finds likeliest and those it should, two lists.
     """
 
     classes: tuple[str, ...]
@@ -137,14 +138,20 @@ class Language(Task):
         return sums / _counts(labels).view(slots, -1).sum(1)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the share of right tokens of each example; for the perplexity, its loss."""
+        """Return the share of right tokens of each example; for the perplexity, its loss; or its own metric."""
         if self.metric == "perplexity":
             return self.losses(logits, labels)
+        if self.own is not None:
+            counts = _counts(labels).tolist()
+            likeliest, truth = (torch.split(ids.cpu(), counts) for ids in (logits.argmax(-1), _targets(labels)))
+            pairs = zip(likeliest, truth, strict=True)
+            scores = [_called(self.own, self.metric, said.tolist(), right.tolist()) for said, right in pairs]
+            return logits.new_tensor(scores)
         right = (logits.argmax(-1) == _targets(labels)).to(logits.dtype)
         return _by_example(right, labels) / _counts(labels)
 
     def score(self, predictions: Tensor, labels: Labels) -> float:
-        """Return the metric over all learned tokens; of `exact_match`, over examples.
+        """Return the metric over all learned tokens; of `exact_match` and the user's own, over examples.
 
         An example matches exactly where each of its tokens is the likeliest after those before it: then, and only
         then, greedy decoding of its prompt gives its completion, token for token.
@@ -152,6 +159,8 @@ class Language(Task):
         said = predictions.double().cpu().numpy()
         if self.metric == "exact_match":
             return float((said == 1.0).mean())
+        if self.own is not None:
+            return float(said.mean()) if np.isfinite(said).all() else 0.0
         counts = [sum(label != IGNORED for label in own[1:]) for own in labels]  # type: ignore[index]
         mean = float(np.average(said, weights=counts))
         return math.exp(min(mean, 700.0)) if self.metric == "perplexity" else mean
@@ -196,10 +205,10 @@ def task_of(
         AutoLRError: the metric is the user's own, and must not run or cannot be found.
     """
     metric = metric or METRICS[name][0]
-    if name in LANGUAGE:
-        return Language(tuple(classes), metric)
     found: Task = Classification(tuple(classes), metric)
-    if name == "regression":
+    if name in LANGUAGE:
+        found = Language(tuple(classes), metric)
+    elif name == "regression":
         variance = float(np.var(labels)) if len(labels) else 1.0
         found = Regression(tuple(classes), metric, variance=variance)
     return replace(found, own=_own(metric, allow_code)) if ":" in metric else found
@@ -230,8 +239,8 @@ def _called(own: Metric, name: str, predictions: Any, labels: Any) -> float:
         return float(own(predictions, labels))
     except Exception as error:
         raise AutoLRError(
-            f"metric {name}: failed on {len(labels)} examples: {type(error).__name__}: {error}; it is called with "
-            "predictions and labels and returns a number"
+            f"metric {name}: failed: {type(error).__name__}: {error}; it is called with predictions and labels (of a "
+            "language model, with the token ids of one example) and returns a number"
         ) from None
 
 

@@ -119,3 +119,25 @@ def test_an_exact_match_is_what_greedy_decoding_says():
     said = task.predictions(forward(base.model, batch), batch["labels"])
     assert [bool(share == 1) for share in said] == [bool(number % 3) for number in range(len(data))]
     assert task.score(said, data.labels) == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_an_own_metric_sees_the_tokens_of_each_example():
+    seen = []
+
+    def first_right(said: list[int], truth: list[int]) -> float:
+        seen.append((said, truth))
+        return 10.0 * (said[0] == truth[0])
+
+    task = Language((), "ours:first_right", own=first_right)
+    base = tiny.base("llama/lm", torch.float64)
+    with Pack(base, TRAINING, task, DATA, capacity=1, max_rank=8, alpha=16.0) as pack:
+        slot = pack.admit(SLOTS[0])
+        _, scores = pack.evaluate([slot], DATA, averaged=False)
+    learned = [[token for token in own[1:] if token != -100] for own in DATA.labels]
+    assert sorted(truth for _, truth in seen) == sorted(learned)
+    batch = DATA.collate(range(len(DATA)))
+    likeliest = base.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(-1)
+    for row, labels in enumerate(DATA.labels):
+        place = next(place for place, label in enumerate(labels) if place and label != -100)
+        assert scores[0, row] == 10.0 * (int(likeliest[row, place - 1]) == labels[place])
+    assert task.score(scores[0], DATA.labels) == pytest.approx(scores[0].mean().item())

@@ -88,7 +88,7 @@ def test_own_metrics_run_only_where_allowed(small_study, in_folder):
     assert all(score.confirm_metric > 1 for score in result.recipe.evidence.scores)
     with pytest.raises(AutoLRError, match="would run code"):
         train(result.recipe, "full", device="cpu")
-    for name, expected in (("ours:none", "cannot be imported"), ("ours:broken", "failed on .* ZeroDivisionError")):
+    for name, expected in (("ours:none", "cannot be imported"), ("ours:broken", "failed: ZeroDivisionError")):
         with pytest.raises(AutoLRError, match=expected):
             search(study.model_copy(update={"metric": name}), f"run-{name[5:]}", device="cpu", allow_code=True)
 
@@ -97,7 +97,6 @@ def test_own_metrics_run_only_where_allowed(small_study, in_folder):
     ("settings", "expected"),
     [
         ({"metric": "accuracy"}, "metric accuracy is none of sft: choose token_accuracy, exact_match, perplexity"),
-        ({"metric": "my:own"}, "own metrics are for classification and regression"),
         ({"method": {"lr_head": 1e-3}}, "sft adds no output layer; leave it out"),
     ],
 )
