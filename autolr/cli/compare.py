@@ -25,7 +25,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help="One more to compare: the first recipe with a change, such as ratio=1 or 'targets=qkv rank=4'; "
-            "known: lr_v, ratio, rank, targets, kind, alpha, lr_head. May be given again.",
+            "known: lr_v, ratio, rank, rho, targets, kind, alpha, lr_head, max_lr_b. May be given again.",
             show_default=False,
         ),
     ] = None,
@@ -58,6 +58,9 @@ def compare(
         int | None,
         typer.Option(help="Trainings at once; default: as many as pay and fit the memory.", show_default=False),
     ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let the recipes' metric be code of yours: my_module:function.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
 ) -> None:
@@ -87,6 +90,7 @@ def compare(
                 out=folder,
                 device=device,
                 watcher=watcher,
+                allow_code=allow_code,
             )
     except KeyboardInterrupt:
         typer.echo("\nstopped; all that ended is kept. The same command goes on", err=True)

@@ -37,7 +37,13 @@ class Scores:
 
 
 def score(
-    arms: Sequence[Arm], other: Data | None, model: str | None, device: torch.device, watcher: Watcher
+    arms: Sequence[Arm],
+    other: Data | None,
+    model: str | None,
+    device: torch.device,
+    watcher: Watcher,
+    *,
+    allow_code: bool = False,
 ) -> Scores:
     """Score adapters on the same examples.
 
@@ -47,6 +53,7 @@ def score(
         model: base model, for adapters without a recipe.
         device: where they are scored.
         watcher: is told how far it is.
+        allow_code: whether the metric may be code of the user's own.
 
     Raises:
         DataError: the data cannot be read.
@@ -59,7 +66,8 @@ def score(
     examples = sources.load(wanted, task_name)
     if other is None and reference and reference.data_fingerprint not in (None, examples.fingerprint):
         raise DataError(f"data {wanted.source!r}: has changed since these adapters were trained; give --data")
-    task = task_of(task_name, examples.classes, reference.metric if reference else None, examples.labels)
+    metric = reference.metric if reference else None
+    task = task_of(task_name, examples.classes, metric, examples.labels, allow_code=allow_code)
     repeats, confirm, seed = {}, 0, reference.split_seed if reference else 0
     watcher.phase("scoring", len(arms), 0)
     for arm in arms:
@@ -71,7 +79,8 @@ def score(
             )
         source = model or (recipe.model if recipe else base_model(arm))
         with quiet():
-            base = backbone.load(source, examples.classes, device, recipe.training.precision if recipe else "auto")
+            precision = recipe.training.precision if recipe else "auto"
+            base = backbone.load(source, examples.classes, device, precision, task_name)
             tuned = _load(arm, base)
             batch = recipe.training.batch_size if recipe else 1
             data = prepare(examples, wanted, base.tokenizer, batch, seed, base.max_length)

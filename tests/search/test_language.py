@@ -12,6 +12,7 @@ import torch
 from autolr import cli
 from autolr.errors import AutoLRError
 from autolr.report.page import render
+from autolr.search.compare import compare
 from autolr.search.result import SearchResult
 from autolr.search.run import search
 from autolr.study import Study
@@ -45,6 +46,12 @@ def test_completions_from_study_to_adapter(small_study, model_folders, chats, tm
     log = [entry["eval_loss"] for entry in done.metrics["log"] if "eval_loss" in entry]
     assert min(log) < log[0] - 0.05  # it did learn
     assert "lr_head=" not in render(SearchResult.load(tmp_path / "run"))
+    full = str(tmp_path / "run" / "train")
+    same = compare([full, full], out=tmp_path / "adapters", device="cpu")
+    assert [arm.confirm_loss for arm in same.arms] == pytest.approx([done.confirm["loss"]] * 2)
+    assert same.arms[0].confirm_metric == pytest.approx(done.confirm[metric])
+    varied = compare([recipe], vary=["ratio=1 rho=4"], seeds=2, steps=4, out=tmp_path / "recipes", device="cpu")
+    assert "ρ=4" in varied.arms[1].setting and varied.metric == metric
     card = (done.adapter / "README.md").read_text()
     assert "pipeline_tag: text-generation" in card and "trained to complete prompts" in card
     code = re.search(r"```python\n(.*?)```", card, re.S)[1]
