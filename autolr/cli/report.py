@@ -1,22 +1,45 @@
-"""`autolr report`: the page of a search."""
+"""`autolr report`: the page of a search, or its figures as pictures."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+class Format(StrEnum):
+    """What is written."""
+
+    html = "html"
+    png = "png"
+    svg = "svg"
+
+
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder of a search, finished or not.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page; default: report.html in the run folder.", show_default=False),
+        typer.Option(
+            help="The page, or the folder of the pictures; default: report.html, or figures, in the run folder.",
+            show_default=False,
+        ),
     ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="html: one page; png, svg: each figure, drawn by kaleido.")
+    ] = Format.html,
 ) -> None:
-    """Write one self-contained HTML page about a search."""
-    from autolr.report.page import write_report
+    """Write one self-contained HTML page about a search, or its figures as pictures."""
     from autolr.search.result import SearchResult
 
-    typer.echo(f"report   {write_report(SearchResult.load(run), out)}")
+    result = SearchResult.load(run)
+    if form is Format.html:
+        from autolr.report.page import write_report
+
+        typer.echo(f"report   {write_report(result, out)}")
+        return
+    from autolr.report.images import write_images
+
+    for path in write_images(result, "png" if form is Format.png else "svg", out):
+        typer.echo(f"figure   {path}")

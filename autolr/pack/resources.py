@@ -16,6 +16,8 @@ import torch
 
 from autolr.pack.memory import peak_bytes, resident_bytes
 
+# Energy counters of the CPU's packages, in Linux; their parts (intel-rapl:0:1) are counted in them.
+RAPL = Path("/sys/class/powercap")
 # Seconds between samples, and between writes; the first is doubled whenever so many rows have come together.
 EVERY, WRITE_EVERY = 1.0, 15.0
 MOST_ROWS = 20_000
@@ -33,6 +35,7 @@ SCHEMA = pa.schema(
         ("memory_bytes", pa.int64()),  # in use by torch on a GPU, by the process on a CPU
         ("peak_bytes", pa.int64()),
         ("utilisation", pa.float64()),  # share of the device that is at work; null where it does not tell
+        ("watts", pa.float64()),  # drawn since the last sample, by the GPU or all of the CPU; null where not readable
     ]
 )
 
@@ -69,7 +72,8 @@ class Recorder:
         self._written = time.monotonic()
         self._process = psutil.Process()
         self._process.cpu_percent(None)  # the first answer says nothing
-        self._tells = True
+        self._tells = self._weighs = True
+        self._joules: tuple[float, dict[Path, int]] | None = None
 
     def phase(self, name: str) -> None:
         """Begin a phase."""
@@ -89,6 +93,7 @@ class Recorder:
             memory_bytes=torch.cuda.memory_allocated(self.device) if on_gpu else resident_bytes(),
             peak_bytes=peak_bytes(self.device),
             utilisation=self._utilisation(),
+            watts=self._watts(),
         )
         for training in trainings:
             self.note(training)
@@ -126,9 +131,31 @@ class Recorder:
 
     def _held(self) -> pa.Table:
         try:
-            return pq.read_table(self.path).select(SCHEMA.names).cast(SCHEMA)
+            found = pq.read_table(self.path)
+            if "watts" not in found.column_names:  # written before power was
+                found = found.append_column("watts", pa.nulls(found.num_rows, pa.float64()))
+            return found.select(SCHEMA.names).cast(SCHEMA)
         except (OSError, KeyError, ValueError, pa.ArrowException):  # none, or not one of ours
             return SCHEMA.empty_table()
+
+    def _watts(self) -> float | None:
+        """Return the power drawn; None where it cannot be read, and at a CPU's first sample."""
+        if not self._weighs:
+            return None
+        try:
+            if self.device.type == "cuda":
+                return torch.cuda.power_draw(self.device) / 1000
+            now = time.monotonic()
+            counters = {path: int(path.read_text()) for path in RAPL.glob("*-rapl:?/energy_uj")}
+        except Exception:  # the file is root's alone, or whatever the driver's library says
+            self._weighs = False
+            return None
+        before, self._joules = self._joules, (now, counters)
+        if before is None or not counters or now <= before[0]:
+            return None
+        spent = [counters[path] - count for path, count in before[1].items() if path in counters]
+        # A counter that has begun again from 0 says nothing about this time.
+        return round(sum(spent) / 1e6 / (now - before[0]), 2) if spent and min(spent) >= 0 else None
 
     def _utilisation(self) -> float | None:
         if self.device.type != "cuda":

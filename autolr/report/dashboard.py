@@ -145,7 +145,9 @@ def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
     with storage.decorating():
         for name, figure in drawn.items():
             if figure is not None and figure.data:
-                figure.update_layout(title={"text": name.replace("_", " "), "x": 0.02}, margin_t=56)
+                figure.update_layout(
+                    title={"text": name.replace("_", " "), "x": 0.02, "y": 0.98, "yanchor": "top"}, margin_t=84
+                )
                 save_plotly_graph_object(study, figure, graph_object_id=f"autolr-{name}")
         save_note(study, _note(result))
         identities = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}

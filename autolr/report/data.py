@@ -1,18 +1,31 @@
-"""What the figures show, computed from a search: plain numbers, no drawing."""
+"""What several figures are computed from: plain numbers of a search, no drawing."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections import defaultdict
+from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from autolr.search.records import TrialRecord
+from autolr.candidate import Candidate
+from autolr.search.folder import RunFolder
+from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.result import SearchResult
+from autolr.search.sampler import Encoding
+from autolr.search.surrogate import Surrogate
 
 SMOOTHING = 0.15
-SURFACE_MIN_TRIALS = 6
+# Fewer trials with a score than this give no surrogate.
+ENOUGH = 6
+# Of more rungs than this the surrogate gets each trial's last alone: its cost grows with their third power.
+MOST_SEEN = 240
+# A curve is drawn with at most so many points: they are smooth, and a page of 200 trials stays small.
+MOST_POINTS = 100
 
 
 class Curve(NamedTuple):
@@ -23,19 +36,21 @@ class Curve(NamedTuple):
     losses: list[float]
 
 
-class Target(NamedTuple):
-    """How fast a trial reached the target loss; `fraction` of the rule's steps, None: never."""
+class Fit(NamedTuple):
+    """The surrogate of all curves of a search, and how candidates are put to it."""
 
-    trial: TrialRecord
-    fraction: float | None
+    encoding: Encoding
+    surrogate: Surrogate
 
+    def knows(self, candidate: Candidate) -> bool:
+        """Tell whether the candidate's choices are among those that were tried."""
+        values = coordinates(candidate)
+        choices = {n: d.choices for n, d in self.encoding.space.items() if isinstance(d, CategoricalDistribution)}
+        return all(values[name] in tried for name, tried in choices.items())
 
-class Surface(NamedTuple):
-    """Fitted score over log10 rates: `z[i][j]` at `x[j]` = lr_q, `y[i]` = lr_v."""
-
-    x: list[float]
-    y: list[float]
-    z: list[list[float]]
+    def points(self, candidates: list[Candidate]) -> np.ndarray:
+        """Return candidates as points of the surrogate, [candidates, dimensions]."""
+        return np.array([self.encoding.encode(coordinates(c)) for c in candidates])
 
 
 def smooth(losses: list[float]) -> list[float]:
@@ -60,22 +75,83 @@ def curves(result: SearchResult) -> list[Curve]:
     return found
 
 
-def steps_to_target(result: SearchResult) -> tuple[float, list[Target]] | None:
-    """Return the target loss and how soon each trial reached it; None without a λ = 1 rule trial.
+def thinned(curve: Curve) -> Curve:
+    """Return a curve of at most `MOST_POINTS` points, its first and last among them."""
+    count = len(curve.steps)
+    if count <= MOST_POINTS:
+        return curve
+    kept = sorted({round(i * (count - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
+    return Curve(curve.trial, [curve.steps[i] for i in kept], [curve.losses[i] for i in kept])
 
-    The target is the lowest smoothed loss of the rule's trial, the unit the step it came at.
-    """
-    all_curves = curves(result)
-    rule = next((curve for curve in all_curves if curve.trial.rule == "rule"), None)
-    if rule is None:
+
+def has_ratio(candidate: Candidate) -> bool:
+    """Tell whether λ means something for what the candidate trains: matrices of either rate."""
+    rates = candidate.rates(1.0)
+    trained = {role for role, rate in rates.items() if rate > 0 and role != "head"}
+    return bool(trained & {"q", "k"}) and bool(trained - {"q", "k"})
+
+
+def rate(candidate: Candidate) -> float:
+    """Return the rate of a candidate that has no ratio: lr_v, or lr_q where W_q and W_k alone are trained."""
+    trained = {role for role, value in candidate.rates(1.0).items() if value > 0}
+    return candidate.lr_v if trained - {"q", "k", "head"} else candidate.lr_q
+
+
+def searched(result: SearchResult) -> list[TrialRecord]:
+    """Return the trials of the study's own space: a rule that trains other matrices is beside it."""
+    return [trial for trial in result.trials if trial.candidate.targets in result.study.space.targets]
+
+
+def ratio_matters(result: SearchResult) -> bool:
+    """Tell whether any candidate of the study has a ratio."""
+    targets = result.study.space.targets
+    return any(has_ratio(Candidate(lr_v=1.0, ratio=1.0, rank=1, targets=one)) for one in targets)
+
+
+def coordinates(candidate: Candidate) -> dict[str, Any]:
+    """Return a candidate as values of dimensions; where λ means nothing, `rate` instead of `lr_v` and `ratio`."""
+    values: dict[str, Any] = candidate.model_dump()
+    return {**values, "rate": rate(candidate)}
+
+
+def dimensions(result: SearchResult) -> dict[str, BaseDistribution]:
+    """Return what the candidates of a search differ in, and how far they reach."""
+    candidates = [coordinates(trial.candidate) for trial in searched(result)]
+    left_out = {"rate"} if ratio_matters(result) else {"lr_v", "ratio"}
+    found: dict[str, BaseDistribution] = {}
+    for name in candidates[0] if candidates else ():
+        values = sorted({candidate[name] for candidate in candidates})
+        if name in left_out or len(values) < 2:
+            continue
+        is_range = isinstance(values[0], float)
+        found[name] = (
+            FloatDistribution(values[0], values[-1], log=True) if is_range else CategoricalDistribution(values)
+        )
+    return found
+
+
+def fit(result: SearchResult) -> Fit | None:
+    """Fit the surrogate to all rungs of all trials, pruned ones too; None with too few trials."""
+    space = dimensions(result)
+    trials = [trial for trial in searched(result) if any(map(math.isfinite, trial.rungs.values()))]
+    if len(trials) < ENOUGH or not space:
         return None
-    target = min(rule.losses)
-    unit = rule.losses.index(target) + 1
-    found = []
-    for curve in all_curves:
-        reached = next((step for step, loss in zip(curve.steps, curve.losses, strict=True) if loss <= target), None)
-        found.append(Target(curve.trial, reached / unit if reached else None))
-    return target, found
+    encoding = Encoding(space, {})
+    rungs = [(t, step, loss) for t in trials for step, loss in sorted(t.rungs.items()) if math.isfinite(loss)]
+    if len(rungs) > MOST_SEEN:
+        scores = comparable_scores(result)
+        rungs = [(t, max(t.rungs), scores[t.number]) for t in trials if t.number in scores]
+    seen = [
+        (tuple(encoding.encode(coordinates(trial.candidate)).tolist()), float(step), loss)
+        for trial, step, loss in rungs
+    ]
+    return Fit(encoding, _surrogate(tuple(seen)))
+
+
+@lru_cache(maxsize=2)
+def _surrogate(seen: tuple[tuple[tuple[float, ...], float, float], ...]) -> Surrogate:
+    points, steps, values = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
+    return Surrogate.fit(points, steps, values)
 
 
 def comparable_scores(result: SearchResult) -> dict[int, float]:
@@ -94,40 +170,33 @@ def comparable_scores(result: SearchResult) -> dict[int, float]:
     return {trial.number: trial.rungs[max(trial.rungs)] + shift[max(trial.rungs)] for trial in trials}
 
 
-def surface(result: SearchResult, points: int = 40) -> Surface | None:
-    """Fit a Gaussian process to the scores over (log lr_q, log lr_v); None with too few trials."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-
-    scores = comparable_scores(result)
-    trials = [t for t in result.trials if t.number in scores and t.candidate.targets in result.study.space.targets]
-    if len(trials) < SURFACE_MIN_TRIALS:
-        return None
-    x = np.log10([[t.candidate.lr_q, t.candidate.lr_v] for t in trials])
-    y = np.array([scores[t.number] for t in trials])
-    if np.ptp(y) == 0 or np.ptp(x[:, 0]) == 0 or np.ptp(x[:, 1]) == 0:
-        return None
-    # A pruned trial's score is an extrapolation; one far off says no more than "bad".
-    y = np.minimum(y, np.median(y) + 2 * np.ptp(np.quantile(y, [0.1, 0.9])))
-    kernel = ConstantKernel(1.0) * RBF([0.5, 0.5], (0.2, 5.0)) + WhiteKernel(0.05, (1e-4, 1.0))
-    model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0)
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x, y)
-    axes = [np.linspace(x[:, i].min() - 0.1, x[:, i].max() + 0.1, points) for i in (0, 1)]
-    grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
-    z = model.predict(grid).reshape(points, points)
-    return Surface((10 ** axes[0]).tolist(), (10 ** axes[1]).tolist(), z.tolist())
+def repeats(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
+    """Return the confirmation's repeats of each candidate, in the order of their seeds."""
+    groups: dict[Candidate, list[RepeatRecord]] = defaultdict(list)
+    for record in sorted(result.repeats, key=lambda record: record.seed):
+        groups[record.candidate].append(record)
+    return dict(groups)
 
 
-def best_so_far(result: SearchResult) -> list[tuple[int, float]]:
-    """Return (trial number, best final score up to it) wherever a finished trial improves on it."""
-    best, found = math.inf, []
-    for trial in result.trials:
-        if trial.outcome == "finished" and trial.score is not None and trial.score < best:
-            best = trial.score
-            found.append((trial.number, best))
-    return found
+def own_winner(result: SearchResult) -> Candidate | None:
+    """Return the candidate that the confirmation chose; None before it has."""
+    evidence = result.recipe.evidence if result.recipe else None
+    return next((score.candidate for score in evidence.scores if score.gain is None), None) if evidence else None
+
+
+def machine(result: SearchResult) -> dict[str, Any]:
+    """Return what the run folder says of its machine; empty where it says nothing."""
+    return _read(RunFolder(result.folder).machine)
+
+
+def full_run(result: SearchResult) -> dict[str, Any]:
+    """Return what the full run in the folder came to; empty where there is none."""
+    return _read(RunFolder(result.folder).train / "metrics.json")
+
+
+def _read(path: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

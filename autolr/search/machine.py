@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import torch
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from autolr import documents
 from autolr.data.prepared import Prepared
 from autolr.documents import Document
 from autolr.errors import RunError
+from autolr.model.projections import Site
 from autolr.pack import capacity
 from autolr.pack.capacity import Capacity
 from autolr.pack.pack import Pack, SlotConfig
@@ -20,7 +22,11 @@ from autolr.search.setting import Setting
 
 
 class Machine(Document):
-    """Kept in the run folder as `machine.json`; a search that goes on keeps its slots."""
+    """Kept in the run folder as `machine.json`; a search that goes on keeps its slots.
+
+    Attributes:
+        per_rank: numbers that an adapter of rank 1 trains in all matrices of a role: a row of A and a column of B.
+    """
 
     device: str
     precision: str
@@ -35,6 +41,7 @@ class Machine(Document):
     passes: int = 1
     graphs: bool = False
     graphs_reason: str | None = None
+    per_rank: dict[str, int] = {}
 
     def describe(self) -> str:
         """Return the choices in one line."""
@@ -78,6 +85,7 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
         passes=found.passes,
         graphs=found.graphs,
         graphs_reason=found.graphs_reason,
+        per_rank=_per_rank(setting.backbone.projections.sites),
     )
     if folder:
         keep(machine, folder)
@@ -109,6 +117,13 @@ def keep(machine: Machine, folder: RunFolder) -> None:
 def device_name(device: torch.device) -> str:
     """Return what a device is called, such as `cpu` or `cuda (NVIDIA H200)`."""
     return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def _per_rank(sites: Iterable[Site]) -> dict[str, int]:
+    found: dict[str, int] = defaultdict(int)
+    for site in sites:
+        found[site.role] += site.d_in + site.d_out
+    return dict(found)
 
 
 def _held(folder: RunFolder) -> Machine | None:

@@ -38,3 +38,40 @@ def test_the_file_stays_small_and_whole(tmp_path, monkeypatch):
     table = pq.read_table(tmp_path / "r.parquet")
     assert table.num_rows == 160 and table.schema.equals(resources.SCHEMA)
     assert not [path for path in tmp_path.iterdir() if path.name != "r.parquet"]
+
+
+def test_power_is_what_the_counters_say(tmp_path, monkeypatch):
+    counters = [tmp_path / f"intel-rapl:{n}" / "energy_uj" for n in (0, 1)]
+    part = tmp_path / "intel-rapl:0:0" / "energy_uj"
+    for counter in (*counters, part):
+        counter.parent.mkdir()
+        counter.write_text("1000000\n")
+    monkeypatch.setattr(resources, "RAPL", tmp_path)
+    recorder = Recorder(tmp_path / "r.parquet", CPU)
+    now = [100.0]
+    monkeypatch.setattr(resources.time, "monotonic", lambda: now[0])
+    assert recorder._watts() is None
+    now[0] += 2
+    for counter in (*counters, part):
+        counter.write_text("31000000\n")  # 30 J each; the part's are in its package's
+    assert recorder._watts() == 30.0
+    now[0] += 2
+    counters[0].write_text("5\n")  # begun again
+    assert recorder._watts() is None
+    counters[0].write_text("nothing of a number")
+    assert recorder._watts() is None and recorder._watts() is None
+    monkeypatch.setattr(resources, "RAPL", tmp_path / "none")
+    assert Recorder(tmp_path / "r.parquet", CPU)._watts() is None
+
+
+def test_a_file_from_before_power_was_recorded_goes_on(tmp_path):
+    path = tmp_path / "r.parquet"
+    recorder = Recorder(path, CPU)
+    recorder.phase("search")
+    recorder.sample([])
+    recorder.write()
+    pq.write_table(pq.read_table(path).drop_columns("watts"), path)
+    again = Recorder(path, CPU)
+    again.sample([])
+    again.write()
+    assert pq.read_table(path).num_rows == 2 and pq.read_table(path).schema.equals(resources.SCHEMA)

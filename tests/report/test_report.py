@@ -1,73 +1,16 @@
-"""Figures' numbers, and a page that is whole, safe and alone."""
+"""A page that is whole, safe and alone."""
 
 from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 
-from autolr.candidate import Candidate
-from autolr.report import data, figures
+from autolr.report import figures
 from autolr.report.page import render
-from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
 from autolr.search.run import search
-from autolr.study import Study
-
-
-def trial(number: int, curve=(), lr_v=1e-3, ratio=1.0, **fields) -> TrialRecord:
-    candidate = Candidate(lr_v=lr_v, ratio=ratio, rank=8)
-    return TrialRecord(number=number, candidate=candidate, curve=list(curve), **{"outcome": "finished", **fields})
-
-
-def result(tmp_path, *trials, **fields) -> SearchResult:
-    study = Study(model="m", data="d")
-    return SearchResult(
-        tmp_path, **{"study": study, "trials": list(trials), "repeats": [], "phases": [], "recipe": None, **fields}
-    )
-
-
-def test_steps_to_target_in_units_of_the_rule(tmp_path):
-    slow = np.linspace(1, 0, 100)
-    fast = np.linspace(1, -1, 100)
-    found = data.steps_to_target(
-        result(tmp_path, trial(0, slow, rule="rule"), trial(1, fast, ratio=8), trial(2, [1.0] * 100, ratio=2))
-    )
-    assert found is not None
-    _, rows = found
-    assert rows[0].fraction == 1
-    assert rows[1].fraction == pytest.approx(0.5, abs=0.06)
-    assert rows[2].fraction is None
-    assert data.steps_to_target(result(tmp_path, trial(0, slow))) is None
-
-
-def test_scores_of_pruned_trials_are_brought_to_the_last_rung(tmp_path):
-    found = data.comparable_scores(
-        result(
-            tmp_path,
-            trial(0, rungs={10: 0.6, 20: 0.4}),
-            trial(1, rungs={10: 0.7, 20: 0.5}),
-            trial(2, rungs={10: 0.8}, outcome="pruned"),
-            trial(3, rungs={10: 0.1}, outcome="diverged"),
-        )
-    )
-    assert found == pytest.approx({0: 0.4, 1: 0.5, 2: 0.6})
-
-
-def test_the_surface_finds_the_valley(tmp_path):
-    rng = np.random.default_rng(0)
-    trials = []
-    for number in range(40):
-        lr_v, lr_q = 10 ** rng.uniform(-4, -2, 2)
-        loss = 0.4 + 0.1 * (np.log10(lr_v) + 2.8) ** 2 + 0.02 * (np.log10(lr_q) + 3.5) ** 2
-        trials.append(trial(number, lr_v=lr_v, ratio=lr_v / lr_q, rungs={20: loss}, score=loss))
-    surface = data.surface(result(tmp_path, *trials))
-    assert surface is not None
-    z = np.array(surface.z)
-    row, _ = np.unravel_index(z.argmin(), z.shape)
-    assert np.log10(surface.y[row]) == pytest.approx(-2.8, abs=0.2)
-    assert data.surface(result(tmp_path, *trials[:4])) is None
+from tests.report import made
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +20,12 @@ def finished(small_study, tmp_path_factory) -> SearchResult:
 
 def test_the_page_is_whole_and_loads_nothing(finished):
     page = render(finished)
-    for section in ("convergence", "steps", "map", "rank", "history", "confirm", "cost"):
-        assert f'id="figure-{section}"' in page
+    wanted = ["convergence", "steps", "map", "rank", "ladder", "importance", "confirm", "cost", "memory", "foresight"]
+    places = [page.index(f'id="figure-{section}"') for section in wanted]
+    assert places == sorted(places) and page.index("<h1>") < page.index('id="recipe"') < places[0]
     assert "Plotly.newPlot" in page
     assert finished.recipe.evidence.verdict.split(" ")[0] in page
-    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", page)
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?!\"data:)", page)
     assert len(page) < 6_000_000
     gains = figures.gains(finished)
     expected = [s.gain.mean for s in finished.recipe.evidence.scores if s.gain]
@@ -103,3 +47,40 @@ def test_an_unfinished_search_has_a_page(finished, kept):
     page = render(part)
     assert "This search is not finished" in page
     assert "The confirmation is not through yet" in page
+
+
+def test_the_verdict_comes_first_and_its_details_after(tmp_path):
+    page = render(made.searched(tmp_path))
+    heading = re.search(r"<h1>(.*?)</h1>", page, re.S)[1]
+    assert "interval" in heading and heading.endswith(".") and heading.count(". ") == 0
+    assert "The ratio by itself" in page.partition("</h1>")[2].partition("</p>")[0]
+
+
+def test_no_section_shows_a_ratio_that_means_nothing(tmp_path):
+    page = render(made.searched(tmp_path, targets="vo"))
+    text = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert text.count("has one rate, so λ means nothing here") == 2 and 'id="figure-rate"' in text
+    assert 'id="figure-steps"' not in text and 'id="figure-map"' not in text and "ratio λ</span>" not in text
+
+
+def test_every_text_of_the_user_is_escaped(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>\u2028'\"{{ 7*7 }}"
+    whole = made.searched(tmp_path / evil.replace("/", "_"))
+    study = whole.study.model_copy(
+        update={"model": evil, "data": whole.study.data.model_copy(update={"source": evil})}
+    )
+    recipe = whole.recipe.model_copy(update={"classes": [evil, "b"], "versions": {evil: evil}, "commit": evil})
+    scores = [score.model_copy(update={"label": evil}) for score in recipe.evidence.scores]
+    recipe = recipe.model_copy(
+        update={"evidence": recipe.evidence.model_copy(update={"scores": scores, "verdict": evil})}
+    )
+    phases = [phase.model_copy(update={"phase": evil}) for phase in whole.phases]
+    repeats = [one.model_copy(update={"label": evil}) for one in whole.repeats]
+    trials = [one.model_copy(update={"rule": evil}) for one in whole.trials]
+    page = render(SearchResult(whole.folder, study, trials, repeats, phases, recipe))
+    assert "<img" not in page and "49}" not in page
+    assert page.count("</script>") == render(whole).count("</script>")
+
+
+def test_the_page_of_200_trials_is_small(tmp_path):
+    assert len(render(made.searched(tmp_path, 200)).encode()) < 6_000_000

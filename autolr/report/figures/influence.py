@@ -1,0 +1,193 @@
+"""What decides a score, and how well early scores foretell late ones."""
+
+from __future__ import annotations
+
+import html
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from autolr.report import data
+from autolr.report.figures.style import ACCENT, FAINT, GREY, OUTCOMES, SCALE, blank, describe
+from autolr.search.records import TrialRecord
+from autolr.search.result import SearchResult
+
+TITLES = {"lr_v": "η_V", "ratio": "λ", "rate": "rate", "targets": "matrices", "kind": "method", "rho": "ρ"}
+SAMPLES = 1024
+# Correlations of fewer trials say nothing.
+ENOUGH = 4
+
+
+class Importance(NamedTuple):
+    """Share of the expected losses' variance that a dimension decides.
+
+    Attributes:
+        alone: by itself, whatever the others are (first-order Sobol index).
+        total: what would be left undecided without it, so with all it does together with others (total index).
+    """
+
+    name: str
+    alone: float
+    total: float
+
+
+class Foresight(NamedTuple):
+    """Select losses early and late of the same trials.
+
+    Attributes:
+        early, late: what the two are called.
+        correlation: Spearman's, of ranks; None for too few.
+    """
+
+    early: str
+    late: str
+    trials: list[TrialRecord]
+    x: list[float]
+    y: list[float]
+    correlation: float | None
+
+
+def importances(result: SearchResult) -> list[Importance] | None:
+    """Return the importance of each dimension, the most important first; None where too few trials have a score.
+
+    Sobol indices of what the surrogate of all curves expects at the last rung, over the whole space that was
+    searched, each dimension drawn evenly on its own scale (Jansen's estimators). Pruned trials count as much as
+    finished ones, for the surrogate has seen them.
+    """
+    fitted = data.fit(result)
+    if fitted is None:
+        return None
+    rng = np.random.default_rng(0)
+    encoding = fitted.encoding
+
+    def expected(points: np.ndarray) -> np.ndarray:
+        return fitted.surrogate.predict(points)[0]
+
+    one, other = (encoding.draw(rng, SAMPLES) for _ in range(2))
+    a, b = expected(one), expected(other)
+    variance = float(np.var(np.concatenate([a, b])))
+    if variance < 1e-16:
+        return None
+    found = []
+    for name, columns in encoding.columns.items():
+        mixed = one.copy()
+        mixed[:, columns] = other[:, columns]
+        c = expected(mixed)
+        total = float(np.mean((a - c) ** 2)) / (2 * variance)
+        alone = 1 - float(np.mean((b - c) ** 2)) / (2 * variance)
+        total = min(max(total, 0.0), 1.0)
+        found.append(Importance(name, min(max(alone, 0.0), total), total))
+    return sorted(found, key=lambda one: -one.total)
+
+
+def importance(result: SearchResult) -> Any:
+    """Share of the loss's variance that each dimension decides, by the surrogate; None with too few trials."""
+    found = importances(result)
+    if not found:
+        return None
+    names = [TITLES.get(one.name, one.name) for one in found]
+    figure = blank("share of the variance of expected losses", "", 110 + 46 * len(found))
+    for title, shares, colour in (
+        ("by itself", [one.alone for one in found], ACCENT),
+        ("together with others", [one.total - one.alone for one in found], FAINT),
+    ):
+        figure.add_bar(
+            x=shares,
+            y=names,
+            orientation="h",
+            name=title,
+            marker={"color": colour},
+            hovertemplate=f"%{{y}} {title}: %{{x:.0%}}<extra></extra>",
+        )
+    figure.update_layout(barmode="stack", showlegend=True, bargap=0.35)
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def foresights(result: SearchResult) -> list[Foresight]:
+    """Return how early scores compare with late ones: each rung with a trial's end, its end with other seeds."""
+    finished = [t for t in data.searched(result) if t.outcome == "finished" and t.rungs]
+    if not finished:
+        return []
+    last = max(max(trial.rungs) for trial in finished)
+    finished = [trial for trial in finished if last in trial.rungs]
+    found = []
+    for rung in sorted({step for trial in finished for step in trial.rungs} - {last}):
+        there = [trial for trial in finished if rung in trial.rungs]
+        pairs = [(trial, trial.rungs[rung], trial.rungs[last]) for trial in there]
+        found.append(_compared(f"step {rung}", f"step {last}", pairs))
+    groups = data.repeats(result)
+    again = [
+        (t, t.rungs[last], float(np.mean([r.select_loss for r in groups[t.candidate]])))
+        for t in finished
+        if t.candidate in groups
+    ]
+    if again:
+        found.append(_compared(f"step {last}", "other seeds, same length", again))
+    return found
+
+
+def foresight(result: SearchResult) -> Any:
+    """Early select losses against late ones of the same trials; None where no trial has finished."""
+    found = [one for one in foresights(result) if one.x]
+    full = _full(result)
+    if not found and full is None:
+        return None
+    figure = blank("earlier select loss", "later select loss")
+    colours = [ACCENT, OUTCOMES["finished"], SCALE[0][1], GREY]
+    for place, one in enumerate(found):
+        said = "" if one.correlation is None else f", ρ={one.correlation:.2f}"
+        figure.add_scatter(
+            x=one.x,
+            y=one.y,
+            mode="markers",
+            name=f"{one.early} → {one.late} ({len(one.x)}{said})",
+            marker={"size": 9, "color": colours[place % len(colours)], "opacity": 0.85},
+            text=[describe(trial) for trial in one.trials],
+            hovertemplate=f"%{{text}}<br>{one.early}: %{{x:.4f}}<br>{one.late}: %{{y:.4f}}<extra></extra>",
+        )
+    if full is not None:
+        figure.add_scatter(
+            x=[full[0]],
+            y=[full[1]],
+            mode="markers",
+            name="winner's repeats → full run",
+            marker={"symbol": "star", "size": 15, "color": ACCENT},
+            text=[html.escape(full[2])],
+            hovertemplate="%{text}<br>short: %{x:.4f}, full: %{y:.4f}<extra></extra>",
+        )
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def headline(result: SearchResult) -> str | None:
+    """Say how well early ranks foretell late ones; None where nothing can be said."""
+    said = [
+        f"from {one.early} to {one.late} ranks correlate with {one.correlation:.2f} ({len(one.x)} trials)"
+        for one in foresights(result)
+        if one.correlation is not None
+    ]
+    full = _full(result)
+    if full is not None:
+        said.append(f"the full run came to a select loss of {full[1]:.4f}, its short trainings to {full[0]:.4f}")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else None
+
+
+def _compared(early: str, late: str, pairs: list[tuple[TrialRecord, float, float]]) -> Foresight:
+    x, y = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
+    known = len(pairs) >= ENOUGH and len(set(x)) > 1 and len(set(y)) > 1
+    correlation = float(spearmanr(x, y).statistic) if known else None
+    return Foresight(early, late, [pair[0] for pair in pairs], x, y, correlation)
+
+
+def _full(result: SearchResult) -> tuple[float, float, str] | None:
+    """Return the winner's select loss in short trainings, and that of the full run, where there is one."""
+    winner = data.own_winner(result)
+    group = data.repeats(result).get(winner) if winner else None
+    select = data.full_run(result).get("select")
+    if winner is None or not group or not isinstance(select, dict) or not isinstance(select.get("loss"), float):
+        return None
+    return float(np.mean([r.select_loss for r in group])), select["loss"], winner.describe()

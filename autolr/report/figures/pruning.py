@@ -1,0 +1,157 @@
+"""Who was pruned when, what the others would have cost, and how scores came down."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from autolr.report.figures.style import ACCENT, FAINT, GREY, OUTCOMES, SYMBOLS, blank, by_outcome, describe
+from autolr.search.records import TrialRecord
+from autolr.search.result import SearchResult
+
+
+class Climb(NamedTuple):
+    """How far a trial went: steps it trained, and those it was spared."""
+
+    trial: TrialRecord
+    steps: int
+    spared: int
+
+
+class Ladder(NamedTuple):
+    """All climbs, the longest and best first; `length` is that of a trial.
+
+    Attributes:
+        spared_seconds: device time that the steps spared would have taken, at each trial's own pace.
+    """
+
+    length: int
+    rungs: list[int]
+    climbs: list[Climb]
+    spared_seconds: float
+
+    def describe(self) -> str:
+        """Return what pruning has saved, in a sentence."""
+        spared, trained = sum(c.spared for c in self.climbs), sum(c.steps for c in self.climbs)
+        ended = sum(c.spared > 0 for c in self.climbs)
+        if not spared:
+            return f"No trial was ended early: {trained:,} steps were trained."
+        about = f", about {self.spared_seconds:.0f} s of device time" if self.spared_seconds >= 1 else ""
+        return (
+            f"{ended} of {len(self.climbs)} trials ended early: {trained:,} steps were trained and {spared:,} spared "
+            f"({spared / (spared + trained):.0%}{about})."
+        )
+
+
+def climbed(result: SearchResult) -> Ladder | None:
+    """Return how far each trial went; None where none has trained."""
+    reached = {t.number: max([len(t.curve), *t.rungs]) for t in result.trials if t.curve or t.rungs}
+    trials = [trial for trial in result.trials if trial.number in reached]
+    if not trials:
+        return None
+    told = result.study.search.length
+    ends = [reached[t.number] for t in trials if t.outcome == "finished"]
+    length = max(ends) if ends else told if isinstance(told, int) else max(reached.values())
+    climbs = []
+    for trial in trials:
+        is_cut = trial.outcome in ("pruned", "diverged")
+        climbs.append(Climb(trial, reached[trial.number], max(0, length - reached[trial.number]) if is_cut else 0))
+    seconds = sum(c.trial.seconds / c.steps * c.spared for c in climbs)
+    climbs.sort(key=lambda c: (-c.steps, c.trial.score if c.trial.score is not None else math.inf))
+    rungs = sorted({step for trial in trials for step in trial.rungs if step < length})
+    return Ladder(length, rungs, climbs, seconds)
+
+
+def ladder(result: SearchResult) -> Any:
+    """A bar for each trial: the steps it trained, coloured by outcome, and those it was spared; None: none."""
+    found = climbed(result)
+    if found is None:
+        return None
+    count = len(found.climbs)
+    figure = blank("step", "", min(900, 120 + max(4, 18 if count <= 40 else 800 // count) * count))
+    places = {climb.trial.number: place for place, climb in enumerate(found.climbs)}
+    for outcome, group in by_outcome([climb.trial for climb in found.climbs]).items():
+        own = [climb for climb in found.climbs if climb.trial.outcome == outcome]
+        figure.add_bar(
+            x=[climb.steps for climb in own],
+            y=[places[climb.trial.number] for climb in own],
+            orientation="h",
+            name=f"{outcome} ({len(group)})",
+            showlegend=True,
+            marker={"color": OUTCOMES[outcome]},
+            text=[_told(climb, found) for climb in own],
+            textposition="none",
+            hovertemplate="%{text}<extra></extra>",
+        )
+    spared = [climb for climb in found.climbs if climb.spared]
+    figure.add_bar(
+        x=[climb.spared for climb in spared],
+        y=[places[climb.trial.number] for climb in spared],
+        orientation="h",
+        name="spared",
+        showlegend=bool(spared),
+        marker={"color": FAINT, "opacity": 0.45},
+        text=[f"{describe(climb.trial)}<br>{climb.spared} steps spared" for climb in spared],
+        textposition="none",
+        hovertemplate="%{text}<extra></extra>",
+    )
+    for rung in found.rungs:
+        figure.add_vline(x=rung, line={"color": GREY, "width": 1, "dash": "dot"})
+    names = {"tickvals": list(places.values()), "ticktext": [f"{number}" for number in places]} if count <= 40 else {}
+    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=count <= 40, title_text="trial", **names)
+    figure.update_layout(barmode="stack", bargap=0.25 if count <= 40 else 0.05, showlegend=True)
+    return figure
+
+
+def history(result: SearchResult) -> Any:
+    """Last score of each trial in their order, and the best so far; None where none has a score."""
+    scored = [trial for trial in result.trials if trial.score is not None]
+    if not scored:
+        return None
+    figure = blank("trial", "select loss")
+    for outcome, group in by_outcome(scored).items():
+        figure.add_scatter(
+            x=[trial.number for trial in group],
+            y=[trial.score for trial in group],
+            mode="markers",
+            name=outcome,
+            showlegend=True,
+            marker={"symbol": SYMBOLS[outcome], "size": 9, "color": OUTCOMES[outcome]},
+            text=[describe(trial) for trial in group],
+            hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
+        )
+    best = best_so_far(result)
+    if best:
+        best = [*best, (max(trial.number for trial in result.trials), best[-1][1])]
+        figure.add_scatter(
+            x=[number for number, _ in best],
+            y=[score for _, score in best],
+            mode="lines",
+            name="best so far",
+            showlegend=True,
+            line={"shape": "hv", "color": ACCENT},
+            hoverinfo="skip",
+        )
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def best_so_far(result: SearchResult) -> list[tuple[int, float]]:
+    """Return (trial number, best final score up to it) wherever a finished trial improves on it."""
+    best, found = math.inf, []
+    for trial in result.trials:
+        if trial.outcome == "finished" and trial.score is not None and trial.score < best:
+            best = trial.score
+            found.append((trial.number, best))
+    return found
+
+
+def _told(climb: Climb, found: Ladder) -> str:
+    trial = climb.trial
+    text = f"{describe(trial)}<br>{climb.steps} of {found.length} steps, {trial.tokens:,} tokens"
+    step = max(trial.rungs, default=None)
+    if step is None:
+        return text + ", no rung reached"
+    there = [c.trial.rungs[step] for c in found.climbs if step in c.trial.rungs]
+    place = 1 + sum(loss < trial.rungs[step] for loss in there)
+    return text + f"<br>select loss {trial.rungs[step]:.4f} at step {step}: place {place} of {len(there)}"

@@ -1,0 +1,66 @@
+"""Figures as picture files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from autolr.errors import AutoLRError, RunError
+from autolr.report.figures import FIGURES
+from autolr.report.figures.style import CARD, INK, THEMES
+from autolr.search.result import SearchResult
+
+Format = Literal["png", "svg"]
+WIDTH = 960
+
+
+def write_images(result: SearchResult, form: Format, folder: str | Path | None = None) -> list[Path]:
+    """Write every figure that the search has something for as a picture.
+
+    Args:
+        result: the search.
+        form: png or svg.
+        folder: where to; None: `figures` in the run folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        AutoLRError: no renderer is installed.
+        RunError: the search has nothing to show, or the folder cannot be written.
+    """
+    import plotly.graph_objects as go
+    import plotly.io
+
+    try:
+        import kaleido
+    except ImportError:
+        raise AutoLRError(
+            f"--format {form}: pictures need a renderer: pip install kaleido; the page needs none (--format html)"
+        ) from None
+    drawn = {name: draw(result) for name, draw in FIGURES.items()}
+    drawn = {name: figure for name, figure in drawn.items() if figure is not None and figure.data}
+    if not drawn:
+        raise RunError(f"{result.folder}: this search has nothing to show yet")
+    target = Path(folder) if folder is not None else result.folder / "figures"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(f"--out {target}: is a file; pictures need a folder") from None
+    files = [target / f"{name}.{form}" for name in drawn]
+    ink = THEMES["light"][INK]
+    pictures = [go.Figure(json.loads(figure.to_json().replace(INK, ink))) for figure in drawn.values()]
+    for picture in pictures:
+        picture.update_layout(width=WIDTH, paper_bgcolor=CARD, plot_bgcolor=CARD, font_color=ink)
+    try:
+        plotly.io.write_images(pictures, files, format=form, scale=2 if form == "png" else 1)
+    except (RuntimeError, ValueError, OSError) as error:
+        missing = getattr(getattr(kaleido, "errors", None), "ChromeNotFoundError", ())
+        if isinstance(error, missing) or "chrome" in str(error).lower():
+            raise AutoLRError(
+                f"--format {form}: kaleido found no Chrome or Chromium to draw with; install one (apt install "
+                "chromium, or plotly_get_chrome), or name it: BROWSER_PATH=/path/to/chrome"
+            ) from None
+        raise
+    return files

@@ -1,0 +1,151 @@
+"""The page as a reader meets it, in a real browser without a window."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from autolr.report.page import write_report
+from tests.report import made
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROME = os.environ.get("BROWSER_PATH") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium on this machine")
+ALL_DRAWN = "html[data-drawn=all]"
+DRAWINGS = "[...document.querySelectorAll('.main-svg')]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        # Containers run as root, where Chromium's sandbox does not start; the only page it opens is ours.
+        started = driver.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    kinds = {
+        "whole": made.searched(folder),
+        "unfinished": made.searched(folder, 12, finished=False),
+        "empty": made.result(folder),
+        "one_rate": made.searched(folder, targets="vo"),
+        "many": made.searched(folder, 200, finished=False),
+    }
+    return {name: write_report(result, folder / f"{name}.html") for name, result in kinds.items()}
+
+
+@pytest.fixture
+def open_page(browser, pages):
+    contexts = []
+
+    def opened(name: str, width: int = 1100, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(pages[name].as_uri())
+        page.wait_for_selector(ALL_DRAWN, state="attached", timeout=120_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("name", ["whole", "unfinished", "empty", "one_rate", "many"])
+def test_it_opens_without_errors_and_figures_have_marks(open_page, name):
+    page = open_page(name)
+    assert page.problems == []
+    marks = page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll(".figure")].map(box => [box.id,
+            box.querySelectorAll(".scatterlayer path, .barlayer path, .contour path").length]))"""
+    )
+    assert (len(marks) >= 8) if name != "empty" else marks == {}
+    assert all(marks.values()), marks
+
+
+def test_hovering_shows_the_candidate(open_page):
+    page = open_page("whole")
+    point = page.locator("#figure-map .scatterlayer .points path").first
+    point.scroll_into_view_if_needed()
+    # Other marks may lie on top; what counts is what is under the pointer.
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#figure-map .hoverlayer .hovertext", timeout=10_000)
+    said = page.locator("#figure-map .hoverlayer").text_content()
+    assert "trial" in said and "λ=" in said and "lr_v=" in said
+    page.locator("#figure-convergence").scroll_into_view_if_needed()
+    middle = page.evaluate(
+        """() => {
+            const lines = [...document.querySelectorAll("#figure-convergence .lines path.js-line")];
+            const line = lines[lines.length - 1], point = line.getPointAtLength(line.getTotalLength() / 2);
+            const seen = point.matrixTransform(line.getScreenCTM());
+            return [seen.x, seen.y];
+        }"""
+    )
+    page.mouse.move(*middle)
+    page.wait_for_selector("#figure-convergence .hoverlayer .hovertext", timeout=10_000)
+    assert "λ=" in page.locator("#figure-convergence .hoverlayer").text_content()
+
+
+def test_the_button_copies_the_recipe(browser, pages, open_page):
+    page = open_page("whole")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.locator("button[data-copy=recipe]")
+    button.click()
+    page.wait_for_function("document.querySelector('button[data-copy=recipe]').textContent === 'copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == page.locator("#recipe").text_content()
+    assert "lr_v:" in page.locator("#recipe").text_content()
+
+
+def test_dark_and_light(open_page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    text = "getComputedStyle(document.querySelector('#figure-steps .xtitle')).fill"
+    line = "getComputedStyle(document.querySelector('#figure-steps .shapelayer path')).stroke"
+    page = open_page("whole")
+    light = [page.evaluate(what) for what in (ground, text, line)]
+    page.locator("#theme").click()
+    page.wait_for_function(f"{line} !== '{light[2]}'")
+    dark = [page.evaluate(what) for what in (ground, text, line)]
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+    assert sum(map(int, dark[0][4:-1].split(","))) < 150 < 600 < sum(map(int, light[0][4:-1].split(",")))
+    preferred = open_page("whole", scheme="dark")
+    assert [preferred.evaluate(what) for what in (ground, text, line)] == dark
+    assert page.problems == preferred.problems == []
+
+
+@pytest.mark.parametrize("name", ["whole", "many", "empty"])
+def test_a_phone_shows_all_of_it(open_page, name):
+    page = open_page(name, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    edges = page.evaluate(f"{DRAWINGS}.map(one => one.getBoundingClientRect().right)")
+    assert all(edge <= 390 for edge in edges) and page.problems == []
+
+
+def test_a_narrower_window_gets_narrower_figures(open_page):
+    page = open_page("whole")
+    page.set_viewport_size({"width": 500, "height": 844})
+    page.wait_for_function("document.querySelector('#figure-map .main-svg').getBoundingClientRect().width < 500")
+
+
+def test_paper_is_light_and_shows_all(open_page):
+    page = open_page("whole", scheme="dark")
+    printed = page.pdf(format="A4")
+    assert printed.startswith(b"%PDF") and len(printed) > 30_000
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.main-svg')].map(one => one.getBoundingClientRect().width)"
+    )
+    assert max(widths) <= 660
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
