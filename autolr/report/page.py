@@ -145,9 +145,9 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "median; under a rank: what its adapters train, where the run tells. Diamonds: mean select loss of "
             "the confirmed; a bar is one standard error of the difference to the best, paired by seed. A bar that "
             "reaches the dashed line is as good as the best: of those the smallest rank is chosen.",
-            "No trial has a score yet."
-            if not _without_rank(result)
-            else "There is no rank: matrices are trained whole.",
+            "There is no rank: matrices are trained whole."
+            if result.study.method.full
+            else "No trial has a score yet.",
             choices.headline(result),
         ),
         *(
