@@ -34,7 +34,7 @@ def write_images(result: SearchResult, form: Format, folder: str | Path | None =
     import plotly.io
 
     try:
-        import kaleido
+        import kaleido  # noqa: F401
     except ImportError:
         raise AutoLRError(
             f"--format {form}: pictures need a renderer: pip install kaleido; the page needs none (--format html)"
@@ -55,12 +55,10 @@ def write_images(result: SearchResult, form: Format, folder: str | Path | None =
         picture.update_layout(width=WIDTH, paper_bgcolor=CARD, plot_bgcolor=CARD, font_color=ink)
     try:
         plotly.io.write_images(pictures, files, format=form, scale=2 if form == "png" else 1)
-    except (RuntimeError, ValueError, OSError) as error:
-        missing = getattr(getattr(kaleido, "errors", None), "ChromeNotFoundError", ())
-        if isinstance(error, missing) or "chrome" in str(error).lower():
-            raise AutoLRError(
-                f"--format {form}: kaleido found no Chrome or Chromium to draw with; install one (apt install "
-                "chromium, or plotly_get_chrome), or name it: BROWSER_PATH=/path/to/chrome"
-            ) from None
-        raise
+    except RuntimeError as error:  # kaleido found no browser, or one that does not start
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AutoLRError(
+            f"--format {form}: kaleido could not draw: {reason}; it needs Chrome or Chromium: install one (apt install "
+            "chromium, or plotly_get_chrome), or name it: BROWSER_PATH=/path/to/chrome"
+        ) from None
     return files

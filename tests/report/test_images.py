@@ -34,6 +34,19 @@ def test_without_a_renderer_it_says_how_to_get_one(tmp_path, monkeypatch):
         write_images(made.searched(tmp_path), "svg")
 
 
+def test_without_a_browser_it_says_how_to_get_one(tmp_path, monkeypatch):
+    pytest.importorskip("kaleido", reason="kaleido is not installed")
+
+    def broken(*args, **fields):
+        raise RuntimeError("\nKaleido requires Google Chrome to be installed.\n\nEither download ...")
+
+    monkeypatch.setattr("plotly.io.write_images", broken)
+    with pytest.raises(
+        AutoLRError, match="requires Google Chrome to be installed.; .*apt install chromium.*BROWSER_PATH"
+    ):
+        write_images(made.searched(tmp_path), "png")
+
+
 def test_what_cannot_be_drawn(tmp_path):
     pytest.importorskip("kaleido", reason="kaleido is not installed")
     with pytest.raises(RunError, match="nothing to show"):
