@@ -58,7 +58,7 @@ def write_images(result: SearchResult, form: Format, folder: str | Path | None =
     except RuntimeError as error:  # kaleido found no browser, or one that does not start
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AutoLRError(
-            f"--format {form}: kaleido could not draw: {reason}; it needs Chrome or Chromium: install one (apt install "
-            "chromium, or plotly_get_chrome), or name it: BROWSER_PATH=/path/to/chrome"
+            f"--format {form}: kaleido could not draw: {reason}; it needs Chrome or Chromium: install one (apt "
+            "install chromium, or plotly_get_chrome), or name it: BROWSER_PATH=/path/to/chrome"
         ) from None
     return files

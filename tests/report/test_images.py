@@ -41,9 +41,7 @@ def test_without_a_browser_it_says_how_to_get_one(tmp_path, monkeypatch):
         raise RuntimeError("\nKaleido requires Google Chrome to be installed.\n\nEither download ...")
 
     monkeypatch.setattr("plotly.io.write_images", broken)
-    with pytest.raises(
-        AutoLRError, match="requires Google Chrome to be installed.; .*apt install chromium.*BROWSER_PATH"
-    ):
+    with pytest.raises(AutoLRError, match="requires Google Chrome .*apt install chromium.*BROWSER_PATH"):
         write_images(made.searched(tmp_path), "png")
 
 
