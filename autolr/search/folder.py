@@ -10,6 +10,7 @@ resources.parquet  memory and use of the device, time and tokens of each slot, s
 live.json       how far the search is, for `autolr watch`
 recipe.yaml     the result
 report.html     the page
+figures/        the page's figures as pictures, where asked for
 train/          the full run
 """
 
