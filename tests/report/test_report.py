@@ -23,7 +23,7 @@ def test_the_page_is_whole_and_loads_nothing(finished):
     wanted = ["convergence", "steps", "map", "rank", "ladder", "importance", "confirm", "cost", "memory", "foresight"]
     places = [page.index(f'id="figure-{section}"') for section in wanted]
     assert places == sorted(places) and page.index("<h1>") < page.index('id="recipe"') < places[0]
-    assert "Plotly.newPlot" in page
+    assert "Plotly.react" in page
     assert finished.recipe.evidence.verdict.split(" ")[0] in page
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?!\"data:)", page)
     assert len(page) < 6_000_000
