@@ -29,7 +29,7 @@ WARM_UP, TIMED = 2, 8
 # Examples that are scored to probe the memory of a CPU.
 SCORED = 256
 # Over a search the heap of a CPU's process comes to this many times the probe's: pieces between what is in use.
-PIECES = 1.12
+PIECES = 1.06
 GIB = 2**30
 
 
