@@ -38,7 +38,7 @@ def test_a_search_of_full_matrices_ends_in_a_stock_adapter_that_gives_the_report
     assert {trial.candidate.rank for trial in result.trials} == {0}
     assert "r=" not in recipe.evidence.verdict
     assert recipe.method.kind == [recipe.candidate.kind] == ["full"]
-    assert "Effect of rank" not in write_report(result).read_text()
+    assert "There is no rank: matrices are trained whole." in write_report(result).read_text()
     done = train(Recipe.load(tmp_path / "run"), tmp_path / "full", device="cpu")
     stock = AutoModelForSequenceClassification.from_pretrained(
         recipe.model, num_labels=2, ignore_mismatched_sizes=True
@@ -74,7 +74,7 @@ def test_methods_are_compared_in_one_search(small_study, tmp_path):
     assert len(set(kinds.values())) > 1
     winner = result.recipe.candidate
     assert result.recipe.method.kind == [winner.kind]
-    assert "Effect of method" in write_report(result).read_text()
+    assert "Effect of the method" in write_report(result).read_text()
     config = PeftConfig.from_pretrained(train(result.recipe, tmp_path / "full", device="cpu").adapter)
     assert (config.use_dora, config.use_rslora) == (winner.kind == "dora", winner.kind == "rslora")
 
