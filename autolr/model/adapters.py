@@ -62,7 +62,9 @@ def check(backbone: Backbone, sites: Sequence[Site], kind: MethodKind) -> None:
         ModelError: DoRA on rows of a fused matrix, whose other rows a stock adapter would train too; or a method that
             needs the numbers of a quantized matrix.
     """
-    if kind in ("dora", "full") and getattr(backbone.model, "is_quantized", False):
+    # A GGUF file's matrices are plain numbers once loaded, though transformers calls the model quantized.
+    few_bits = any(not backbone.model.get_submodule(site.module).weight.is_floating_point() for site in sites)
+    if kind in ("dora", "full") and few_bits:
         raise ModelError(
             f"model {backbone.source!r}: its matrices are quantized, and method.kind {kind} needs them as they are; "
             "use lora or rslora, or training.precision bf16"

@@ -10,7 +10,7 @@ import torch
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import backbone
+from autolr.model import adapters, backbone
 from tests import tiny
 from tests.conftest import tokenizer_with
 
@@ -64,6 +64,8 @@ def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path, task):
     assert base.projections.coverage == "q and v in 2 of 2 layers"
     assert backbone.load(str(tmp_path), classes, task=task).fingerprint() == base.fingerprint()
     assert backbone.gguf_file(str(tmp_path)) == "tiny.gguf"
+    for kind in ("dora", "full"):  # which need the matrices as they are, and here they are
+        adapters.check(base, base.projections.of("qv"), kind)
 
 
 @needs_gguf
