@@ -9,8 +9,12 @@ import threading
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autolr.data.batches import predicting
+
+# A CPU's products of fewer rows than this sum over the vocabulary 200 times less precisely, on the way back.
+FEWEST = 4
 
 
 class _Places(threading.local):
@@ -34,8 +38,9 @@ def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
     try:
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     finally:
-        _places.wanted = None
-    return output.logits  # type: ignore[no-any-return]
+        wanted, _places.wanted = _places.wanted, None
+    logits: Tensor = output.logits
+    return logits if wanted is None else logits[: int(wanted.sum())]
 
 
 def watch(model: Any) -> None:
@@ -44,4 +49,7 @@ def watch(model: Any) -> None:
 
 
 def _pick(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    return None if _places.wanted is None else (args[0][_places.wanted],)
+    if _places.wanted is None:
+        return None
+    picked = args[0][_places.wanted]
+    return (functional.pad(picked, (0, 0, 0, max(0, FEWEST - len(picked)))),)

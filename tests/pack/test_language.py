@@ -6,11 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from autolr.data.batches import TokenSet
 from autolr.data.tasks import Language
 from autolr.model import adapters
-from autolr.model.labelled import forward
+from autolr.model.labelled import forward, watch
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.study import Training
 from tests import tiny
@@ -141,3 +142,27 @@ def test_an_own_metric_sees_the_tokens_of_each_example():
         place = next(place for place, label in enumerate(labels) if place and label != -100)
         assert scores[0, row] == 10.0 * (int(likeliest[row, place - 1]) == labels[place])
     assert task.score(scores[0], DATA.labels) == pytest.approx(scores[0].mean().item())
+
+
+@pytest.mark.parametrize("learned", [1, 3])
+def test_few_learned_tokens_are_summed_over_the_vocabulary_as_precisely_as_many(learned):
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        config = {"vocab_size": 40_000, "pad_token_id": 1, "tie_word_embeddings": False}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **tiny.SHAPES["llama"], **config))
+        weight = model.get_output_embeddings().weight
+        with (
+            torch.no_grad()
+        ):  # rows with much in common, as trained models have: the gradient is what is left of them
+            weight.copy_(torch.randn_like(weight) + 20)
+        model.to(dtype)
+        watch(model)
+        model.get_input_embeddings().weight.requires_grad_(True)
+        ids = torch.tensor([[7, 8, 9, 10, 11]])
+        labels = torch.where(torch.arange(5) < 5 - learned, -100, ids)
+        logits = forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+        assert logits.shape == (learned, 40_000)
+        Language(()).batch_losses(logits, labels).sum().backward()
+        gradients.append(model.get_input_embeddings().weight.grad.double())
+    assert torch.linalg.vector_norm(gradients[0] - gradients[1]) < 1e-4 * torch.linalg.vector_norm(gradients[1])
