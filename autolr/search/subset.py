@@ -1,8 +1,9 @@
-"""How many examples of *select* a rung is scored on: as many as tell its trials apart.
+"""How many examples of *select* a rung is scored on: as many as tell its better trials apart.
 
 Trials are compared on the same examples, so what counts is the spread of their paired differences, not that of
-their losses. The number is found when the first trials reach a rung and holds for all that follow, since scores of
-one rung are compared with each other.
+their losses; and it is the better half that has to be told apart, not the good from those that have diverged. The
+number is found when the first trials reach a rung and holds for all that follow, since scores of one rung are
+compared with each other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from autolr.data.batches import Labels, TokenSet
 
 # Scored first, to learn how far apart the trials are.
 PILOT = 128
-# The standard error of a difference between two trials, as a share of the spread between trials.
+# The standard error of a difference between two trials, as a share of the spread between the better ones.
 PRECISION = 0.25
 # Scoring may take this share of the time of the training since the rung before; a forward pass is a third of a step.
 COST = 0.25
@@ -73,8 +74,9 @@ class Subset:
 
 
 def needed(losses: Tensor) -> int:
-    """Return how many examples tell trials apart, from the `losses` [trials, examples] of some."""
+    """Return how many examples tell the better half of trials apart, from the `losses` [trials, examples] of some."""
     finite = losses[torch.isfinite(losses).all(1)].numpy()
+    finite = finite[finite.mean(1).argsort()[: max(ENOUGH, len(finite) // 2)]]
     if len(finite) < 2:
         return 0
     trials, examples = finite.shape

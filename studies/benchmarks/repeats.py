@@ -4,7 +4,8 @@
 
 Each search has splits, batches and adapters of its own seed. A recipe is judged by the measured oracle of the
 embedded study (`studies/oracle`): percent that its full run ends above the best of the space. The rule of thumb is
-judged in the same way, and stands beside them.
+judged in the same way, and stands beside them. Searches that are there, in the folder `--runs`, are not run again:
+the command can be stopped and given again, also when the oracle has grown.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import contract
@@ -28,6 +28,7 @@ SHORT = ["search.length=8", "search.rungs=[4]", "search.finalists=1", "search.re
 def main() -> None:
     options = contract.parser(__doc__)
     options.add_argument("--searches", type=int, default=5)
+    options.add_argument("--runs", type=Path, default=Path("runs/repeats"), help="folder of their run folders")
     given = options.parse_args()
     oracle = tables.oracle("sentiment")
     words = [*SHORT, "baselines=[rule]"] if given.quick else []
@@ -35,11 +36,11 @@ def main() -> None:
     result = contract.Result("repeats", settings={"quick": given.quick, "searches": count, "oracle": oracle.about})
     excess = []
     for seed in range(1, count + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "autolr", "search", str(STUDY), f"seed={seed}", *words]
-            command += ["--no-train", "--plain", "--out", folder + "/run", "--device", given.device or "auto"]
-            subprocess.run(command, check=True, capture_output=True)
-            recipe = SearchResult.load(folder + "/run").recipe
+        folder = given.runs / ("quick" if given.quick else f"seed-{seed}")
+        command = [sys.executable, "-m", "autolr", "search", str(STUDY), f"seed={seed}", *words]
+        command += ["--no-train", "--plain", "--out", str(folder), "--device", given.device or "auto"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        recipe = SearchResult.load(folder).recipe
         assert recipe is not None and recipe.evidence is not None
         found, cost = recipe.candidate, recipe.evidence.cost
         excess.append(oracle.excess(found))

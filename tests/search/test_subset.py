@@ -18,9 +18,9 @@ class Trials:
 
     def __init__(self, spread: float, noise: float, count: int = 8) -> None:
         rng = np.random.default_rng(0)
-        means = spread * rng.standard_normal((count, 1))
+        self.means = spread * rng.standard_normal((count, 1))
         self.losses = torch.from_numpy(
-            1 + means + rng.standard_normal(len(DATA)) + noise * rng.standard_normal((count, len(DATA)))
+            1 + self.means + rng.standard_normal(len(DATA)) + noise * rng.standard_normal((count, len(DATA)))
         )
         self.seen: list[int] = []
 
@@ -43,7 +43,15 @@ def test_the_number_gives_the_stated_standard_error(spread, noise):
     trials = Trials(spread, noise, count=64)
     count = needed(trials.losses)
     difference = noise * np.sqrt(2 / count)
-    assert difference == pytest.approx(PRECISION * spread, rel=0.35)
+    better = np.sort(trials.means.ravel())[:32]
+    assert difference == pytest.approx(PRECISION * better.std(ddof=1), rel=0.35)
+
+
+def test_how_bad_the_bad_ones_are_does_not_matter():
+    trials = Trials(0.1, 1.0, count=16)
+    number = needed(trials.losses)
+    trials.losses[trials.means.ravel().argsort()[8:]] += 100
+    assert needed(trials.losses) == number > 1000
 
 
 def test_far_apart_is_told_by_the_pilot_and_near_together_takes_more():

@@ -99,6 +99,11 @@ def test_correlations_of_rungs_with_the_end(script):
     assert found["share"] == 0.25
     assert found["candidates"] == 5
     assert (found["raw"], found["averaged"], found["cool"]) == pytest.approx((-1, 1, -1))
+    # Where select alone prefers the third of six, going on with it costs 0.42 / 0.40; both splits know better.
+    runs[2]["rungs"][1]["select_loss"] = 0.59
+    (cost,) = rungs.costs(runs)
+    assert cost["best of 1 by select"] == pytest.approx(5)
+    assert cost["best of 3 by select"] == cost["best of 1 by both"] == 0
 
 
 def test_what_copying_a_short_run_costs(script):
