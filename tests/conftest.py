@@ -15,6 +15,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from autolr.candidate import Candidate
+from autolr.data import sources
+from autolr.recipe import Rates, Recipe
 from autolr.study import Study
 from tests import tiny
 
@@ -87,6 +90,25 @@ def small_study(model_folders, reviews) -> Study:
         training={"batch_size": 8, "horizon": {"steps": 24}},
         search={"length": 12, "rungs": [4, 8], "prune": 0.1, "slots": 4, "finalists": 2, "repeats": 2},
         budget={"trials": 9},
+    )
+
+
+@pytest.fixture(scope="session")
+def small_recipe(small_study) -> Recipe:
+    """What a search of the small study could end in."""
+    candidate = Candidate(lr_v=2e-2, ratio=4, rank=4)
+    examples = sources.load(small_study.data)
+    return Recipe(
+        name="small",
+        model=small_study.model,
+        data=small_study.data,
+        data_fingerprint=examples.fingerprint,
+        classes=examples.classes,
+        method=small_study.method,
+        candidate=candidate,
+        rates=Rates(q=candidate.lr_q, v=candidate.lr_v, head=1e-2),
+        training=small_study.training,
+        steps=24,
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autolr.model.layouts import Rows
+from autolr.model.parts import InParts
 from autolr.model.projections import Site
 
 
@@ -44,8 +45,8 @@ def _stack_b(rows: Sequence[Rows], parts: Sequence[Tensor]) -> Tensor:
     return whole
 
 
-class _Stacked(nn.Module):
-    """A parameter for each role; to whoever saves, loads or merges it, one `weight`."""
+class _Stacked(InParts):
+    """A parameter for each role."""
 
     def __init__(self, sites: Sequence[Site], shapes: Sequence[tuple[int, int]], like: Tensor) -> None:
         super().__init__()
@@ -58,36 +59,16 @@ class _Stacked(nn.Module):
     def parts(self) -> list[Tensor]:
         return [self.get_parameter(role) for role in self.roles]
 
-    @property
-    def weight(self) -> Tensor:
-        raise NotImplementedError
-
     def split(self, weight: Tensor) -> list[Tensor]:
+        """Return the parts of a weight, one for each role."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        weight = state_dict.get(f"{prefix}weight")
-        if weight is None:
-            missing_keys.append(f"{prefix}weight")
-            return
-        with torch.no_grad():
-            for own, value in zip(self.parts, self.split(weight), strict=True):
-                own.copy_(value)
+    def fill(self, weight: Tensor) -> None:
+        for own, value in zip(self.parts, self.split(weight), strict=True):
+            own.copy_(value)
 
 
 class _StackedA(_Stacked):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from autolr.model.parts import InParts
 from autolr.model.projections import Site
 
 
-class _Rows(nn.Module):
+class _Rows(InParts):
     """A linear module of which some rows train; to whoever saves or loads it, what it was made from.
 
     Args:
@@ -55,30 +56,11 @@ class _Rows(nn.Module):
         bias = self.bias if isinstance(self.bias, Tensor) else None
         return nn.functional.linear(x, self._filled(), bias)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
-        if isinstance(self.bias, Tensor):
-            destination[f"{prefix}bias"] = self.bias
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        weight = state_dict.get(f"{prefix}weight")
-        if weight is None:
-            missing_keys.append(f"{prefix}weight")
-            return
+    def fill(self, weight: Tensor) -> None:
         weight = weight.T if self.turned else weight
-        with torch.no_grad():
-            for part in self.parts:
-                rows = self.get_buffer(f"rows_of_{part}")
-                self.get_parameter(part).copy_(weight[rows.to(weight.device)])
+        for part in self.parts:
+            rows = self.get_buffer(f"rows_of_{part}")
+            self.get_parameter(part).copy_(weight[rows.to(weight.device)])
 
 
 def train_rows(layer: Any, sites: Sequence[Site], adapter: str = "default") -> None:

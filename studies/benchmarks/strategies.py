@@ -182,7 +182,7 @@ def packed(
                 study.tell(one.trial, state=TrialState.PRUNED)
             else:
                 study.tell(one.trial, one.loss)
-        if finished or not any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
+        if finished:  # whoever stops before that has the rule
             ledger.recommend(pick(surface, study.get_trials(deepcopy=False)))
 
 

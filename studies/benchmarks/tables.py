@@ -22,6 +22,9 @@ from autolr.search import records
 STUDIES = Path(__file__).parents[1]
 # Fewer runs than this make no oracle.
 ENOUGH_RUNS = 30
+# Losses of an oracle's rung above this many times its lowest count as this many: how bad the bad ones are must not
+# bend the surface where the good ones lie.
+ORACLE_CAP = 1.3
 # On these the length of trials and the averaging of their weights were found: they belong to the design.
 DESIGN_ORACLES = ("sentiment",)
 DESIGN_CROSSING, HELD_BACK_CROSSING = range(4), range(100, 104)
@@ -57,6 +60,8 @@ class Smooth:
         self.scale = np.log([10.0, 10.0, 4.0])
         inputs = (points - self.middle) / self.scale
         self.used = np.ptp(inputs, axis=0) > 1e-9
+        # Two values of a dimension say nothing of how losses curve between them.
+        self.curved = [len(np.unique(column.round(9))) > 2 for column in inputs[:, self.used].T]
         design = self._design(inputs)
         # In the rate of W_v, whose square comes first, losses curve upwards: far from the data they must rise.
         low = np.full(design.shape[1], -np.inf)
@@ -87,7 +92,8 @@ class Smooth:
     def _design(self, inputs: Array) -> Array:
         used = inputs[:, self.used]
         count = used.shape[1]
-        products = [used[:, i] * used[:, j] for i in range(count) for j in range(i, count)]
+        pairs = [(i, j) for i in range(count) for j in range(i, count) if i < j or self.curved[i]]
+        products = [used[:, i] * used[:, j] for i, j in pairs]
         return np.column_stack([*products, used, np.ones(len(used))])
 
 
@@ -112,28 +118,27 @@ class Oracle(Surface):
         points = np.log([[run["lr_v"], run["ratio"], run["rank"]] for run in runs])
         self.fits: dict[tuple[int, bool], Smooth] = {}
         self.noises: dict[tuple[int, bool], float] = {}
-        worst = max(
-            rung["select_loss"] for run in runs for rung in run["rungs"] if math.isfinite(rung["select_loss"])
-        )
-        self.start = max(
-            rung["select_loss"] for run in runs for rung in run["rungs"] if rung["step"] == self.rungs[0]
-        )  # fmt: skip
+        worst = max(_loss(rung) for run in runs for rung in run["rungs"] if math.isfinite(_loss(rung)))
+        self.start = max(_loss(rung) for run in runs for rung in run["rungs"] if rung["step"] == self.rungs[0])
         for step in self.rungs:
             for averaged in (False, True):
                 found = [
-                    [r["select_loss"] for r in run["rungs"] if r["step"] == step and r["averaged"] is averaged]
+                    [_loss(r) for r in run["rungs"] if r["step"] == step and r["averaged"] is averaged]
                     for run in runs
                 ]
                 # A run that diverged before the rung has the worst loss there is.
                 losses = np.log([min(one[0], worst) if one and math.isfinite(one[0]) else worst for one in found])
+                losses = np.minimum(losses, losses.min() + math.log(ORACLE_CAP))
                 fit = Smooth(points, losses)
                 self.fits[step, averaged] = fit
                 self.noises[step, averaged] = _seed_noise(points, losses) or fit.noise
+                if not averaged:  # in the end: nothing between the runs is taken to be better than the best of them
+                    self.lowest = min(float(np.mean(losses[(points == point).all(1)])) for point in points)
         self.about["final_noise_pct"] = round(100 * self.noises[self.rungs[-1], False], 3)
         self.about["residual_pct"] = round(100 * self.fits[self.rungs[-1], False].noise, 3)
 
     def final_at(self, points: Array) -> Array:
-        return np.exp(self.fits[self.rungs[-1], False](points))
+        return np.exp(np.maximum(self.fits[self.rungs[-1], False](points), self.lowest))
 
     def curve_at(self, point: Array, step: float, length: float, averaged: bool) -> float:
         first, progress = self.rungs[0], self.progress(step, length)
@@ -153,6 +158,11 @@ class Oracle(Surface):
         place = min(max(int(np.searchsorted(self.rungs, step)), 1), len(self.rungs) - 1)
         below, above = self.rungs[place - 1], self.rungs[place]
         return below, above, min(math.log(step / below) / math.log(above / below), 1.0)
+
+
+def _loss(rung: dict[str, Any]) -> float:
+    """Return the loss of a rung on select and confirm: more examples know better what is true."""
+    return float(rung["select_loss"] + rung["confirm_loss"]) / 2
 
 
 def _seed_noise(points: Array, values: Array) -> float | None:

@@ -1,6 +1,6 @@
 """Measure an oracle: learning curves of a grid of candidates, each to the full horizon.
 
-    python studies/oracle/measure.py sentiment [--seeds 2] [--limit 20]
+    python studies/oracle/measure.py sentiment [--seeds 2] [--limit 20] [--lr-v 2e-3 4e-3]
     python studies/oracle/measure.py sections [--data sections.csv]
     python studies/oracle/measure.py sentiment --cool
     python studies/oracle/measure.py horizon [--own]
@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,14 @@ class Grid:
     """The grid's runs that are not there yet, as a source of jobs for the loop."""
 
     def __init__(
-        self, name: str, setting: Setting, pack: Pack, seeds: int, limit: int | None, kind: str = "whole"
+        self,
+        name: str,
+        setting: Setting,
+        pack: Pack,
+        seeds: int,
+        limit: int | None,
+        kind: str = "whole",
+        rates: Sequence[float] = (),
     ) -> None:
         grid = GRIDS[name]
         cool, steps = kind == "cool", grid["own"] if kind == "own" else setting.steps
@@ -104,6 +112,7 @@ class Grid:
         for seed in range(1 if cool else seeds):
             wanted = points(grid)
             np.random.default_rng(seed).shuffle(wanted)  # type: ignore[arg-type]  # when incomplete it is spread out
+            wanted = [point for point in wanted if not rates or point[0] in rates]
             if cool:
                 wanted = [point for point in wanted if point[1] in COOL_RATIOS and point[2] == COOL_RANK]
             for (lr_v, ratio, rank), rung in itertools.product(wanted, grid["rungs"] if cool else [None]):
@@ -192,6 +201,7 @@ def main() -> None:
     parser.add_argument("name", choices=GRIDS)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--limit", type=int, help="runs of this sitting")
+    parser.add_argument("--lr-v", type=float, nargs="+", default=(), help="of these rates alone, in this sitting")
     parser.add_argument("--data", type=Path, help="file that `sections` is kept in; made where it is not there")
     parser.add_argument("--cool", action="store_true", help="measure cool-downs of some candidates instead")
     parser.add_argument("--own", action="store_true", help="measure short runs on a schedule of their own instead")
@@ -203,7 +213,7 @@ def main() -> None:
     study = read_study(arguments.name, arguments.data)
     setting = read_setting(study, choose_device(arguments.device))
     with setting.pack(8) as pack:
-        grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, kind)
+        grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, kind, arguments.lr_v)
         drive(pack, grid, Watcher())
     if kind == "whole":
         print(export(arguments.name, setting))

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 import autolr
-from autolr.candidate import Candidate
-from autolr.data import sources
 from autolr.data.batches import batch_order
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.pack import resources
@@ -26,20 +24,9 @@ from autolr.train.run import train
 
 
 @pytest.fixture(scope="module")
-def recipe(small_study) -> Recipe:
-    candidate = Candidate(lr_v=2e-2, ratio=4, rank=4)
-    examples = sources.load(small_study.data)
-    return Recipe(
-        name="small",
-        model=small_study.model,
-        data=small_study.data,
-        data_fingerprint=examples.fingerprint,
-        classes=examples.classes,
-        method=small_study.method,
-        candidate=candidate,
-        rates=Rates(q=candidate.lr_q, v=candidate.lr_v, head=1e-2),
-        training=small_study.training.model_copy(update={"precision": "fp32"}),
-        steps=24,
+def recipe(small_recipe) -> Recipe:
+    return small_recipe.model_copy(
+        update={"training": small_recipe.training.model_copy(update={"precision": "fp32"})}
     )
 
 

@@ -96,7 +96,7 @@ def measured_runs(count: int = 72, seeds: int = 2) -> list[dict]:
             loss = 0.4 + 0.02 * math.log(lr_v / 2e-3) ** 2 + 0.004 * math.log(ratio / 2) ** 2 + 2 / step
             for averaged in (False, True):
                 seen = loss * math.exp(0.002 * rng.standard_normal()) + (0.0 if averaged or step == 479 else 0.05)
-                rungs.append({"step": step, "averaged": averaged, "select_loss": seen})
+                rungs.append({"step": step, "averaged": averaged, "select_loss": seen, "confirm_loss": seen})
         runs.append({"lr_v": lr_v, "ratio": ratio, "rank": rank, "seed": seed, "rungs": rungs})
     for run in runs[-seeds:]:
         run["rungs"] = run["rungs"][:2]
@@ -117,6 +117,16 @@ def test_an_oracle_lies_on_its_runs(tables):
         at_128 = surface.curve_at(point, 128, 479, averaged=True)
         assert at_128 == pytest.approx(run["rungs"][3]["select_loss"], rel=0.02)
         assert surface.curve_at(point, 128, 479, averaged=False) > at_128 + 0.03
+    # Nothing beats the best of the runs, and rank 8, which nobody ran, lies between its neighbours.
+    means = [(one["rungs"][-2]["select_loss"] + two["rungs"][-2]["select_loss"]) / 2 for one, two in by_seed(runs)]
+    assert surface.best[1] == pytest.approx(min(means), rel=1e-5)
+    between = [surface.final(Candidate(lr_v=1e-3, ratio=2.0, rank=rank)) for rank in (4, 8, 16)]
+    assert min(between) - 1e-3 < between[1] < max(between) + 1e-3
+
+
+def by_seed(runs: list[dict]) -> list[tuple[dict, dict]]:
+    """Pair the two seeds of each candidate that did not diverge."""
+    return [(one, two) for one, two in zip(runs[::2], runs[1::2], strict=True) if len(two["rungs"]) == 6]
 
 
 def test_an_oracle_of_few_runs_is_left_out_and_named(tables, monkeypatch, tmp_path):

@@ -10,34 +10,20 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from autolr.candidate import Candidate
 from autolr.data import sources
 from autolr.data.prepared import prepare
 from autolr.data.tasks import Classification
 from autolr.errors import DataError, ModelError, RunError
 from autolr.model import adapters, backbone, precision
 from autolr.pack.pack import Pack, SlotConfig
-from autolr.recipe import Rates, Recipe
+from autolr.recipe import Recipe
 from autolr.train import run
 from autolr.train.run import evaluate, train
 
 
 @pytest.fixture(params=["bert"])
-def recipe(small_study, model_folders, request) -> Recipe:
-    candidate = Candidate(lr_v=2e-2, ratio=4, rank=4)
-    examples = sources.load(small_study.data)
-    return Recipe(
-        name="small",
-        model=model_folders[request.param],
-        data=small_study.data,
-        data_fingerprint=examples.fingerprint,
-        classes=examples.classes,
-        method=small_study.method,
-        candidate=candidate,
-        rates=Rates(q=candidate.lr_q, v=candidate.lr_v, head=1e-2),
-        training=small_study.training,
-        steps=24,
-    )
+def recipe(small_recipe, model_folders, request) -> Recipe:
+    return small_recipe.model_copy(update={"model": model_folders[request.param]})
 
 
 @pytest.mark.parametrize(
