@@ -348,6 +348,7 @@ def test_recipes_of_real_searches_are_judged_by_the_oracle(bench, monkeypatch, s
     small_study.model_copy(update={"baselines": ["rule"]}).save(repeats.STUDY)
     monkeypatch.setattr(tables, "oracle", lambda name: tables.crossing(0))
     words = ["repeats.py", "--searches", "2", "--device", "cpu", "--out", str(tmp_path / "results")]
+    words += ["--runs", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", words)
     repeats.main()
     (file,) = (tmp_path / "results").glob("repeats-*.json")
