@@ -408,7 +408,8 @@ class Pack:
             self._leaves[key] = {}
             for name in self.layout.segments:
                 leaf = self.layout.view(self.rows[group], name).detach().requires_grad_()
-                leaf.register_post_accumulate_grad_hook(partial(_land, self.layout.view(self._grad[group], name)))
+                land = partial(_land, self.layout.view(self._grad[group], name))
+                leaf.register_post_accumulate_grad_hook(land)  # type: ignore[no-untyped-call]
                 self._leaves[key][name] = leaf
         self._point(self._leaves[key], self.slots[group], self._scales[group])
 

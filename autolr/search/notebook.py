@@ -58,8 +58,8 @@ class NotebookWatcher(Progress):
         console = Console(file=text, width=WIDTH, force_jupyter=False, force_terminal=False, color_system=None)
         console.print(View(state))
         lines = "\n".join([*(f"note: {note}" for note in state.notes), text.getvalue().rstrip()])
-        shown = HTML(f"<pre style='line-height: 1.2'>{html.escape(lines)}</pre>")
+        shown = HTML(f"<pre style='line-height: 1.2'>{html.escape(lines)}</pre>")  # type: ignore[no-untyped-call]
         if self._output is None:
-            self._output = display(shown, display_id=True)
+            self._output = display(shown, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._output.update(shown)

@@ -81,13 +81,13 @@ def sentence(found: Sequence[Score]) -> str:
     else:
         text = _against(what, "the rule of thumb", rule)
     same_rate = by_label.get("winner_lr")
-    if winner.candidate.has_ratio and winner.candidate.ratio == 1.0:
-        text += " The winner's ratio is 1, that of ordinary LoRA."
-    elif same_rate is not None and same_rate is not rule and same_rate.gain is not None:
-        text += " The ratio by itself, against λ=1 at the same lr_v: " + _worth(same_rate.gain)
     rules = {"paper": "the paper's λ=4 at η_Q=1e-4", "qkv": "training W_k too (λ=1)"}
     if not winner.candidate.has_ratio:
         rules = {"paper": "the paper's rate", "qkv": "training W_q, W_k and W_v (λ=1)"}
+    elif winner.candidate.ratio == 1.0:
+        text += " The winner's ratio is 1, that of ordinary LoRA."
+    elif same_rate is not None and same_rate is not rule and same_rate.gain is not None:
+        text += " The ratio by itself, against λ=1 at the same lr_v: " + _worth(same_rate.gain)
     for label, name in rules.items():
         other = by_label.get(label)
         if other is not None and other.gain is not None:

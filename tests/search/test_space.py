@@ -46,7 +46,7 @@ def test_which_rules_lie_in_the_space():
 
 @pytest.mark.parametrize("targets", ["vo", "qk"])
 def test_without_both_rates_there_is_no_ratio(targets):
-    found = space(targets=targets)
+    found = space(targets=targets, lr_v={"low": 1e-5, "high": 1e-2})
     assert set(found.distributions) == {"lr_v", "rank"}
     assert found.candidate({"lr_v": 2e-3, "rank": 4}) == Candidate(lr_v=2e-3, ratio=1, rank=4, targets=targets)
     paper = found.rule("paper")

@@ -244,7 +244,7 @@ def headline(result: SearchResult) -> str | None:
 def _reached(result: SearchResult, candidate: Candidate) -> str | None:
     said = []
     goals = {"rule": "the λ=1 rule's training loss"}
-    if candidate == data.own_winner(result):
+    if candidate == data.own_winner(result) and candidate.ratio != 1.0:
         goals["winner_lr"] = "the loss of λ=1 at its own lr_v"
     for label, what in goals.items():
         reach = next((reach for reach in reaches(result, label) if reach.candidate == candidate), None)
