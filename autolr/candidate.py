@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from autolr.documents import Document
-from autolr.study import MethodKind, Rate, Ratio, Role, Targets, roles_of
+from autolr.study import SOFTMAX, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
 
 
 class Candidate(Document):
@@ -36,6 +36,16 @@ class Candidate(Document):
         """The rate of W_q: lr_v / ratio."""
         return self.lr_v / self.ratio
 
+    @property
+    def has_ratio(self) -> bool:
+        """Whether λ means something for what is trained: matrices of either rate."""
+        return has_ratio(self.targets)
+
+    @property
+    def rate(self) -> float:
+        """The rate of a candidate that has no ratio: lr_v, or lr_q where W_q and W_k alone are trained."""
+        return self.lr_q if set(roles_of(self.targets)) <= SOFTMAX else self.lr_v
+
     def rates(self, lr_head: float) -> dict[Role, float]:
         """Return the rate of each role; a role at 0 is frozen."""
         own: dict[Role, float] = {
@@ -56,8 +66,10 @@ class Candidate(Document):
         return {role: min(rates[role] * self.rho, largest) for role in roles_of(self.targets)}
 
     def describe(self) -> str:
-        """Return the candidate in a few words, such as `λ=4 lr_v=2.0e-03 r=8`."""
+        """Return the candidate in a few words, such as `λ=4 lr_v=2.00e-03 r=8`; without λ where it means nothing."""
         text = f"λ={self.ratio:.3g} lr_v={self.lr_v:.2e}"
+        if not self.has_ratio:
+            text = f"lr_{'q' if set(roles_of(self.targets)) <= SOFTMAX else 'v'}={self.rate:.2e}"
         text += f" r={self.rank}" if self.rank else ""
         text += f" ρ={self.rho:.3g}" if self.rho != 1.0 else ""
         text += "" if self.kind == "lora" else f" {self.kind}"

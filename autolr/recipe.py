@@ -129,7 +129,7 @@ class Recipe(Document):
         rows = [
             ("model", self.model),
             ("data", self.data.source),
-            ("ratio λ", f"{self.candidate.ratio:.3g}"),
+            *([("ratio λ", f"{self.candidate.ratio:.3g}")] if self.candidate.has_ratio else []),
             ("rates", self.rates.describe()),
             ("rank", self.candidate.rank),
             ("targets, method", f"{self.candidate.targets}, {method}"),

@@ -44,10 +44,19 @@ Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
 
+# What acts through the softmax alone, and learns at the rate of W_q.
+SOFTMAX: frozenset[Role] = frozenset({"q", "k"})
+
 
 def roles_of(targets: Targets) -> tuple[Role, ...]:
     """Return the roles that `targets` names."""
     return ("q", "k", "v", "o", "mlp") if targets == "all-linear" else tuple(targets)  # type: ignore[arg-type]
+
+
+def has_ratio(targets: Targets) -> bool:
+    """Tell whether λ means something for `targets`: whether matrices of either rate are among them."""
+    roles = set(roles_of(targets))
+    return bool(roles & SOFTMAX) and bool(roles - SOFTMAX)
 
 
 def _seconds(value: Any) -> Any:
@@ -389,11 +398,16 @@ class Study(Document):
         return {"targets": self.space.targets[0], "kind": self.method.kind[0]}
 
     def fixed(self) -> dict[str, Any]:
-        """Return what all candidates share: `targets`, `kind` and `rho` where there is no choice, rank 0 if full."""
+        """Return what all candidates share: `targets`, `kind` and `rho` where there is no choice, rank 0 if full.
+
+        Where all that is trained has one rate, λ is 1: `lr_v` is that rate.
+        """
         choices = {"targets": self.space.targets, "kind": self.method.kind, "rho": self.space.rho}
         found: dict[str, Any] = {
             name: values[0] for name, values in choices.items() if isinstance(values, list) and len(values) == 1
         }
+        if not any(map(has_ratio, self.space.targets)):
+            found["ratio"] = 1.0
         return {**found, **({"rank": 0} if self.method.full else {})}
 
     def save(self, path: str | Path) -> None:

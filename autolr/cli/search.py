@@ -64,7 +64,7 @@ def search(
     report_to: Annotated[
         list[str] | None,
         typer.Option(
-            help="Report trials to tensorboard or mlflow, and the full run as well; default: nowhere.",
+            help="Report trials and the full run to tensorboard, mlflow, wandb or trackio; default: nowhere.",
             show_default=False,
         ),
     ] = None,

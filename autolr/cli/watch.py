@@ -28,9 +28,10 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from autolr.cli.live import View, is_live, say
+    from autolr.cli.live import is_live, say
     from autolr.search.folder import RunFolder
     from autolr.search.state import read_state
+    from autolr.search.view import View
 
     folder, console = RunFolder(run), Console()
     state = read_state(folder)

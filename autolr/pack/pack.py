@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -398,13 +399,17 @@ class Pack:
         return tuple(parts)
 
     def _bind_leaves(self, group: slice) -> None:
-        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer."""
+        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer.
+
+        They are copied there: a leaf of several rows has gaps, and torch warns of a gradient with gaps in `grad`.
+        """
         key = (group.start, group.stop)
         if key not in self._leaves:
             self._leaves[key] = {}
             for name in self.layout.segments:
                 leaf = self.layout.view(self.rows[group], name).detach().requires_grad_()
-                leaf.grad = self.layout.view(self._grad[group], name)
+                land = partial(_land, self.layout.view(self._grad[group], name))
+                leaf.register_post_accumulate_grad_hook(land)  # type: ignore[no-untyped-call]
                 self._leaves[key][name] = leaf
         self._point(self._leaves[key], self.slots[group], self._scales[group])
 
@@ -421,3 +426,10 @@ class Pack:
         ]
         now.head = {name: tensor for name, tensor in tensors.items() if self.layout.segments[name].role == "head"}
         now.used = {role for slot in slots for role in slot.config.roles}
+
+
+def _land(place: Tensor, leaf: Tensor) -> None:
+    """Copy the gradient of a leaf to its place, and give back its memory."""
+    if leaf.grad is not None:
+        place.copy_(leaf.grad)
+        leaf.grad = None

@@ -31,6 +31,10 @@ from autolr.search.result import SearchResult
 
 # Seconds between looks at a run that may still be searching.
 EVERY = 10.0
+# The identity of the only study in a run's journal.
+STUDY = 0
+# Pixels that the dashboard has for the height of a figure.
+CARD = 450
 _FILES = uuid.UUID("6f1d6a0e-2f0b-4f0e-9a57-3f2f6c1b7a10")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation} | {ord("\n"): " ", ord("\r"): " "}
@@ -145,9 +149,8 @@ def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
     with storage.decorating():
         for name, figure in drawn.items():
             if figure is not None and figure.data:
-                figure.update_layout(
-                    title={"text": name.replace("_", " "), "x": 0.02, "y": 0.98, "yanchor": "top"}, margin_t=84
-                )
+                title = {"text": name.replace("_", " "), "x": 0.02, "y": 0.98, "yanchor": "top"}
+                figure.update_layout(title=title, margin_t=84, height=min(figure.layout.height, CARD))
                 save_plotly_graph_object(study, figure, graph_object_id=f"autolr-{name}")
         save_note(study, _note(result))
         identities = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
@@ -182,7 +185,7 @@ def application(folder: RunFolder, host: str = "127.0.0.1") -> tuple[Application
         ) from None
     SearchResult.load(folder.path)
     if not folder.journal.is_file():
-        raise RunError(f"{folder.path}: no trial has begun here yet")
+        raise RunError(f"{folder.path}: no trial has begun here yet; give the same command again when one has")
     storage, files = Decorated(folder.journal), RunFiles(folder)
 
     def update() -> None:
@@ -196,6 +199,7 @@ def application(folder: RunFolder, host: str = "127.0.0.1") -> tuple[Application
         if host in LOOPBACK and name not in LOOPBACK:
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"this dashboard answers on this machine alone"]
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard fails where a client sends none
         return inner(environ, start_response)
 
     return guarded, update
@@ -222,7 +226,8 @@ def serve(folder: RunFolder, host: str, port: int, ready: Callable[[str], None])
     keeper = threading.Thread(target=_keep, args=(folder, update, stop), daemon=True)
     keeper.start()
     try:
-        ready(f"http://{host if ':' not in host else f'[{host}]'}:{server.server_port}")
+        where = f"http://{host if ':' not in host else f'[{host}]'}:{server.server_port}"
+        ready(f"{where}/dashboard/studies/{STUDY}")
         server.serve_forever()
     finally:
         stop.set()

@@ -18,6 +18,7 @@ from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.result import SearchResult
 from autolr.search.sampler import Encoding
 from autolr.search.surrogate import Surrogate
+from autolr.study import has_ratio
 
 SMOOTHING = 0.15
 # Fewer trials with a score than this give no surrogate.
@@ -84,19 +85,6 @@ def thinned(curve: Curve) -> Curve:
     return Curve(curve.trial, [curve.steps[i] for i in kept], [curve.losses[i] for i in kept])
 
 
-def has_ratio(candidate: Candidate) -> bool:
-    """Tell whether λ means something for what the candidate trains: matrices of either rate."""
-    rates = candidate.rates(1.0)
-    trained = {role for role, rate in rates.items() if rate > 0 and role != "head"}
-    return bool(trained & {"q", "k"}) and bool(trained - {"q", "k"})
-
-
-def rate(candidate: Candidate) -> float:
-    """Return the rate of a candidate that has no ratio: lr_v, or lr_q where W_q and W_k alone are trained."""
-    trained = {role for role, value in candidate.rates(1.0).items() if value > 0}
-    return candidate.lr_v if trained - {"q", "k", "head"} else candidate.lr_q
-
-
 def searched(result: SearchResult) -> list[TrialRecord]:
     """Return the trials of the study's own space: a rule that trains other matrices is beside it."""
     return [trial for trial in result.trials if trial.candidate.targets in result.study.space.targets]
@@ -104,14 +92,13 @@ def searched(result: SearchResult) -> list[TrialRecord]:
 
 def ratio_matters(result: SearchResult) -> bool:
     """Tell whether any candidate of the study has a ratio."""
-    targets = result.study.space.targets
-    return any(has_ratio(Candidate(lr_v=1.0, ratio=1.0, rank=1, targets=one)) for one in targets)
+    return any(map(has_ratio, result.study.space.targets))
 
 
 def coordinates(candidate: Candidate) -> dict[str, Any]:
     """Return a candidate as values of dimensions; where λ means nothing, `rate` instead of `lr_v` and `ratio`."""
     values: dict[str, Any] = candidate.model_dump()
-    return {**values, "rate": rate(candidate)}
+    return {**values, "rate": candidate.rate}
 
 
 def dimensions(result: SearchResult) -> dict[str, BaseDistribution]:

@@ -96,7 +96,7 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
     fitted = rates.surface(result)
     colours = "coloured by λ" if by_ratio else "coloured by its rate (λ means nothing here)"
     bands = "an octave of λ" if by_ratio else "neighbouring rates"
-    return [
+    sections = [
         section(
             "convergence",
             "Convergence against ratio" if by_ratio else "Convergence",
@@ -113,7 +113,7 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "How soon each trial reached the best training loss of the λ=1 rule, in units of the rule's own steps: "
             "below the line it was faster. Hollow: not within its length; pruned trials had less of it. Diamonds: "
             "the confirmed candidates against the rule's repeats, median and range of the seeds.",
-            "The λ=1 rule has not been tried in this search." if by_ratio else _no_ratio(result),
+            "The λ=1 rule has not been tried in this search.",
             speed.headline(result),
         ),
         section(
@@ -127,7 +127,7 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
                 if fitted
                 else "too few trials for the surrogate's contours."
             ),
-            "No trial yet." if by_ratio else _no_ratio(result),
+            "No trial yet.",
         )
         if by_ratio
         else section(
@@ -219,6 +219,7 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "No trial has a score yet.",
         ),
     ]
+    return [one for one in sections if by_ratio or one["key"] != "steps"]
 
 
 def _no_ratio(result: SearchResult) -> str:

@@ -20,7 +20,7 @@ from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
 from autolr.recipe import Interval, Recipe
-from autolr.search import machine, provenance, records, scored
+from autolr.search import machine, notebook, provenance, records, scored
 from autolr.search.arms import Arm, read_arms
 from autolr.search.confirm import Confirmation
 from autolr.search.folder import RunFolder
@@ -140,7 +140,7 @@ def compare(
         slots: trainings at once; None: as many as pay and fit the device.
         out: folder of the comparison; None: `runs/compare-<identity>`.
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
-        watcher: is told what happens.
+        watcher: is told what happens; None: in a notebook a live view, elsewhere nobody.
         allow_code: whether the recipes' metric may be code of your own, `my_module:function`.
 
     Raises:
@@ -152,7 +152,7 @@ def compare(
     other = _other(data, found)
     identity = _identity(found, other, steps)
     folder = RunFolder(out if out is not None else default_folder(identity))
-    with folder.lock(), observed(folder, where, watcher) as told:
+    with folder.lock(), observed(folder, where, watcher or notebook.live()) as told:
         _open(folder, identity)
         if found[0].adapter is not None:
             scores = scored.score(found, other, model, where, told, allow_code=allow_code)
@@ -162,7 +162,7 @@ def compare(
             material, repeats = _train(found, other, seeds, steps, slots, folder, where, told, allow_code)
             notes, metric, count = _notes(found, seeds, repeats), material.task.metric, len(material.data.confirm)
             source = (other or _recipe(found[0]).data).source
-        arm_scores = [_arm_score(arm, repeats[arm.label], steps) for arm in found]
+        arm_scores = [_arm_score(arm, repeats[arm.label]) for arm in found]
         limit = worth if worth is not None else float(f"{WORTH * abs(arm_scores[0].confirm_loss):.2g}")
         pairs = [_pair(found[0], arm, repeats, limit, len(found) - 1) for arm in found[1:]]
         result = Comparison(
@@ -400,14 +400,14 @@ def _records(folder: RunFolder) -> list[RepeatRecord]:
     return records.parsed(folder.confirm, RepeatRecord)
 
 
-def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord], steps: int | None) -> ArmScore:
+def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
     def mean(value: Callable[[RepeatRecord], float]) -> float:
         return float(np.mean([value(record) for record in repeats]))
 
     recipe = arm.recipe
     setting = "adapter" if arm.adapter is not None else ""
     if recipe is not None:
-        length = "" if arm.adapter is not None else f", {min(steps or recipe.steps, recipe.steps)} steps"
+        length = "" if arm.adapter is not None else f", {max(len(record.curve) for record in repeats)} steps"
         setting = f"{setting} {recipe.candidate.describe()}{length}".strip()
     return ArmScore(
         label=arm.label,

@@ -115,7 +115,10 @@ def _trials(run: RunFolder, others: dict[str, Any]) -> list[TrialRecord]:
         return []
     study = optuna.load_study(study_name=studies[0], storage=storage)
     curves = {content.get("number"): content for content in records.lines(run.curves)}
-    return [_record(trial, curves.get(trial.number, {}), others) for trial in study.trials if trial.params]
+    # A search that is under way writes a candidate's values one after the other.
+    needed = {name for name, field in Candidate.model_fields.items() if field.is_required()} - set(others)
+    trials = [trial for trial in study.trials if trial.params and needed <= set(trial.params)]
+    return [_record(trial, curves.get(trial.number, {}), others) for trial in trials]
 
 
 def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]) -> TrialRecord:

@@ -11,7 +11,7 @@ from autolr.candidate import Candidate
 from autolr.errors import RunError
 from autolr.pack import memory
 from autolr.recipe import Cost, Evidence, Rates, Recipe
-from autolr.search import machine, provenance, records, verdict
+from autolr.search import machine, notebook, provenance, records, verdict
 from autolr.search.confirm import Confirmation, confirmation_jobs, finalists, line_up
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, drive
@@ -40,7 +40,7 @@ def search(
         study: what to search.
         out: the run folder; None: `runs/<name>-<identity>`.
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
-        watcher: is told what happens.
+        watcher: is told what happens; None: in a notebook a live view, elsewhere nobody.
         allow_code: whether the study's metric may be code of your own, `my_module:function`.
 
     Returns:
@@ -53,7 +53,7 @@ def search(
     folder = RunFolder(out if out is not None else default_folder(study))
     where = choose_device(device)
     setting = read_setting(study, where, allow_code=allow_code)
-    with folder.lock(), observed(folder, where, watcher) as watcher:
+    with folder.lock(), observed(folder, where, watcher or notebook.live()) as watcher:
         folder.open(study)
         if study.search.length != "auto" and setting.length < study.search.length:
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")

@@ -229,7 +229,7 @@ def _bounds(result: SearchResult, encoding: Encoding) -> tuple[list[str], list[s
     """Return what is said of the winner's place in the ranges, and the overrides that follow."""
     assert result.recipe is not None
     reasons, changes = [], []
-    for name in ("lr_v", "ratio"):
+    for name in (name for name in ("lr_v", "ratio") if name in encoding.space):
         distribution: Any = encoding.space[name]
         low, high = getattr(distribution, "low", None), getattr(distribution, "high", None)
         if low is None or high is None or low >= high:

@@ -14,7 +14,7 @@ from autolr.errors import ModelError
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.pack.pack import SlotConfig
-from autolr.study import BaselineName, Range, Study
+from autolr.study import BaselineName, Range, Study, has_ratio
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
 RULE_EXPONENTS = {"qwen": 0.0775}
@@ -47,8 +47,8 @@ class SearchSpace:
     """A study's space for one model.
 
     Attributes:
-        distributions: Optuna's, for `lr_v`, `ratio` and, unless matrices train whole, `rank`; for `targets`, `kind`
-            and `rho` where there is a choice.
+        distributions: Optuna's, for `lr_v` and, unless matrices train whole, `rank`; for `ratio` where anything
+            has one; for `targets`, `kind` and `rho` where there is a choice.
         fixed: what every candidate has where there is no choice.
         usual: `targets` and `kind` of the rules of thumb: the first choices.
         rate: the rule of thumb's rate for the model.
@@ -150,7 +150,8 @@ class SearchSpace:
         ranks = getattr(self.distributions.get("rank"), "choices", (0,))
         point = {**self.usual, "rank": min(ranks, key=lambda r: (abs(r - RULE_RANK), r))}
         if name == "paper":
-            return Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, **point)
+            paper = Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, **point)
+            return paper.model_copy(update={"lr_v": paper.rate, "ratio": 1.0}) if "ratio" in self.fixed else paper
         if name == "qkv":
             point["targets"] = "qkv"
         return Candidate(lr_v=self.rate, ratio=1.0, **point)
@@ -166,10 +167,9 @@ def _largest(distribution: BaseDistribution) -> float:
 def _distributions(study: Study, rate: float) -> dict[str, BaseDistribution]:
     space = study.space
     lr_v = Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
-    found: dict[str, BaseDistribution] = {
-        "lr_v": _distribution(lr_v),
-        "ratio": _distribution(space.ratio),
-    }
+    found: dict[str, BaseDistribution] = {"lr_v": _distribution(lr_v)}
+    if any(map(has_ratio, space.targets)):
+        found["ratio"] = _distribution(space.ratio)
     if not study.method.full:
         found["rank"] = CategoricalDistribution(sorted(space.rank))
     if len(space.targets) > 1:

@@ -1,8 +1,11 @@
-"""Trials on the way to TensorBoard or MLflow: one run for each that ends."""
+"""Trials on the way to TensorBoard, MLflow, Weights & Biases or trackio: one run for each that ends."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import io
 import os
 import re
 from typing import Any
@@ -11,26 +14,29 @@ from autolr.errors import AutoLRError
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Running, Watcher
 
-TRACKERS = ("tensorboard", "mlflow")
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 
 
 def tracker(name: str, folder: RunFolder, study: str) -> Watcher:
     """Return a watcher that reports every trial and repeat when it ends.
 
     Args:
-        name: tensorboard, which writes to `tensorboard/` of the run folder; or mlflow, which writes to the server or
-            file in MLFLOW_TRACKING_URI, else to `mlflow.db` of the run folder.
+        name: tensorboard, which writes to `tensorboard/` of the run folder; mlflow, which writes to the server or
+            file in MLFLOW_TRACKING_URI, else to `mlflow.db` of the run folder; wandb, to the project of the study's
+            name, or to `wandb/` of the run folder with WANDB_MODE=offline; trackio, to a project of that name.
         folder: of the run.
         study: its name.
 
     Raises:
-        AutoLRError: there is no such tracker, or its package is not installed.
+        AutoLRError: there is no such tracker, its package is not installed, or nobody is logged in to it.
     """
     if name not in TRACKERS:
-        raise AutoLRError(f"--report-to {name}: trials can be reported to {' or '.join(TRACKERS)}")
+        raise AutoLRError(f"--report-to {name}: trials can be reported to {', '.join(TRACKERS)}")
     if importlib.util.find_spec(name) is None:
         raise AutoLRError(f"--report-to {name}: needs {name}, which is not installed: pip install {name}")
-    return _TensorBoard(folder) if name == "tensorboard" else _MLflow(folder, study)
+    if name == "tensorboard":
+        return _TensorBoard(folder)
+    return _MLflow(folder, study) if name == "mlflow" else _Runs(name, folder, study)
 
 
 class _TensorBoard(Watcher):
@@ -93,6 +99,50 @@ class _MLflow(Watcher):
         for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
             self._client.log_batch(run, metrics=metrics[start : start + 1000])
         self._client.set_terminated(run, "FINISHED" if running.outcome != "diverged" else "FAILED")
+
+
+class _Runs(Watcher):
+    """Weights & Biases; or trackio, which has the same calls."""
+
+    def __init__(self, tracker: str, folder: RunFolder, study: str) -> None:
+        self.module: Any = importlib.import_module(tracker)
+        self.study, self.name = study, ""
+        self.is_trackio = tracker == "trackio"
+        self.options: dict[str, Any] = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
+        if not self.is_trackio:
+            _log_in(self.module)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            # A run of the caller's own goes on beside them.
+            self.options = {"dir": str(folder.path), "reinit": "create_new", "settings": {"silent": True}}
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Remember what the runs are called after."""
+        self.name = name
+
+    def ended(self, running: Running) -> None:
+        """Write a run: the curve, the score, the candidate."""
+        name = f"{self.name} {running.job.label} seed {running.job.config.seed}"
+        with contextlib.redirect_stdout(io.StringIO()):  # what trackio says of each run would tear the live view
+            run = self.module.init(
+                project=self.study, name=name, group=self.name, config=_facts(running), **self.options
+            )
+            last = {} if running.score is None else {"select/loss": running.score}
+            for step, loss in enumerate(running.slot.losses, 1):
+                run.log({"train/loss": loss, **(last if step == running.slot.step else {})}, step=step)
+            (self.module if self.is_trackio else run).finish()
+
+
+def _log_in(wandb: Any) -> None:
+    """Ask for the key now, where there is somebody to ask, and not in the middle of a search."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise AutoLRError(
+            f"--report-to wandb: {reason}; give the key with wandb login, or set WANDB_MODE=offline"
+        ) from None
 
 
 def _facts(running: Running) -> dict[str, Any]:

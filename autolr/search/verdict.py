@@ -77,15 +77,18 @@ def sentence(found: Sequence[Score]) -> str:
     what = f"{winner.candidate.describe()} (confirm loss {winner.confirm_loss:.4f})"
     rule = by_label.get("rule")
     if rule is None or rule is winner:
-        text = f"No gain over the rule of thumb: the rule itself, {what}, was best on select."
+        text = f"No gain over the rule of thumb: the rule itself, {what}, was best on select{_next(found)}."
     else:
         text = _against(what, "the rule of thumb", rule)
     same_rate = by_label.get("winner_lr")
-    if winner.candidate.ratio == 1.0:
+    rules = {"paper": "the paper's λ=4 at η_Q=1e-4", "qkv": "training W_k too (λ=1)"}
+    if not winner.candidate.has_ratio:
+        rules = {"paper": "the paper's rate", "qkv": "training W_q, W_k and W_v (λ=1)"}
+    elif winner.candidate.ratio == 1.0:
         text += " The winner's ratio is 1, that of ordinary LoRA."
     elif same_rate is not None and same_rate is not rule and same_rate.gain is not None:
         text += " The ratio by itself, against λ=1 at the same lr_v: " + _worth(same_rate.gain)
-    for label, name in (("paper", "the paper's λ=4 at η_Q=1e-4"), ("qkv", "training W_k too (λ=1)")):
+    for label, name in rules.items():
         other = by_label.get(label)
         if other is not None and other.gain is not None:
             text += f" Against {name}: {_worth(other.gain)}"
@@ -101,6 +104,18 @@ def _against(what: str, name: str, other: Score) -> str:
     if gain.high < 0:
         return f"{what} is worse than {name}, {other.candidate.describe()}, on confirm: {interval}."
     return f"No gain of {what} over {name}, {other.candidate.describe()}, is shown: {interval}."
+
+
+def _next(found: Sequence[Score]) -> str:
+    """Say how far the best of the search's own finalists lies behind a rule that has won."""
+    own = [(score, score.gain) for score in found if score.gain and score.label.startswith("finalist")]
+    if not own:
+        return ""
+    best, gain = min(own, key=lambda pair: pair[0].select_loss)
+    return (
+        f"; the search's own best, {best.candidate.describe()}, lies {gain.mean:+.4f} above it, 90% interval "
+        f"{gain.low:+.4f} to {gain.high:+.4f}"
+    )
 
 
 def _worth(gain: Interval) -> str:

@@ -34,7 +34,6 @@ tags: [{tag}, autolr]
 
 | setting | value |
 |---|---|
-| λ = lr_v / lr_q | {ratio:.4g} |
 {rates}
 | batch size, steps | {batch}, {steps} |
 | data | `{data}` |
@@ -101,7 +100,8 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
     kind, roles = recipe.candidate.kind, recipe.rates.trained()
     names = [f"W_{role}" for role in roles if role not in ("mlp", "head")] + ["the MLPs"] * ("mlp" in roles)
     matrices = " and ".join(", ".join(names).rsplit(", ", 1))
-    rates = [f"| lr_{role} | {rate:.3g} |" for role, rate in roles.items()]
+    rates = [f"| λ = lr_v / lr_q | {recipe.candidate.ratio:.4g} |"] if recipe.candidate.has_ratio else []
+    rates += [f"| lr_{role} | {rate:.3g} |" for role, rate in roles.items()]
     rates += [f"| lr_{role} of B | {rate:.3g} |" for role, rate in recipe.rates.b.items()]
     if kind != "full":
         rates.append(f"| rank, alpha | {recipe.candidate.rank}, {recipe.method.alpha:g} |")
@@ -117,7 +117,6 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         name=recipe.name,
         model=base if on_this_machine else recipe.model,
         verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
-        ratio=recipe.candidate.ratio,
         batch=recipe.training.batch_size,
         steps=recipe.steps,
         data=_without_folder(recipe.data.source),

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from autolr import cli
-from autolr.cli import live, studies
+from autolr.cli import studies
+from autolr.search import view
 from autolr.search.result import SearchResult
 from autolr.study import Study
 
@@ -193,6 +194,6 @@ def test_own_data_without_a_study_is_a_study_of_its_own(reviews, model_folders):
 
 
 def test_spark_lines():
-    assert live.spark([1, 2, 3, 4], 4) == "▁▃▆█"
-    assert live.spark([], 4) == "" and live.spark([float("nan")], 4) == ""
-    assert len(live.spark(list(range(100)), 12)) == 12
+    assert view.spark([1, 2, 3, 4], 4) == "▁▃▆█"
+    assert view.spark([], 4) == "" and view.spark([float("nan")], 4) == ""
+    assert len(view.spark(list(range(100)), 12)) == 12

@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from autolr import cli
-from autolr.cli.live import View, is_live, spell
+from autolr.cli.live import is_live
 from autolr.search.run import search
 from autolr.search.state import Best, SlotState, State
+from autolr.search.view import View, spell
 
 SLOTS = [
     SlotState(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -125,6 +127,20 @@ def test_a_base_in_bf16_trains_in_float32():
             pack.step()
         expected, _ = pack.evaluate(exact, tiny.tokens(seed=3), averaged=False)
     assert 0 < float((losses.mean(1) - expected.mean(1)).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("kinds", [("lora", "dora"), ("full",)])
+def test_slots_that_share_a_pass_train_without_a_warning(kinds):
+    torch.set_warn_always(True)  # once in a process is the default
+    try:
+        with warnings.catch_warnings(), make_pack(capacity=3, together=3, kinds=kinds) as pack:
+            warnings.simplefilter("error")
+            for rank, kind in zip((8, 4, 8), (*kinds, *kinds, *kinds), strict=False):
+                pack.admit(SlotConfig(QV.rates, rank=rank, seed=0, steps=10, kind=kind))
+            for _ in range(3):
+                pack.step()
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_losses_that_wait_on_the_device_come_in_order(monkeypatch):

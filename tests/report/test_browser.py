@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
+from autolr.report import dashboard
 from autolr.report.page import write_report
+from autolr.search.folder import RunFolder
+from autolr.search.result import SearchResult
 from tests.report import made
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -71,6 +78,15 @@ def test_it_opens_without_errors_and_figures_have_marks(open_page, name):
     )
     assert (len(marks) >= 8) if name != "empty" else marks == {}
     assert all(marks.values()), marks
+
+
+def test_the_text_is_there_to_read_before_the_figures(browser, pages):
+    page = browser.new_page()
+    page.add_init_script("addEventListener('load', () => { window.atLoad = typeof Plotly; });")
+    page.goto(pages["many"].as_uri())
+    page.wait_for_selector(ALL_DRAWN, state="attached", timeout=120_000)
+    assert page.evaluate("[atLoad, typeof Plotly]") == ["undefined", "object"]
+    page.close()
 
 
 def test_hovering_shows_the_candidate(open_page):
@@ -149,3 +165,47 @@ def test_paper_is_light_and_shows_all(open_page):
     assert max(widths) <= 660
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def wait_for(what, seconds: float = 120.0):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+def test_the_dashboard_shows_our_figures_while_a_search_writes(browser, small_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(dashboard, "EVERY", 0.5)
+    budget = small_study.budget.model_copy(update={"trials": 2000})
+    small_study.model_copy(update={"budget": budget}).save(tmp_path / "study.yaml")
+    folder = RunFolder(tmp_path / "run")
+    words = ["search", str(tmp_path / "study.yaml"), "--out", str(folder.path), "--device", "cpu"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "autolr", *words], stdout=log, stderr=log)
+    try:
+        wait_for(lambda: folder.journal.is_file() and len(SearchResult.load(folder.path).ended()) > 3)
+        address: list[str] = []
+        serving = (folder, "127.0.0.1", 0, address.append)
+        threading.Thread(target=dashboard.serve, args=serving, daemon=True).start()
+        wait_for(lambda: address)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        problems = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.goto(address[0])
+        for title in ("convergence", "ladder", "rate map"):
+            page.wait_for_selector(f".gtitle:text-is('{title}')", state="attached", timeout=60_000)
+        drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(one => one.querySelector('.gtitle'))"
+        marks = page.evaluate(f"{drawn}.map(one => one.querySelectorAll('path').length)")
+        assert len(marks) >= 6 and all(marks)
+        assert page.locator(".ytitle:text-is('select loss')").count() and process.poll() is None
+        page.goto(f"{address[0]}/note")
+        page.wait_for_selector("text=This search is not finished", timeout=60_000)
+        before = page.locator("text=This search is not finished").text_content()
+        seen = lambda: page.reload() and page.locator("text=This search is not finished").text_content(timeout=60_000)  # noqa: E731
+        assert wait_for(lambda: seen() != before) and process.poll() is None  # it follows the search
+        assert problems == []
+        page.close()
+    finally:
+        process.kill()
+        process.wait()

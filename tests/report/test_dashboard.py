@@ -51,6 +51,8 @@ def test_what_the_page_is_given(folder):
         graph["graph_object"]["layout"]["title"]["text"] for graph in map(parsed, detail["plotly_graph_objects"])
     }
     assert {"convergence", "rate map", "gains", "cost"} <= names
+    heights = [graph["graph_object"]["layout"]["height"] for graph in map(parsed, detail["plotly_graph_objects"])]
+    assert max(heights) <= 450  # what is taller is cut off
     assert detail["objective_names"] == ["select loss"]
     noted = [trial for trial in detail["trials"] if trial["note"]["body"]]
     assert any("confirm loss" in trial["note"]["body"].replace("&#46;", ".") for trial in noted)

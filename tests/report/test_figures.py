@@ -18,6 +18,7 @@ from autolr.report.figures import choices, influence, pruning, rates, resources,
 from autolr.report.figures.style import Colours
 from autolr.report.page import render
 from autolr.search.records import RepeatRecord
+from autolr.search.result import SearchResult
 from autolr.study import Study
 from tests.report import made
 from tests.report.made import result, trial
@@ -130,6 +131,29 @@ def test_importance_is_what_the_loss_was_made_of(tmp_path):
     assert influence.importances(made.searched(tmp_path, 4)) is None
 
 
+def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
+    whole = made.searched(tmp_path)
+    assert speed.headline(whole).startswith("λ=5 reaches the λ=1 rule's training loss in 0.")
+    scores = whole.recipe.evidence.scores
+    rule, best = (next(s for s in scores if s.label == label) for label in ("rule", "finalist 1"))
+    swapped = [
+        s.model_copy(
+            update={
+                "gain": None if s is rule else s.gain or rule.gain,
+                "select_loss": 9.0 if s is rule else s.select_loss,
+            }
+        )
+        for s in scores
+    ]
+    evidence = whole.recipe.evidence.model_copy(update={"scores": swapped})
+    recipe = whole.recipe.model_copy(update={"evidence": evidence, "candidate": rule.candidate})
+    found = SearchResult(whole.folder, whole.study, whole.trials, whole.repeats, whole.phases, recipe)
+    assert best.candidate.ratio == 5.0 and speed.headline(found).startswith(
+        "λ=5 reaches the λ=1 rule's training loss"
+    )
+    assert "its own lr_v" not in speed.headline(found)
+
+
 def test_the_ladder_counts_what_was_spared(tmp_path):
     found = pruning.climbed(
         result(
@@ -143,6 +167,7 @@ def test_the_ladder_counts_what_was_spared(tmp_path):
     assert found is not None and found.length == 100 and found.rungs == [25]
     assert {climb.trial.number: climb.spared for climb in found.climbs} == {0: 0, 1: 75, 2: 90, 3: 0}
     assert found.spared_seconds == pytest.approx(75 * 0.2 + 90 * 0.1)
+    assert [climb.spared_seconds for climb in found.climbs if climb.trial.number == 1] == [pytest.approx(15)]
     assert "2 of 4 trials ended early: 165 steps were trained and 165 spared (50%" in found.describe()
 
 
@@ -180,7 +205,7 @@ def test_without_both_rates_the_ratio_is_not_shown(tmp_path, targets):
     named = {importance.name for importance in influence.importances(one) or []}
     assert named == {"rate", "rank"}
     candidate = one.trials[5].candidate
-    assert data.rate(candidate) == (candidate.lr_q if set(targets) <= {"q", "k"} else candidate.lr_v)
+    assert candidate.rate == (candidate.lr_q if set(targets) <= {"q", "k"} else candidate.lr_v)
     assert "λ ≈" not in figures.convergence(one).to_json()
 
 

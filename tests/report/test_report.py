@@ -59,8 +59,9 @@ def test_the_verdict_comes_first_and_its_details_after(tmp_path):
 def test_no_section_shows_a_ratio_that_means_nothing(tmp_path):
     page = render(made.searched(tmp_path, targets="vo"))
     text = re.sub(r"<script.*?</script>", "", page, flags=re.S)
-    assert text.count("has one rate, so λ means nothing here") == 2 and 'id="figure-rate"' in text
-    assert 'id="figure-steps"' not in text and 'id="figure-map"' not in text and "ratio λ</span>" not in text
+    assert text.count("has one rate, so λ means nothing here") == 1 and 'id="figure-rate"' in text
+    assert "λ=" not in text and "against λ" not in text and "ratio λ</span>" not in text
+    assert 'id="steps"' not in text and 'id="figure-map"' not in text
 
 
 def test_every_text_of_the_user_is_escaped(tmp_path):

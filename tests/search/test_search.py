@@ -9,6 +9,7 @@ import pytest
 from autolr.candidate import Candidate
 from autolr.errors import ModelError, RunError
 from autolr.recipe import Recipe
+from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, diverged
 from autolr.search.plan import plan
 from autolr.search.result import SearchResult
@@ -104,6 +105,18 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path,
     assert all(record in resumed.repeats for record in before.repeats)
     assert {trial.rule for trial in resumed.ended()} == {"rule", "paper", "qkv", None}
     assert resumed.recipe is not None
+
+
+def test_a_search_can_be_read_at_any_moment_of_its_journal(finished, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    shutil.copy(finished[0].folder / "study.yaml", run.study)
+    lines = RunFolder(finished[0].folder).journal.read_bytes().splitlines(keepends=True)
+    counts = []
+    for end in range(1, min(60, len(lines))):  # a candidate's values are written one after the other
+        run.journal.write_bytes(b"".join(lines[:end]))
+        counts.append(len(SearchResult.load(run.path).trials))
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] > 2
 
 
 def test_a_finished_search_is_not_repeated_and_takes_more_trials(finished, tmp_path):

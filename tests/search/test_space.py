@@ -44,6 +44,16 @@ def test_which_rules_lie_in_the_space():
     assert len(space(lr_v=[1e-3, 2e-3], ratio=4, rank=[2, 4]).points()) == 4
 
 
+@pytest.mark.parametrize("targets", ["vo", "qk"])
+def test_without_both_rates_there_is_no_ratio(targets):
+    found = space(targets=targets, lr_v={"low": 1e-5, "high": 1e-2})
+    assert set(found.distributions) == {"lr_v", "rank"}
+    assert found.candidate({"lr_v": 2e-3, "rank": 4}) == Candidate(lr_v=2e-3, ratio=1, rank=4, targets=targets)
+    paper = found.rule("paper")
+    assert found.holds(paper) and paper.rate == pytest.approx(4e-4 if targets == "vo" else 1e-4)
+    assert "ratio" in space(targets=["vo", "qv"]).distributions
+
+
 def test_a_slot_is_the_beginning_of_the_full_run():
     found = space()
     candidate = Candidate(lr_v=1e-3, ratio=2, rank=8)

@@ -25,6 +25,11 @@ def test_a_search_and_its_full_run_train_what_is_asked_and_nothing_else(small_st
     recipe = search(study, tmp_path / "run", device="cpu").recipe
     assert recipe.candidate.targets == targets
     assert set(recipe.rates.trained()) == {*targets, "head"}
+    # One rate: there is no ratio to search, to confirm, or to tell of.
+    evidence = recipe.evidence
+    assert recipe.candidate.ratio == 1 and all(score.candidate.ratio == 1 for score in evidence.scores)
+    assert any("winner_lr" in score.label and score.gain is None for score in evidence.scores)
+    assert "λ" not in evidence.verdict and "atio" not in evidence.verdict and "λ" not in recipe._repr_html_()
     done = train(recipe, tmp_path / "full", device="cpu")
     trained = set(PeftConfig.from_pretrained(done.adapter).target_modules)
     if modules is None:  # every attention.output.dense has a name of its own
@@ -54,7 +59,19 @@ def test_what_the_rates_are():
     slow, fast = dict.fromkeys("qk", 2e-4), dict.fromkeys(("v", "o", "mlp"), 8e-4)
     assert everything == pytest.approx({**slow, **fast, "head": 1e-3})
     assert Candidate(lr_v=8e-4, ratio=4, rank=8, targets="qk").rates(1e-3)["k"] == pytest.approx(2e-4)
-    assert "on vo" in candidate.describe()
+
+
+def test_a_ratio_is_named_only_where_it_means_something():
+    told = {targets: Candidate(lr_v=8e-4, ratio=4, rank=8, targets=targets) for targets in ("qv", "vo", "qk", "q")}
+    assert {targets: one.has_ratio for targets, one in told.items()} == {
+        "qv": True,
+        "vo": False,
+        "qk": False,
+        "q": False,
+    }
+    assert told["qv"].describe() == "λ=4 lr_v=8.00e-04 r=8"
+    assert told["vo"].describe() == "lr_v=8.00e-04 r=8 on vo" and told["qk"].describe() == "lr_q=2.00e-04 r=8 on qk"
+    assert Candidate(lr_v=8e-4, ratio=1, rank=8, targets="q").describe() == "lr_q=8.00e-04 r=8 on q"
 
 
 def test_targets_that_are_none(small_study):

@@ -1,6 +1,12 @@
-"""Trials and full runs arrive at local TensorBoard and MLflow stores."""
+"""Trials and full runs arrive at local stores of TensorBoard, MLflow, Weights & Biases and trackio."""
 
 from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +14,7 @@ from autolr.errors import AutoLRError
 from autolr.pack.resources import usage
 from autolr.recipe import Recipe
 from autolr.search.folder import RunFolder
+from autolr.search.result import SearchResult
 from autolr.search.run import search
 from autolr.search.trackers import tracker
 from autolr.train.run import train
@@ -58,8 +65,50 @@ def test_mlflow_has_every_trial(small_study, tmp_path, monkeypatch):
     assert [m.value for m in sorted(curve, key=lambda m: m.step)] == pytest.approx(trial.curve, rel=1e-3)
 
 
+def test_trackio_has_every_trial(small_study, tmp_path):
+    pytest.importorskip("trackio")
+    small_study.save(tmp_path / "study.yaml")
+    run, kept = tmp_path / "run", tmp_path / "trackio"
+    words = ["search", str(tmp_path / "study.yaml"), "--out", str(run), "--device", "cpu", "--report-to", "trackio"]
+    done = subprocess.run(
+        [sys.executable, "-m", "autolr", *words], env={**os.environ, "TRACKIO_DIR": str(kept)}, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert "rackio" not in done.stdout
+    result = SearchResult.load(run)
+    with sqlite3.connect(kept / "small.db") as store:
+        facts = [json.loads(config) for (config,) in store.execute("select config from configs order by id")]
+        rows = store.execute("select run_name, metrics from metrics order by run_id, step").fetchall()
+    assert len(facts) == len(result.trials) + len(result.repeats)
+    assert {fact["lr_v"] for fact in facts} >= {trial.candidate.lr_v for trial in result.trials}
+    rule = [json.loads(metrics) for name, metrics in rows if name == "search rule seed 0"]
+    assert [row["train/loss"] for row in rule] == pytest.approx(result.trials[0].curve, rel=1e-3)
+    assert rule[-1]["select/loss"] == pytest.approx(result.trials[0].score)
+
+
+def test_wandb_has_every_trial(small_study, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    own = wandb.init(project="mine", dir=str(tmp_path), settings={"silent": True})
+    result = search(small_study, folder.path, device="cpu", watcher=tracker("wandb", folder, "small"))
+    assert wandb.run is own  # a run of the caller's own goes on
+    own.finish()
+    found = [file.read_bytes() for file in folder.path.glob("wandb/offline-run-*/run-*.wandb")]
+    assert len(found) == len(result.trials) + len(result.repeats)
+    assert sum(b"search rule seed 0" in content for content in found) == 1
+    monkeypatch.setenv("WANDB_MODE", "online")
+
+    def refused(*args, **fields):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "login", refused)
+    with pytest.raises(AutoLRError, match="--report-to wandb: No API key configured; .*WANDB_MODE=offline"):
+        tracker("wandb", folder, "small")
+
+
 def test_what_cannot_be_reported_to(small_study, tmp_path, monkeypatch):
-    with pytest.raises(AutoLRError, match="tensorboard or mlflow"):
+    with pytest.raises(AutoLRError, match="tensorboard, mlflow, wandb, trackio"):
         tracker("paper", RunFolder(tmp_path), "x")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(AutoLRError, match="pip install mlflow"):

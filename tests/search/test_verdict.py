@@ -86,6 +86,11 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     assert text.startswith("No gain of λ=4")
     alone = verdict.sentence(verdict.scores([r.model_copy(update={"label": "finalist 1 + rule"}) for r in close], A))
     assert alone.startswith("No gain over the rule of thumb: the rule itself")
+    both = [r.model_copy(update={"label": "finalist 1"}) for r in rule]
+    rules = [r.model_copy(update={"label": "rule + winner_lr", "candidate": A}) for r in close]
+    gain = verdict.scores([*rules, *both], A)[1].gain
+    said = verdict.sentence(verdict.scores([*rules, *both], A)).partition(". ")[0]
+    assert f"{gain.mean:+.4f} above it, 90% interval {gain.low:+.4f} to {gain.high:+.4f}" in said
     better = [record(A, s, 0.40, 0.3, "finalist 1") for s in (1, 2, 3)]
     worse = [record(B, s, 0.45, 0.4, "rule") for s in (1, 2, 3)]
     assert "beats the rule" in verdict.sentence(verdict.scores([*better, *worse], A))

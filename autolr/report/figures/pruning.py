@@ -17,12 +17,17 @@ class Climb(NamedTuple):
     steps: int
     spared: int
 
+    @property
+    def spared_seconds(self) -> float:
+        """Device time that the steps spared would have taken, at the trial's own pace."""
+        return self.trial.seconds / self.steps * self.spared
+
 
 class Ladder(NamedTuple):
     """All climbs, the longest and best first; `length` is that of a trial.
 
     Attributes:
-        spared_seconds: device time that the steps spared would have taken, at each trial's own pace.
+        spared_seconds: of all climbs.
     """
 
     length: int
@@ -36,7 +41,7 @@ class Ladder(NamedTuple):
         ended = sum(c.spared > 0 for c in self.climbs)
         if not spared:
             return f"No trial was ended early: {trained:,} steps were trained."
-        about = f", about {self.spared_seconds:.0f} s of device time" if self.spared_seconds >= 1 else ""
+        about = _about(self.spared_seconds)
         return (
             f"{ended} of {len(self.climbs)} trials ended early: {trained:,} steps were trained and {spared:,} spared "
             f"({spared / (spared + trained):.0%}{about})."
@@ -56,7 +61,7 @@ def climbed(result: SearchResult) -> Ladder | None:
     for trial in trials:
         is_cut = trial.outcome in ("pruned", "diverged")
         climbs.append(Climb(trial, reached[trial.number], max(0, length - reached[trial.number]) if is_cut else 0))
-    seconds = sum(c.trial.seconds / c.steps * c.spared for c in climbs)
+    seconds = sum(climb.spared_seconds for climb in climbs)
     climbs.sort(key=lambda c: (-c.steps, c.trial.score if c.trial.score is not None else math.inf))
     rungs = sorted({step for trial in trials for step in trial.rungs if step < length})
     return Ladder(length, rungs, climbs, seconds)
@@ -91,7 +96,10 @@ def ladder(result: SearchResult) -> Any:
         name="spared",
         showlegend=bool(spared),
         marker={"color": FAINT, "opacity": 0.45},
-        text=[f"{describe(climb.trial)}<br>{climb.spared} steps spared" for climb in spared],
+        text=[
+            f"{describe(climb.trial)}<br>{climb.spared} steps spared{_about(climb.spared_seconds)}"
+            for climb in spared
+        ],
         textposition="none",
         hovertemplate="%{text}<extra></extra>",
     )
@@ -144,6 +152,10 @@ def best_so_far(result: SearchResult) -> list[tuple[int, float]]:
             best = trial.score
             found.append((trial.number, best))
     return found
+
+
+def _about(seconds: float) -> str:
+    return f", about {seconds:.0f} s of device time" if seconds >= 1 else ""
 
 
 def _told(climb: Climb, found: Ladder) -> str:

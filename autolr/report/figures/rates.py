@@ -37,11 +37,11 @@ def surface(result: SearchResult, points: int = 60) -> Surface | None:
     fitted = data.fit(result)
     if fitted is None or not {"lr_v", "ratio"} <= set(fitted.encoding.space):
         return None
-    trials = [trial for trial in data.searched(result) if data.has_ratio(trial.candidate)]
+    trials = [trial for trial in data.searched(result) if trial.candidate.has_ratio]
     scores = data.comparable_scores(result)
     best = min((t for t in trials if t.number in scores), key=lambda t: scores[t.number], default=None)
     likes = [data.own_winner(result), best.candidate if best else None]
-    like = next((one for one in likes if one is not None and data.has_ratio(one) and fitted.knows(one)), None)
+    like = next((one for one in likes if one is not None and one.has_ratio and fitted.knows(one)), None)
     if like is None:
         return None
     logs = np.log10([[trial.candidate.lr_q, trial.candidate.lr_v] for trial in trials])
@@ -57,7 +57,7 @@ def surface(result: SearchResult, points: int = 60) -> Surface | None:
 
 def rate_map(result: SearchResult) -> Any:
     """η_Q against η_V: trials by outcome, contours of the surrogate, lines of equal λ; None where λ means nothing."""
-    trials = [trial for trial in data.searched(result) if data.has_ratio(trial.candidate)]
+    trials = [trial for trial in data.searched(result) if trial.candidate.has_ratio]
     if not trials:
         return None
     figure = blank("η_Q", "η_V", 520)
@@ -121,7 +121,7 @@ def rate_map(result: SearchResult) -> Any:
             hovertemplate="%{text}<br>η_Q %{x:.2e}, η_V %{y:.2e}<extra></extra>",
         )
     best = data.own_winner(result)
-    if best is not None and data.has_ratio(best):
+    if best is not None and best.has_ratio:
         figure.add_scatter(
             x=[best.lr_q],
             y=[best.lr_v],
@@ -145,7 +145,7 @@ def rate_effect(result: SearchResult) -> Any:
     figure.update_xaxes(type="log", exponentformat="e", dtick="D2")
     for outcome, group in by_outcome(trials).items():
         figure.add_scatter(
-            x=[data.rate(trial.candidate) for trial in group],
+            x=[trial.candidate.rate for trial in group],
             y=[scores[trial.number] for trial in group],
             mode="markers",
             name=outcome,

@@ -147,10 +147,10 @@ def steps_to_target(result: SearchResult) -> Any:
     if found is None:
         return None
     target, rows = found
-    rows = [row for row in rows if data.has_ratio(row.trial.candidate)]
+    rows = [row for row in rows if row.trial.candidate.has_ratio]
     figure = blank("λ = η_V / η_Q", "share of the λ=1 rule's steps")
     figure.update_xaxes(type="log", tickvals=RATIO_TICKS, ticktext=[f"{tick:g}" for tick in RATIO_TICKS])
-    again = [reach for reach in reaches(result, "rule") if data.has_ratio(reach.candidate)]
+    again = [reach for reach in reaches(result, "rule") if reach.candidate.has_ratio]
     top = 1.15 * max([row.fraction or 0 for row in rows] + [f or 0 for r in again for f in r.fractions] + [1.0])
     for there in (True, False):
         group = [row for row in rows if (row.fraction is not None) == there]
@@ -227,13 +227,27 @@ def reaches(result: SearchResult, label: str) -> list[Reach]:
 
 
 def headline(result: SearchResult) -> str | None:
-    """Say how soon the winner reaches what λ=1 comes to; None where it cannot be said."""
+    """Say how soon the winner, or the best finalist beside a rule that won, reaches what λ=1 comes to.
+
+    None where it cannot be said.
+    """
     winner = data.own_winner(result)
-    if winner is None or not data.has_ratio(winner):
+    evidence = result.recipe.evidence if result.recipe else None
+    if winner is None or evidence is None:
         return None
+    own = [score for score in evidence.scores if score.label.startswith("finalist")]
+    finalists = [score.candidate for score in sorted(own, key=lambda score: score.select_loss)]
+    said = (_reached(result, one) for one in (winner, *finalists) if one.has_ratio)
+    return next(filter(None, said), None)
+
+
+def _reached(result: SearchResult, candidate: Candidate) -> str | None:
     said = []
-    for label, what in (("rule", "the λ=1 rule's training loss"), ("winner_lr", "the loss of λ=1 at its own lr_v")):
-        reach = next((reach for reach in reaches(result, label) if reach.candidate == winner), None)
+    goals = {"rule": "the λ=1 rule's training loss"}
+    if candidate == data.own_winner(result) and candidate.ratio != 1.0:
+        goals["winner_lr"] = "the loss of λ=1 at its own lr_v"
+    for label, what in goals.items():
+        reach = next((reach for reach in reaches(result, label) if reach.candidate == candidate), None)
         if reach is None:
             continue
         seeds = f"{sum(f is not None for f in reach.fractions)} of {len(reach.fractions)} seeds"
@@ -243,7 +257,7 @@ def headline(result: SearchResult) -> str | None:
             known = [f for f in reach.fractions if f is not None]
             spread = f" ({min(known):.2f} to {max(known):.2f}; {seeds})"
             said.append(f"{what} in {reach.median:.2f} of the steps{spread}")
-    who = f"λ={winner.ratio:.3g}" if winner.ratio != 1.0 else winner.describe()
+    who = f"λ={candidate.ratio:.3g}" if candidate.ratio != 1.0 else candidate.describe()
     return f"{who} reaches {', and '.join(said)}." if said else None
 
 
@@ -258,7 +272,7 @@ def _fraction(losses: list[float], target: float, unit: int) -> float | None:
 
 
 def _value(candidate: Candidate, colours: Colours) -> float:
-    return candidate.ratio if colours.by_ratio else data.rate(candidate)
+    return candidate.ratio if colours.by_ratio else candidate.rate
 
 
 def _loss_range(curves: Sequence[Curve]) -> list[float] | None:

@@ -120,8 +120,8 @@ class Colours:
 
     def _log(self, candidate: Candidate) -> float | None:
         if not self.by_ratio:
-            return math.log10(data.rate(candidate))
-        return math.log10(candidate.ratio) if data.has_ratio(candidate) else None
+            return math.log10(candidate.rate)
+        return math.log10(candidate.ratio) if candidate.has_ratio else None
 
 
 def describe(trial: TrialRecord) -> str:
