@@ -290,7 +290,7 @@ def _material(
         missing = samples - len(rows)
         if missing > 0:
             extra = _some(found.data.select, missing, seed)
-            rows = TokenSet(rows.ids + extra.ids, rows.labels + extra.labels, rows.pad_id)  # type: ignore[operator]
+            rows = TokenSet(rows.ids + extra.ids, rows.labels + extra.labels, rows.pad_id)  # type: ignore[operator, arg-type]
         source = recipe.data.source
     else:
         if other is None:

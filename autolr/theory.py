@@ -243,7 +243,7 @@ def _peak(base: Backbone, task: Task, data: TokenSet, cost: Cost, seed: int) -> 
 
     def work() -> None:
         model = adapters.peft_model(base, cost.targets, cost.rank, 16.0, seed, cost.kind)
-        rates: dict[Role, float] = dict.fromkeys(("q", "k", "v", "o", "mlp", "head"), 1e-4)  # type: ignore[arg-type]
+        rates: dict[Role, float] = dict.fromkeys(("q", "k", "v", "o", "mlp", "head"), 1e-4)
         optimizer = torch.optim.AdamW(grouped(model, rates))
         batch = {key: value.to(device) for key, value in data.collate(range(len(data))).items()}
         for _ in range(2):  # the second has Adam's moments

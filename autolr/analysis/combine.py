@@ -128,7 +128,7 @@ def combine(
 def least_squares(target: Array, parts: Sequence[Array]) -> tuple[Array, float]:
     """Return ordinary least squares' weights, [parts], and R² around 0."""
     matrix = np.stack([part.ravel() for part in parts], 1)
-    weights = np.linalg.lstsq(matrix, target.ravel(), rcond=None)[0]
+    weights: Array = np.linalg.lstsq(matrix, target.ravel(), rcond=None)[0]  # type: ignore[assignment]
     return weights, _r2(target, matrix, weights)
 
 
@@ -160,7 +160,7 @@ def mixture(shares: Mapping[str, float], total: int) -> dict[str, int]:
 
 
 def _permuted(part: Array, rng: np.random.Generator) -> Array:
-    return rng.permuted(part, axis=1)  # type: ignore[no-any-return]
+    return rng.permuted(part, axis=1)
 
 
 def _r2(target: Array, matrix: Array, weights: Array) -> float:

@@ -85,7 +85,7 @@ def interval(
 def resampled(each: Array, weights: Array) -> Array:
     """Return the mean pattern of each draw, [draws, layers, heads], of patterns [samples, layers, heads]."""
     flat = weights @ each.reshape(len(each), -1)
-    return flat.reshape(len(weights), *each.shape[1:])  # type: ignore[no-any-return]
+    return flat.reshape(len(weights), *each.shape[1:])
 
 
 def bounds(pattern: Pattern, kind: Kind = "absolute", draws: int = DRAWS, seed: int = 0) -> tuple[Array, Array]:

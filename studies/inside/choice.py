@@ -14,9 +14,8 @@ import itertools
 import statistics
 
 import numpy as np
-import sections as debian
 import torch
-from training import Setting, labelled, look, setting_of, some, train
+from training import Setting, debian, labelled, look, setting_of, some, train
 
 import contract  # isort: skip
 from scipy import stats

@@ -14,9 +14,8 @@ import random
 import subprocess
 from typing import Any
 
-import sections as debian
 import torch
-from training import completions, labelled, look, model_for, task_of, train
+from training import completions, debian, labelled, look, model_for, task_of, train
 
 import contract  # isort: skip
 from autolr.analysis import measures

@@ -11,6 +11,7 @@ STUDIES = Path(__file__).parents[1]
 sys.path[:0] = [str(STUDIES / "benchmarks"), str(STUDIES / "oracle")]
 
 import numpy as np  # noqa: E402
+import sections as debian  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -114,4 +115,4 @@ def completions(prompts: list[str], ends: list[str], base: Backbone, length: int
     return TokenSet(ids, labels, int(base.tokenizer.pad_token_id))
 
 
-__all__ = ["completions", "labelled", "look", "model_for", "setting_of", "some", "task_of", "train"]
+__all__ = ["completions", "debian", "labelled", "look", "model_for", "setting_of", "some", "task_of", "train"]
