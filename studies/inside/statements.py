@@ -122,7 +122,7 @@ def main() -> None:
     )
     statements(setting, wanted, result)
     if given.model == "smollm2":
-        v_and_k(setting, 2 if given.quick else 32, result)
+        v_and_k(setting, 2 if given.quick else 24, result)
     contract.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)
 
 

@@ -3,7 +3,7 @@
     python studies/inside/steering.py [--steps 96] [--seeds 3]
 
 The candidate of `space.guide=heads` against the same rates spread over randomly permuted heads, and against one
-rate for all, side by side in a pack on the embedded task; each at two base rates. Told are losses on *confirm* of
+rate for all, side by side in a pack on the embedded task. Told are losses on *confirm* of
 averaged weights, and where the guided one stands among the permuted.
 """
 
@@ -22,7 +22,7 @@ from autolr.analysis import guide
 from autolr.candidate import Candidate
 from autolr.pack.pack import SlotConfig
 
-RATES, RATIO, RANK, PERMUTED = (1e-3, 4e-3), 2.0, 8, 5
+RATES, RATIO, RANK, PERMUTED = (4e-3,), 2.0, 8, 5
 
 
 def main() -> None:
