@@ -7,7 +7,7 @@ the others; since each is in proportion to its rate, the ratio that would make Î
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -96,6 +96,8 @@ def measure(
     rows = [row for one in order[last:] for row in one][:PROBED]
     device = next(backbone.model.parameters()).device
     kept = {name: p.detach().clone() for name, p in backbone.head_parameters().items()}
+    # W as it is before PEFT wraps it.
+    weights = {site: adapters.frozen(backbone, site).double() for site in backbone.projections.of(candidate.targets)}
     model = adapters.peft_model(backbone, candidate.targets, candidate.rank, alpha, seed, candidate.kind)
     rates: dict[Role, float] = {role: rate for role, rate in candidate.rates(lr_head).items() if rate > 0}
     optimizer = torch.optim.AdamW(grouped(model, rates), betas=training.betas, eps=training.eps)
@@ -113,7 +115,11 @@ def measure(
             optimizer.step()
             if step in at:
                 after = _values(model)
-                found.append(_look(backbone, model, candidate, alpha, probe, before, after, step, float(loss)))
+                found.append(
+                    _look(
+                        backbone, model, candidate, alpha, weights, probe, before, after, step, float(loss.detach())
+                    )
+                )
                 adapters.set_values(model, after)
     finally:
         backbone.model = model.unload().eval().requires_grad_(False)
@@ -128,15 +134,16 @@ def _look(
     model: Any,
     candidate: Candidate,
     alpha: float,
+    weights: Mapping[Site, Tensor],
     probe: dict[str, Tensor],
     before: dict[str, Tensor],
     after: dict[str, Tensor],
     step: int,
     loss: float,
 ) -> Step:
-    sites = backbone.projections.of(candidate.targets)
     names = {
-        role: [name for site in sites if site.role == role for name in _names(site, candidate)] for role in ("q", "v")
+        role: [name for site in weights if site.role == role for name in _names(site, candidate)]
+        for role in ("q", "v")
     }
 
     def outputs(*moved: str) -> list[Tensor]:
@@ -163,8 +170,8 @@ def _look(
         of_q[-1],
         of_v[-1],
         together[-1],
-        _sizes(backbone, sites, candidate, alpha, before, after),
-        _sizes(backbone, sites, candidate, alpha, None, after),
+        _sizes(weights, candidate, alpha, before, after),
+        _sizes(weights, candidate, alpha, None, after),
     )
 
 
@@ -195,8 +202,7 @@ def _seen(backbone: Backbone, model: Any) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _sizes(
-    backbone: Backbone,
-    sites: Sequence[Site],
+    weights: Mapping[Site, Tensor],
     candidate: Candidate,
     alpha: float,
     before: dict[str, Tensor] | None,
@@ -205,8 +211,7 @@ def _sizes(
     """Return the size of what an update, or all of them, has added to W, by that of W: the mean of each role."""
     found: dict[str, list[float]] = {}
     scale = adapters.scaling(candidate.kind, alpha, candidate.rank)
-    for site in sites:
-        w = adapters.frozen(backbone, site).double()
+    for site, w in weights.items():
 
         def added(values: dict[str, Tensor], site: Site = site, w: Tensor = w) -> Tensor:
             if candidate.kind == "full":
