@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from autolr.candidate import Candidate as Candidate
     from autolr.errors import AutoLRError as AutoLRError
+    from autolr.heads import Heads as Heads
+    from autolr.heads import heads as heads
     from autolr.recipe import Recipe as Recipe
     from autolr.report.figures import figure as figure
     from autolr.report.page import write_report as write_report
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from autolr.search.result import SearchResult as SearchResult
     from autolr.search.run import search as search
     from autolr.study import Study as Study
+    from autolr.theory import Theory as Theory
+    from autolr.theory import theory as theory
     from autolr.train.optimizer import create_optimizer as create_optimizer
     from autolr.train.optimizer import parameter_groups as parameter_groups
     from autolr.train.run import TrainResult as TrainResult
@@ -37,15 +41,19 @@ _HOMES = {
     "AutoLRError": "autolr.errors",
     "Candidate": "autolr.candidate",
     "Comparison": "autolr.search.compare",
+    "Heads": "autolr.heads",
     "Recipe": "autolr.recipe",
     "SearchResult": "autolr.search.result",
     "Study": "autolr.study",
+    "Theory": "autolr.theory",
     "TrainResult": "autolr.train.run",
     "compare": "autolr.search.compare",
     "create_optimizer": "autolr.train.optimizer",
     "figure": "autolr.report.figures",
+    "heads": "autolr.heads",
     "parameter_groups": "autolr.train.optimizer",
     "search": "autolr.search.run",
+    "theory": "autolr.theory",
     "train": "autolr.train.run",
     "write_report": "autolr.report.page",
 }
@@ -54,7 +62,7 @@ __all__ = sorted(_HOMES)
 
 
 class _Package(ModuleType):
-    """Keeps `autolr.search` and `autolr.train` the functions, not the rooms of the same names."""
+    """Keeps `autolr.search`, `autolr.train`, `autolr.heads` and `autolr.theory` the functions, not their rooms."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Importing autolr.search.run would bind the package autolr.search here.

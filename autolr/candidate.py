@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from autolr.documents import Document
-from autolr.study import SOFTMAX, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
+from autolr.study import SOFTMAX, Guide, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
 
 
 class Candidate(Document):
@@ -22,6 +22,7 @@ class Candidate(Document):
     targets: Targets = "qv"
     kind: MethodKind = "lora"
     rho: Ratio = Field(1.0, description="LoRA+: ρ = lr_B / lr_A")
+    guide: Guide = Field("none", description="heads: each head learns at its own multiple of these rates")
 
     @model_validator(mode="after")
     def _rank_of_adapters(self) -> Candidate:
@@ -73,4 +74,5 @@ class Candidate(Document):
         text += f" r={self.rank}" if self.rank else ""
         text += f" ρ={self.rho:.3g}" if self.rho != 1.0 else ""
         text += "" if self.kind == "lora" else f" {self.kind}"
+        text += "" if self.guide == "none" else " by heads"
         return text + {"qv": "", "qkv": " with W_k"}.get(self.targets, f" on {self.targets}")

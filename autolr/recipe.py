@@ -10,11 +10,15 @@ from pydantic import Field, model_validator
 from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import Data, Method, MetricName, Rate, Role, TaskName, Training
+from autolr.study import Data, Method, MetricName, Rate, Ratio, Role, TaskName, Training
 
 
 class Rates(Document):
-    """The rate of each role; a role that stays frozen is absent. `b` holds those of LoRA+'s B, where they differ."""
+    """The rate of each role; a role that stays frozen is absent. `b` holds those of LoRA+'s B, where they differ.
+
+    Where heads learn at rates of their own, `heads` says for each matrix at how many times its role's rate the rows
+    of each head do, of B or of the whole matrix.
+    """
 
     q: Rate | None = None
     v: Rate | None = None
@@ -23,6 +27,7 @@ class Rates(Document):
     o: Rate | None = None
     mlp: Rate | None = None
     b: dict[Role, Rate] = {}
+    heads: dict[str, list[Ratio]] = {}
 
     def trained(self) -> dict[Role, float]:
         """Return the roles that are trained, and their rates."""
@@ -104,6 +109,11 @@ class Recipe(Document):
             raise ValueError(
                 f"method.kind {', '.join(self.method.kind)} is not what the candidate says, {self.candidate.kind}: "
                 "a recipe trains one; write it in method.kind and in candidate.kind"
+            )
+        if (self.candidate.guide == "heads") != bool(self.rates.heads):
+            raise ValueError(
+                f"candidate.guide {self.candidate.guide} does not go with rates.heads, which "
+                f"{'names matrices' if self.rates.heads else 'is empty'}"
             )
         return self
 

@@ -39,6 +39,8 @@ METRICS: dict[TaskName, tuple[str, ...]] = {
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 MethodKind = Literal["lora", "rslora", "dora", "full"]
+# Whether heads learn at multiples of their role's rate.
+Guide = Literal["none", "heads"]
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
@@ -123,6 +125,12 @@ class Space(Document):
         description="matrices that are trained: q, k, v, o, or all-linear, which has the MLP's as well; several "
         "choices are compared in one search",
     )
+    guide: Annotated[list[Guide], BeforeValidator(_one_as_list)] = Field(
+        ["none"],
+        min_length=1,
+        description="heads: each head of W_q and W_v learns at its own multiple of their rates, the higher the more "
+        "the task uses it before training; with none beside it, both are compared in one search",
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Space:
@@ -132,7 +140,7 @@ class Space(Document):
                 raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")
             if isinstance(value, list) and (not value or len(set(value)) != len(value)):
                 raise ValueError(f"{name} must list at least one value, and each value once: {value}")
-        for name in ("rank", "targets"):
+        for name in ("rank", "targets", "guide"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} lists a value twice: {values}")
@@ -398,11 +406,16 @@ class Study(Document):
         return {"targets": self.space.targets[0], "kind": self.method.kind[0]}
 
     def fixed(self) -> dict[str, Any]:
-        """Return what all candidates share: `targets`, `kind` and `rho` where there is no choice, rank 0 if full.
+        """Return what all candidates share where there is no choice, and rank 0 if full.
 
         Where all that is trained has one rate, λ is 1: `lr_v` is that rate.
         """
-        choices = {"targets": self.space.targets, "kind": self.method.kind, "rho": self.space.rho}
+        choices = {
+            "targets": self.space.targets,
+            "kind": self.method.kind,
+            "rho": self.space.rho,
+            "guide": self.space.guide,
+        }
         found: dict[str, Any] = {
             name: values[0] for name, values in choices.items() if isinstance(values, list) and len(values) == 1
         }

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import compare, dashboard, predict, report, runs, search, train, validate, watch
+from autolr.cli import (
+    compare,
+    dashboard,
+    heads,
+    predict,
+    report,
+    runs,
+    search,
+    theory,
+    train,
+    validate,
+    watch,
+)
 from autolr.errors import AutoLRError
 
 app = typer.Typer(
@@ -49,6 +61,8 @@ app.command("runs")(runs.runs)
 app.command("dashboard")(dashboard.dashboard)
 app.command("predict")(predict.predict)
 app.command("validate")(validate.validate)
+app.command("heads")(heads.heads)
+app.command("theory")(theory.theory)
 
 
 def main(arguments: list[str] | None = None) -> None:

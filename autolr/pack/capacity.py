@@ -74,7 +74,7 @@ def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wante
     """
     with make_pack(1) as pack:
         on_gpu = pack.device.type == "cuda"
-        row_bytes = 5 * pack.rows.element_size() * pack.rows.shape[1]
+        row_bytes = (6 if config.heads else 5) * pack.rows.element_size() * pack.rows.shape[1]
     if not on_gpu:
         return _on_cpu(make_pack, config, most, wanted, row_bytes)
     free = free_memory(cuda=True)

@@ -31,6 +31,9 @@ class RowAdamW:
         layout: which columns belong to which block.
         training: betas, eps, weight decay and the largest gradient norm of a slot.
         rows: parameters, [slots, columns]; updated in place.
+
+    Attributes:
+        factors: what each rate is multiplied by, as `rows`; None: all are 1.
     """
 
     def __init__(self, layout: Layout, training: Training, rows: Tensor) -> None:
@@ -39,16 +42,28 @@ class RowAdamW:
         self.rows = rows
         self.mean = torch.zeros_like(rows)
         self.square = torch.zeros_like(rows)
+        self.factors: Tensor | None = None
 
     def reset(self, slot: int) -> None:
-        """Forget the moments of a row."""
+        """Forget the moments of a row, and what its rates were multiplied by."""
         self.mean[slot].zero_()
         self.square[slot].zero_()
+        if self.factors is not None:
+            self.factors[slot].fill_(1.0)
+
+    def scale(self, slot: int, name: str, factors: Sequence[float]) -> None:
+        """Multiply the rates of a tensor of one row, [d_out, ...], by `factors`: one for each equal part of d_out."""
+        if self.factors is None:
+            self.factors = torch.ones_like(self.rows)
+        part = self.layout.view(self.factors, name)[slot]
+        column = part.new_tensor(factors).repeat_interleave(len(part) // len(factors))
+        part.mul_(column.unsqueeze(1))
 
     def move(self, source: int, target: int) -> None:
-        """Give the moments of row `source` to row `target`."""
-        self.mean[target].copy_(self.mean[source])
-        self.square[target].copy_(self.square[source])
+        """Give the moments and factors of row `source` to row `target`."""
+        for buffer in (self.mean, self.square, self.factors):
+            if buffer is not None:
+                buffer[target].copy_(buffer[source])
 
     def step(self, grad: Tensor, counts: Sequence[int], rates: Mapping[Block, Sequence[float]]) -> None:
         """Update the first rows.
@@ -78,6 +93,8 @@ class RowAdamW:
         update = mean / square.sqrt().div_(bias2).add_(self.training.eps)
         for block, columns in self.layout.blocks.items():
             rate = lr[block].clamp_(min=0.0)
+            if self.factors is not None:
+                rate = rate * self.factors[:active, columns]
             part = rows[:, columns]
             if self.training.weight_decay:
                 part.mul_(1 - rate * self.training.weight_decay)

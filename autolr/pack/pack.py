@@ -49,6 +49,8 @@ class SlotConfig:
         cool: last steps of the training, over which the rates fall to 0 whatever the schedule says.
         kind: its method.
         rates_b: of roles whose B has a rate of its own.
+        heads: of sites whose heads learn at multiples of their rate: a factor for the rows of each, of B or of the
+            whole matrix.
     """
 
     rates: dict[Role, float]
@@ -59,6 +61,7 @@ class SlotConfig:
     cool: int = 0
     kind: MethodKind = "lora"
     rates_b: Mapping[Role, float] = field(default_factory=dict)
+    heads: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -211,6 +214,10 @@ class Pack:
         self.layout.write(self.rows[index], self.initial_values(config))
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
+        side = "weight" if config.kind == "full" else "lora_B"
+        for site in self.backbone.projections.sites:
+            if site.role in config.roles and site.name in config.heads:
+                self.optimizer.scale(index, f"{site.name}.{side}", config.heads[site.name])
         self._scales[index] = scaling(config.kind, self.alpha, config.rank)
         return slot
 

@@ -50,7 +50,7 @@ def read_arms(given: Sequence[Recipe | str | Path], vary: Sequence[str] = ()) ->
     Raises:
         AutoLRError: one is neither recipe nor adapter, a change is none, or adapters stand beside recipes.
     """
-    arms = [_read(one) for one in given]
+    arms = [read_arm(one) for one in given]
     if vary and (not arms or arms[0].adapter is not None):
         raise RunError("--vary changes the first recipe, and an adapter that is trained cannot be changed")
     for change in vary:
@@ -101,12 +101,23 @@ def varied(recipe: Recipe, change: str) -> Recipe:
         raise DocumentError(f"--vary {change!r}", ["lr_head: must be a rate, such as lr_head=5e-3"])
     rates = {role: rate for role, rate in candidate.rates(lr_head).items() if rate > 0}
     of_b = candidate.rates_b(math.inf if isinstance(method.max_lr_b, str) else method.max_lr_b)
+    heads = recipe.rates.heads if candidate.guide == "heads" else {}
     return recipe.model_copy(
-        update={"candidate": candidate, "method": method, "rates": Rates(**rates, b=of_b), "evidence": None}
+        update={
+            "candidate": candidate,
+            "method": method,
+            "rates": Rates(**rates, b=of_b, heads=heads),
+            "evidence": None,
+        }
     )
 
 
-def _read(given: Recipe | str | Path) -> Arm:
+def read_arm(given: Recipe | str | Path) -> Arm:
+    """Read one recipe, or one trained adapter and what it was trained by.
+
+    Raises:
+        AutoLRError: it is neither.
+    """
     if isinstance(given, Recipe):
         return Arm(given.name, given.name, given)
     path = Path(given)

@@ -81,7 +81,7 @@ def score(
         with quiet():
             precision = recipe.training.precision if recipe else "auto"
             base = backbone.load(source, examples.classes, device, precision, task_name)
-            tuned = _load(arm, base)
+            tuned = load(arm, base)
             batch = recipe.training.batch_size if recipe else 1
             data = prepare(examples, wanted, base.tokenizer, batch, seed, base.max_length)
             select, select_said = outcomes(tuned, data.select, task)
@@ -106,8 +106,12 @@ def score(
     return Scores(wanted.source, task.metric, confirm, repeats, notes)
 
 
-def _load(arm: Arm, base: Backbone) -> torch.nn.Module:
-    """Put a trained adapter on its base model, as stock PEFT does."""
+def load(arm: Arm, base: Backbone) -> torch.nn.Module:
+    """Put a trained adapter on its base model, as stock PEFT does.
+
+    Raises:
+        ModelError: it cannot be read, does not fit the model, or holds no head where the model has none.
+    """
     from peft import PeftModel
 
     assert arm.adapter is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from autolr.analysis import guide
 from autolr.candidate import Candidate
 from autolr.data import sources
 from autolr.data.batches import CYCLE
@@ -63,6 +64,7 @@ class Setting:
             rank=self._max_rank,
             targets=max(self._targets, key=lambda targets: len(roles_of(targets))),
             kind="dora" if "dora" in kinds else kinds[0],
+            guide=max(self.study.space.guide, key=["none", "heads"].index),
         )
         return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS), stop=None)
 
@@ -144,6 +146,9 @@ def read_setting(study: Study, device: torch.device, *, allow_code: bool = False
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
     task = task_of(study.task, examples.classes, study.metric, data.train.labels, allow_code=allow_code)
+    if "heads" in study.space.guide:
+        with quiet():
+            space = replace(space, heads=guide.of_task(base, task, data.train, study.seed))
     return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from autolr.model import layouts
+from autolr.model.adapters import plain_name
 from autolr.model.projections import NAMES
 from autolr.recipe import Recipe
 from autolr.study import Role, roles_of
@@ -218,11 +219,55 @@ def _layer_stacks(names: Iterable[str]) -> set[str]:
     return stacks
 
 
+class HeadAdamW(torch.optim.AdamW):
+    """AdamW in which rows of some parameters learn at multiples of their rates.
+
+    Args:
+        groups: as torch.optim.AdamW takes them.
+        factors: of a parameter [rows, ...]: a factor for each equal part of its rows.
+        options: of torch.optim.AdamW.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], factors: Mapping[nn.Parameter, Sequence[float]], **options: Any
+    ) -> None:
+        super().__init__(groups, **options)
+        self.factors = {
+            p: p.new_tensor(own).repeat_interleave(len(p) // len(own)).unsqueeze(1) for p, own in factors.items()
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take AdamW's step, and of it in each row as many times as its factor says."""
+        before = {p: p.detach().clone() for p in self.factors}
+        loss = super().step(closure)
+        for p, old in before.items():
+            p.copy_(torch.lerp(old, p, self.factors[p].to(p.device)))
+        return loss
+
+
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW with a recipe's rates, betas, eps and weight decay."""
+    """Return AdamW with a recipe's rates, betas, eps and weight decay, and where it says so with those of heads."""
     rates = recipe.rates.trained()
     targets = recipe.candidate.targets
     # Not every model has all there is in all-linear.
     needed: tuple[Role, ...] = ("q", "v") if targets == "all-linear" else roles_of(targets)
     groups = grouped(model, rates, recipe.rates.b, weight_decay=recipe.training.weight_decay, needed=needed)
-    return torch.optim.AdamW(groups, betas=recipe.training.betas, eps=recipe.training.eps)
+    options = {"betas": recipe.training.betas, "eps": recipe.training.eps}
+    if not recipe.rates.heads:
+        return torch.optim.AdamW(groups, **options)  # type: ignore[arg-type]
+    return HeadAdamW(groups, head_factors(model, recipe.rates.heads), **options)
+
+
+def head_factors(model: nn.Module, heads: Mapping[str, Sequence[float]]) -> dict[nn.Parameter, Sequence[float]]:
+    """Return the factors of parameters of a PEFT model: B, or the whole matrix, of the sites that `heads` names."""
+    named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+    found = {
+        named[f"{site}.{side}"]: own
+        for site, own in heads.items()
+        for side in ("lora_B", "weight")
+        if f"{site}.{side}" in named
+    }
+    if len(found) != len(heads):
+        raise ValueError(f"rates.heads names matrices that are not trained: {sorted(heads)[:3]}")
+    return found

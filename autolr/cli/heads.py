@@ -1,0 +1,171 @@
+"""`autolr heads`: what attention heads do, before and after fine-tuning."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autolr.study import TaskName
+
+if TYPE_CHECKING:
+    from autolr.heads import Heads
+
+
+def heads(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|ADAPTER...",
+            help="Models; or run folders and folders of trained adapters, looked at before and after training.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the samples come from; default: confirm of each adapter's recipe.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[TaskName, typer.Option(help="Of models, and of adapters without a recipe.")] = "classification",
+    samples: Annotated[int, typer.Option(min=2, help="At most so many are looked at.")] = 512,
+    signed: Annotated[
+        bool,
+        typer.Option("--signed", help="Mean of signed activations, as the formula of paper 2 says, not absolute."),
+    ] = False,
+    combine: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Write the first adapter's change as a combination of the others', and advise how to make so many "
+            "samples of their tasks.",
+            show_default=False,
+        ),
+    ] = None,
+    unrelated: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter of an unrelated task, a null for --combine; may be given again.", show_default=False
+        ),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose data instead: of this file take the --take samples whose use of the model's heads is "
+            "nearest that of --data, and write them to --out.",
+            show_default=False,
+        ),
+    ] = None,
+    take: Annotated[int, typer.Option(min=1, help="Samples that --pool chooses.")] = 500,
+    model: Annotated[
+        str | None, typer.Option(help="Base model of adapters that came without a recipe.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the result; default: runs/heads. Of --pool: a csv file.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of which samples are taken, and of a new head.")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
+) -> None:
+    """Say which attention heads a task uses, what training changes, and what the task is made of.
+
+    Writes heads.json, the patterns sample by sample, and heads.html.
+    """
+    import json
+
+    from autolr.heads import heads as look
+
+    if pool is not None:
+        _choose(given, data, pool, take, task, samples, out or Path("chosen.csv"), seed, device)
+        return
+    found = look(
+        given,
+        data,
+        task=task,
+        samples=samples,
+        kind="signed" if signed else "absolute",
+        combine_for=combine,
+        unrelated=unrelated or [],
+        model=model,
+        seed=seed,
+        device=device,
+        told=None if as_json else lambda line: typer.echo(f"seen     {line}"),
+    )
+    from autolr.report.heads import write_heads
+
+    folder = found.save(out or Path("runs") / "heads")
+    page = write_heads(found, folder / "heads.html")
+    typer.echo(json.dumps(found.summary()) if as_json else "\n".join([*lines(found), f"page     {page}"]))
+
+
+def lines(found: Heads) -> list[str]:
+    """Return the result in lines for a terminal."""
+    summary = found.summary()
+    said = []
+    for look in summary["looks"]:
+        said.append(
+            f"model    {look['label']}: {len(look['layers'])} layers of {len(look['patterns']['before'][0])} heads"
+        )
+        for name in ("gini", "variation", "kurtosis"):
+            said.append(f"{name:<9}" + " → ".join(_interval(one) for one in look[name].values()))
+        said.append("entropy  " + " → ".join(f"{share:.3f}" for share in look["entropy"].values()) + " of the most")
+        if "correlation" in look:
+            said.append(f"change   correlation of before and after {_interval(look['correlation'])}")
+        for name in ("most_used", "least_used"):
+            said.append(f"{name.partition('_')[0]:<9}" + ", ".join(map(_head, look[name])))
+    one = summary.get("combination")
+    if one:
+        said.append(
+            f"fit      R² {_interval(one['r2'])}; heads permuted {_interval(one['null_heads'])}, p {one['p']:.3f}"
+        )
+        if one["null_unrelated"]:
+            said.append("null     unrelated tasks: R² " + ", ".join(f"{r2:.3f}" for r2 in one["null_unrelated"]))
+        for weight in one["weights"]:
+            said.append(
+                f"weight   {weight['task']}: {_interval(weight['share'])}, {one['advice'][weight['task']]} samples"
+            )
+    return said
+
+
+def _interval(one: dict[str, float]) -> str:
+    return f"{one['mean']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+
+
+def _head(one: dict[str, Any]) -> str:
+    return f"{one['layer']}.{one['head']} {one['mean']:.2g}"
+
+
+def _choose(
+    given: list[str],
+    data: str | None,
+    pool: str,
+    take: int,
+    task: TaskName,
+    samples: int,
+    out: Path,
+    seed: int,
+    device: str | None,
+) -> None:
+    from autolr.data import tables
+    from autolr.errors import AutoLRError
+    from autolr.heads import chosen
+    from autolr.study import Data
+
+    if len(given) != 1 or data is None:
+        raise AutoLRError("--pool: give one model, and --data, the data of the target task")
+    rows = chosen(given[0], data, pool, take, task=task, samples=samples, seed=seed, device=device)
+    table, _, _ = tables.read(Data(source=pool))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows([column[row] for column in table.values()] for row in rows)
+    typer.echo(
+        f"chosen   {len(rows)} of {len(next(iter(table.values()))):,} samples of {pool}, the nearest first: {out}"
+    )

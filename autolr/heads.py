@@ -1,0 +1,364 @@
+"""What attention heads do, before and after fine-tuning: paper 2, section by section."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolr import display, documents
+from autolr.analysis import eager, measures, pattern
+from autolr.analysis.choose import nearest
+from autolr.analysis.combine import Change, Combination, combine, mixture
+from autolr.analysis.pattern import Array, Kind, Pattern
+from autolr.data import cache, sources
+from autolr.data.batches import TokenSet
+from autolr.data.sources import Examples
+from autolr.data.tasks import Task, task_of
+from autolr.errors import AutoLRError, DataError, RunError
+from autolr.model import backbone
+from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.quiet import quiet
+from autolr.recipe import Recipe
+from autolr.search import provenance, scored
+from autolr.search.arms import ADAPTER, Arm, base_model, read_arm
+from autolr.search.setting import choose_device
+from autolr.study import Data, TaskName
+from autolr.train import material
+
+SAMPLES = 512
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Look:
+    """One model looked at, before and after its fine-tuning.
+
+    Attributes:
+        label: what it is called.
+        model: the base model.
+        data: where the samples come from.
+        before: the pattern of the base; of a task with a head, with the head as training finds it.
+        after: that of the trained adapter on the same samples; None where a model was looked at alone.
+        entropy_before, entropy_after: attention entropy of each head as a share of the most it could be, the mean
+            over samples, [layers, heads].
+    """
+
+    label: str
+    model: str
+    data: str
+    before: Pattern
+    after: Pattern | None
+    entropy_before: Array
+    entropy_after: Array | None
+
+    @property
+    def last(self) -> Pattern:
+        """The pattern after training, where there is one."""
+        return self.after or self.before
+
+    @property
+    def change(self) -> Change | None:
+        """Both patterns, where there are two."""
+        return Change(self.before, self.after) if self.after else None
+
+    def summary(self, kind: Kind) -> dict[str, Any]:
+        """Return the figures, plain numbers, intervals as [low, high]."""
+        moments = {"before": self.before, **({"after": self.after} if self.after else {})}
+        found: dict[str, Any] = {
+            "label": self.label,
+            "model": self.model,
+            "data": self.data,
+            "samples": len(self.before.losses),
+            "layers": list(self.before.layers),
+            "loss": {name: float(one.losses.mean()) for name, one in moments.items()},
+        }
+        for name, statistic in measures.STATISTICS.items():
+            found[name] = {
+                moment: measures.interval([one], statistic, kind).model_dump() for moment, one in moments.items()
+            }
+        entropies = {"before": self.entropy_before, "after": self.entropy_after}
+        found["entropy"] = {name: float(one.mean()) for name, one in entropies.items() if one is not None}
+        if self.after:
+            found["correlation"] = measures.interval([*moments.values()], measures.correlation, kind).model_dump()
+            found["mse"] = measures.interval([*moments.values()], measures.mse, kind).model_dump()
+        pattern = self.last.of(kind)
+        low, high = measures.bounds(self.last, kind)
+        order = measures.ranked(pattern)
+        for name, places in (("most_used", order[:SHOWN]), ("least_used", order[: -SHOWN - 1 : -1])):
+            found[name] = [
+                {"layer": i, "head": j, "mean": pattern[i, j], "low": low[i, j], "high": high[i, j]}
+                for i, j in places
+            ]
+        found["patterns"] = {name: one.of(kind).tolist() for name, one in moments.items()}
+        found["entropies"] = {name: one.tolist() for name, one in entropies.items() if one is not None}
+        return found
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What `heads` has found.
+
+    Attributes:
+        looks: one for each model or adapter, in the order given.
+        kind: which patterns the figures are of.
+        combination: the first one's change as a combination of the others'; None where it was not asked for.
+        advice: samples of each basic task to train on first; None without a combination.
+    """
+
+    looks: list[Look]
+    kind: Kind
+    combination: Combination | None = None
+    advice: dict[str, int] | None = None
+
+    def distances(self) -> Array:
+        """Return 1 - correlation of the changes of all tasks (of the patterns, of models alone), [looks, looks]."""
+        changes = [look.change for look in self.looks]
+        if all(changes):
+            return measures.distances([change.of(self.kind) for change in changes if change])
+        return measures.distances([look.last.of(self.kind) for look in self.looks])
+
+    def summary(self) -> dict[str, Any]:
+        """Return all figures as plain numbers."""
+        found: dict[str, Any] = {"kind": self.kind, "looks": [look.summary(self.kind) for look in self.looks]}
+        if len(self.looks) > 1 and len({look.before.of().shape for look in self.looks}) == 1:
+            found["distances"] = self.distances().tolist()
+        if self.combination:
+            one = self.combination
+            found["combination"] = {
+                "weights": [
+                    {"task": w.task, "ordinary": w.ordinary.model_dump(), "share": w.share.model_dump()}
+                    for w in one.weights
+                ],
+                "r2": one.r2.model_dump(),
+                "r2_share": one.r2_share,
+                "null_heads": one.null_heads.model_dump(),
+                "null_unrelated": one.null_unrelated,
+                "p": one.p,
+                "advice": self.advice,
+            }
+        return {**found, "versions": provenance.versions(), "commit": provenance.commit()}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `heads.json` and the patterns, sample by sample, as safetensors; return the folder."""
+        target = Path(folder)
+        documents.write_text(target / "heads.json", json.dumps(self.summary(), indent=1) + "\n")
+        for number, look in enumerate(self.looks):
+            moments = {"before": look.before, **({"after": look.after} if look.after else {})}
+            for name, one in moments.items():
+                one.save(target / f"{number}-{name}.safetensors")
+        return target
+
+    def _repr_html_(self) -> str:
+        """Return the figures as a notebook shows them."""
+        rows = []
+        for look in self.looks:
+            found = look.summary(self.kind)
+            for name in ("gini", "variation", "kurtosis"):
+                rows.append((f"{look.label}: {name}", " → ".join(f"{v['mean']:.3f}" for v in found[name].values())))
+        return display.table(f"Heads, {self.kind} activations", rows)
+
+
+def heads(
+    given: Sequence[str | Path | Recipe] | str | Path | Recipe,
+    data: str | Data | None = None,
+    *,
+    task: TaskName = "classification",
+    samples: int = SAMPLES,
+    kind: Kind = "absolute",
+    combine_for: int | None = None,
+    unrelated: Sequence[str | Path] = (),
+    model: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    told: Callable[[str], None] | None = None,
+) -> Heads:
+    """Look at the attention heads of models and trained adapters.
+
+    Args:
+        given: models; or run folders and folders of trained adapters, which are looked at before and after training.
+        data: where the samples come from; None: what each adapter's recipe says, of it *confirm*, then *select*.
+        task: of models alone, and of adapters without a recipe.
+        samples: at most so many are looked at; paper 2 finds 100 to 500 enough.
+        kind: `absolute` or `signed`; see `Pattern.of`.
+        combine_for: writes the first one's change as a combination of the others', and advises how to make so many
+            samples of the basic tasks; None: no combination.
+        unrelated: adapters of tasks that have nothing to do with the first: what they explain is a null.
+        model: base model of adapters that came without a recipe.
+        seed: of which samples are taken, and of a new head.
+        device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
+        told: is called with a line whenever one is done.
+
+    Raises:
+        AutoLRError: something of this is at fault.
+    """
+    names = [given] if isinstance(given, (str, Path, Recipe)) else list(given)
+    if not names or samples < 2:
+        raise AutoLRError(
+            f"heads needs a model or an adapter and at least 2 samples (given: {len(names)}, {samples})"
+        )
+    if combine_for is not None and len(names) < 2:
+        raise AutoLRError("--combine: give the adapter of the complex task first, then those of the basic tasks")
+    other = Data(source=data) if isinstance(data, str) else data
+    where = choose_device(device)
+    looks = []
+    for name in (*names, *unrelated):
+        looks.append(_look(name, other, task, samples, model, seed, where))
+        if told:
+            told(f"{looks[-1].label}: {len(looks[-1].before.losses)} samples of {looks[-1].data}")
+    own, strangers = looks[: len(names)], looks[len(names) :]
+    found = Heads(_labelled(own), kind)
+    if combine_for is None:
+        return found
+    alone = [look.label for look in looks if look.after is None]
+    if alone:
+        raise AutoLRError(f"--combine: {', '.join(alone)}: is not trained, so there is no change to combine")
+    if len({look.model for look in looks}) > 1:
+        raise AutoLRError("--combine: all adapters must be of one base model")
+    changes = {look.label: look.change for look in found.looks}
+    first, *basic = [(label, change) for label, change in changes.items() if change]
+    combination = combine(first[1], dict(basic), [look.change for look in strangers if look.change], kind, seed)
+    shares = {weight.task: weight.share.mean for weight in combination.weights}
+    return Heads(found.looks, kind, combination, mixture(shares, combine_for))
+
+
+def _labelled(looks: Sequence[Look]) -> list[Look]:
+    """Give looks of one name a number each."""
+    found: list[Look] = []
+    for look in looks:
+        count = sum(other.label.partition(" (")[0] == look.label for other in found)
+        found.append(Look(**{**look.__dict__, "label": f"{look.label} ({count + 1})"}) if count else look)
+    return found
+
+
+def _look(
+    given: str | Path | Recipe,
+    other: Data | None,
+    task: TaskName,
+    samples: int,
+    model: str | None,
+    seed: int,
+    device: torch.device,
+) -> Look:
+    arm = _arm(given)
+    with quiet():
+        base, judge, rows, source = _material(arm, str(given), other, task, samples, model, seed, device)
+        before = pattern.measure(base, judge, rows)
+        entropy = eager.entropies(base, rows)[1].mean(0).numpy()
+        if arm is None:
+            return Look(base.source, base.source, source, before, None, entropy, None)
+        tuned = scored.load(arm, base)
+        after = pattern.measure(base, judge, rows, tuned)
+        entropy_after = eager.entropies(base, rows, tuned)[1].mean(0).numpy()
+    return Look(arm.label, base.source, source, before, after, entropy, entropy_after)
+
+
+def _arm(given: str | Path | Recipe) -> Arm | None:
+    """Return a trained adapter; None where a model is named."""
+    if isinstance(given, Recipe):
+        raise RunError("heads looks at models and trained adapters; train the recipe first: autolr train")
+    path = Path(given).expanduser()
+    for folder in (path, path / "adapter", path / "train"):
+        if (folder / ADAPTER).is_file() or (folder / "adapter" / ADAPTER).is_file():
+            return read_arm(folder)
+    if (path / "recipe.yaml").is_file() or (path / "study.yaml").is_file():
+        raise RunError(f"{path}: holds no trained adapter yet; train it: autolr train {path}/recipe.yaml")
+    return None
+
+
+def _material(
+    arm: Arm | None,
+    name: str,
+    other: Data | None,
+    task: TaskName,
+    samples: int,
+    model: str | None,
+    seed: int,
+    device: torch.device,
+) -> tuple[Backbone, Task, TokenSet, str]:
+    """Return the base with the head that training starts from, its task, the samples, and where they are from."""
+    recipe = arm.recipe if arm else None
+    if recipe is not None and other is None:
+        exact = recipe.training.model_copy(update={"precision": "fp32"})
+        found = material.read(recipe.model_copy(update={"training": exact}), device)
+        base, judge, rows = found.backbone, found.task, _some(found.data.confirm, samples, seed)
+        missing = samples - len(rows)
+        if missing > 0:
+            extra = _some(found.data.select, missing, seed)
+            rows = TokenSet(rows.ids + extra.ids, rows.labels + extra.labels, rows.pad_id)  # type: ignore[operator, arg-type]
+        source = recipe.data.source
+    else:
+        if other is None:
+            raise DataError(f"{name}: on which data? Give --data, a file or a hub data set")
+        task = recipe.task if recipe else task
+        examples = sources.load(other, task)
+        if recipe is not None and recipe.classes != examples.classes:
+            raise DataError(
+                f"data {other.source!r}: its classes are {', '.join(examples.classes)}, those of {name} are "
+                f"{', '.join(recipe.classes)}"
+            )
+        source = model or (recipe.model if recipe else base_model(arm) if arm else name)
+        base = backbone.load(source, examples.classes, device, "fp32", task)
+        judge = task_of(task, examples.classes, None, examples.labels)
+        rows, source = _some(_tokens(examples, other, base), samples, seed), other.source
+    own = base.head_parameters()
+    with torch.no_grad():
+        for parameter, value in fresh_head(base, recipe.seed if recipe else seed).items():
+            own[parameter].copy_(value)
+    return base, judge, rows, source
+
+
+def _tokens(examples: Examples, data: Data, base: Backbone) -> TokenSet:
+    ids, labels = cache.tokens(examples, base.tokenizer, min(data.max_length, base.max_length or data.max_length))
+    return TokenSet(ids, examples.labels if labels is None else labels, int(base.tokenizer.pad_token_id))
+
+
+def _some(data: TokenSet, count: int, seed: int) -> TokenSet:
+    """Return some examples, drawn by the seed; all of them where there are no more."""
+    order = np.random.default_rng([seed, 13]).permutation(len(data))[:count]
+    return data.take(sorted(int(row) for row in order))
+
+
+def chosen(
+    name: str,
+    target: str | Data,
+    pool: str | Data,
+    count: int,
+    *,
+    task: TaskName = "classification",
+    samples: int = SAMPLES,
+    seed: int = 0,
+    device: str | None = None,
+) -> list[int]:
+    """Return the rows of a pool, numbered from 0, whose use of the heads is nearest that of a target task.
+
+    Args:
+        name: the model.
+        target: data of the target task, of which at most `samples` are looked at.
+        pool: data to choose from, of the same classes or of texts that are learned.
+        count: how many to take.
+        task: of both.
+        samples: of the target.
+        seed: of which of them.
+        device: such as `cpu` or `cuda:0`.
+
+    Raises:
+        AutoLRError: the data cannot be read, or the pool is smaller than `count`.
+        ModelError: the model cannot be looked at.
+    """
+    wanted, offered = (Data(source=one) if isinstance(one, str) else one for one in (target, pool))
+    with quiet():
+        base, judge, rows, _ = _material(None, name, wanted, task, samples, None, seed, choose_device(device))
+        examples = sources.load(offered, task)
+        if tuple(examples.classes) != judge.classes:
+            raise DataError(
+                f"data {offered.source!r}: its classes are {', '.join(examples.classes)}, those of {wanted.source} "
+                f"are {', '.join(judge.classes)}"
+            )
+        looked = [pattern.measure(base, judge, one).absolutes for one in (_tokens(examples, offered, base), rows)]
+    return nearest(looked[0], looked[1], count)
