@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from autolr.candidate import Candidate as Candidate
     from autolr.errors import AutoLRError as AutoLRError
+    from autolr.foreign.export import export as export
+    from autolr.foreign.terms import lora_config as lora_config
     from autolr.recipe import Recipe as Recipe
     from autolr.report.figures import figure as figure
     from autolr.report.page import write_report as write_report
@@ -31,22 +33,34 @@ if TYPE_CHECKING:
     from autolr.train.optimizer import parameter_groups as parameter_groups
     from autolr.train.run import TrainResult as TrainResult
     from autolr.train.run import train as train
+    from autolr.train.trainers import LogRates as LogRates
+    from autolr.train.trainers import RoleRates as RoleRates
+    from autolr.train.trainers import with_rates as with_rates
+    from autolr.tune.function import tune as tune
+    from autolr.tune.trainer import tune_trainer as tune_trainer
 
 # Names and where they live; imported on first use, so that `import autolr` costs nothing.
 _HOMES = {
     "AutoLRError": "autolr.errors",
     "Candidate": "autolr.candidate",
     "Comparison": "autolr.search.compare",
+    "LogRates": "autolr.train.trainers",
     "Recipe": "autolr.recipe",
+    "RoleRates": "autolr.train.trainers",
     "SearchResult": "autolr.search.result",
     "Study": "autolr.study",
     "TrainResult": "autolr.train.run",
     "compare": "autolr.search.compare",
     "create_optimizer": "autolr.train.optimizer",
+    "export": "autolr.foreign.export",
     "figure": "autolr.report.figures",
+    "lora_config": "autolr.foreign.terms",
     "parameter_groups": "autolr.train.optimizer",
     "search": "autolr.search.run",
     "train": "autolr.train.run",
+    "tune": "autolr.tune.function",
+    "tune_trainer": "autolr.tune.trainer",
+    "with_rates": "autolr.train.trainers",
     "write_report": "autolr.report.page",
 }
 
