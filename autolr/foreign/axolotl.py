@@ -73,14 +73,14 @@ def export(recipe: Recipe) -> Export:
     terms = terms_of(recipe)
     terms.pop("rho", None)  # loraplus_lr_ratio and lr_groups exclude each other
     every = max(1, -(-recipe.steps // EVALUATIONS))
-    columns = _dataset(recipe, has_chats(data))
+    chats = has_chats(data)
     content = {
         "bf16": "auto",
         **named(terms, NAMES),
         "adapter": "qlora" if terms.get("four_bit") else "lora",
         "lr_groups": _groups(recipe),
-        "datasets": [{"path": TRAIN, "ds_type": "json", **columns}],
-        "test_datasets": [{"path": SELECT, "ds_type": "json", "split": "train", **columns}],
+        "datasets": [{"path": TRAIN, "ds_type": "json", **_dataset(recipe, chats)}],
+        "test_datasets": [{"path": SELECT, "ds_type": "json", "split": "train", **_dataset(recipe, chats)}],
         "val_set_size": 0.0,
         "train_on_inputs": False,
         "sample_packing": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from autolr.documents import to_yaml
@@ -65,6 +66,9 @@ def export(recipe: Recipe) -> Export:
         "report_to": "none",
     }
     lost = lost_rates(recipe, rho=True)
+    wanted = recipe.rates.b.get("v", recipe.rates.b.get("q"))
+    if wanted is not None and not math.isclose(wanted, terms["lr"] * terms["rho"]):
+        lost.append(f"method.max_lr_b: B learns at {terms['lr'] * terms['rho']:.3g} here, not at {wanted:.3g}")
     if recipe.task == "sft" and not chats:
         lost.append("the end token after a completion: the template `empty` writes none, so it is not learned")
     files = {

@@ -14,11 +14,18 @@ from autolr.recipe import Recipe
 
 # What torchtune calls the matrices of each role.
 _ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "output_proj"}
-_FILES = {
-    "llama3": {"path": "original/tokenizer.model"},
-    "qwen2": {"path": "vocab.json", "merges_file": "merges.txt"},
-    "mistral": {"path": "tokenizer.model"},
+# By version of a family: its builder in torchtune.models, its tokenizer and that one's files, and what checkpointers
+# call it.
+_VERSIONS: dict[str, tuple[str, dict[str, str], str]] = {
+    "llama2": ("llama2.llama2_tokenizer", {"path": "tokenizer.model"}, "LLAMA2"),
+    "llama3": ("llama3.llama3_tokenizer", {"path": "original/tokenizer.model"}, "LLAMA3"),
+    "llama3_1": ("llama3.llama3_tokenizer", {"path": "original/tokenizer.model"}, "LLAMA3"),
+    "llama3_2": ("llama3.llama3_tokenizer", {"path": "original/tokenizer.model"}, "LLAMA3_2"),
+    "qwen2": ("qwen2_5.qwen2_5_tokenizer", {"path": "vocab.json", "merges_file": "merges.txt"}, "QWEN2"),
+    "mistral": ("mistral.mistral_tokenizer", {"path": "tokenizer.model"}, "MISTRAL"),
 }
+# Where Llama's rotary base tells its third generation, with another tokenizer, from its second.
+_LLAMA3_BASE = 500_000
 
 
 def export(recipe: Recipe) -> Export:
@@ -33,7 +40,8 @@ def export(recipe: Recipe) -> Export:
     terms, config = terms_of(recipe), config_of(recipe.model).get_text_config()
     if terms["rslora"]:
         raise ModelError("--to torchtune: has no rsLoRA; the recipe's kind is rslora")
-    builder, tokenizer, kind = _family(config, recipe.model)
+    version = _version(config, recipe.model)
+    tokenizer, files, kind = _VERSIONS[version]
     folder = Path(terms["model"])
     here = folder.is_dir()
     weights = sorted(file.name for file in folder.glob("*.safetensors")) if here else ["model.safetensors"]
@@ -42,11 +50,11 @@ def export(recipe: Recipe) -> Export:
     content = {
         "output_dir": "out",
         "model": {
-            "_component_": builder,
+            "_component_": f"torchtune.models.{version}.lora_{version}",
             "lora_attn_modules": [name for role, name in _ATTENTION.items() if role in roles],
             "apply_lora_to_mlp": "mlp" in roles,
             "apply_lora_to_output": False,
-            **_shape(config, builder),
+            **_shape(config, version),
             "lora_rank": terms["rank"],
             "lora_alpha": terms["alpha"],
             "lora_dropout": 0.0,
@@ -54,8 +62,8 @@ def export(recipe: Recipe) -> Export:
             "quantize_base": bool(terms.get("four_bit")),
         },
         "tokenizer": {
-            "_component_": tokenizer,
-            **{key: str(folder / file) for key, file in _FILES[_family_name(config)].items()},
+            "_component_": f"torchtune.models.{tokenizer}",
+            **{key: str(folder / file) for key, file in files.items()},
             "max_seq_len": terms["max_length"],
         },
         "checkpointer": {
@@ -102,46 +110,45 @@ def export(recipe: Recipe) -> Export:
         *([f"steps: {epochs * steps} in whole epochs, not {recipe.steps}"] if epochs * steps != recipe.steps else []),
         "select: nothing is evaluated during training, so the last checkpoint is kept, not the best",
         *([] if here else [f"model {terms['model']}: download it to the folder of this name: tune download"]),
+        *(
+            f"tokenizer: {file} is not in the model's folder, and torchtune reads no tokenizer.json"
+            for file in files.values()
+            if here and not (folder / file).is_file()
+        ),
         *lost_always(recipe),
     ]
     command = "tune run lora_finetune_single_device --config torchtune.yaml"
     return Export("torchtune", {"torchtune.yaml": to_yaml(content), **data}, command, tuple(lost))
 
 
-def _family_name(config: Any) -> str:
-    return {"llama": "llama3"}.get(config.model_type, str(config.model_type))
-
-
-def _family(config: Any, model: str) -> tuple[str, str, str]:
-    """Return builder, tokenizer and checkpointer's name of a family.
+def _version(config: Any, model: str) -> str:
+    """Return which of torchtune's models this is.
 
     Raises:
-        ModelError: there is none.
+        ModelError: none.
     """
-    known = {
-        "qwen2": ("torchtune.models.qwen2.lora_qwen2", "torchtune.models.qwen2_5.qwen2_5_tokenizer", "QWEN2"),
-        "mistral": ("torchtune.models.mistral.lora_mistral", "torchtune.models.mistral.mistral_tokenizer", "MISTRAL"),
-    }
-    if config.model_type in known:
-        return known[config.model_type]
-    if config.model_type != "llama":
+    family, rope = str(config.model_type), _rope(config)
+    if family in ("qwen2", "mistral"):
+        return family
+    if family != "llama":
         raise ModelError(
-            f"--to torchtune: model {model!r} is of the family {config.model_type!r}; builders are known for llama, "
-            "qwen2 and mistral"
+            f"--to torchtune: model {model!r} is of the family {family!r}; builders are known for llama, qwen2 and "
+            "mistral"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    tied = bool(config.tie_word_embeddings)
-    version = "llama3" if rope.get("rope_type") != "llama3" else "llama3_2" if tied else "llama3_1"
-    tokenizer = "torchtune.models.llama3.llama3_tokenizer"
-    return f"torchtune.models.{version}.lora_{version}", tokenizer, "LLAMA3_2" if version == "llama3_2" else "LLAMA3"
+    if rope.get("rope_type") == "llama3":
+        return "llama3_2" if config.tie_word_embeddings else "llama3_1"
+    return "llama3" if rope.get("rope_theta", 0) >= _LLAMA3_BASE else "llama2"
 
 
-def _shape(config: Any, builder: str) -> dict[str, Any]:
-    rope = getattr(config, "rope_parameters", None) or {}
-    scaled = {"scale_factor": int(rope["factor"])} if rope.get("rope_type") == "llama3" else {}
-    tied = (
-        {"tie_word_embeddings": bool(config.tie_word_embeddings)} if builder.endswith(("llama3_2", "qwen2")) else {}
-    )
+def _rope(config: Any) -> dict[str, Any]:
+    return getattr(config, "rope_parameters", None) or {}
+
+
+def _shape(config: Any, version: str) -> dict[str, Any]:
+    rope = _rope(config)
+    base = {} if version == "llama2" else {"rope_base": int(rope.get("rope_theta", 10_000))}
+    scaled = {"scale_factor": int(rope["factor"])} if version in ("llama3_1", "llama3_2") else {}
+    tied = {"tie_word_embeddings": bool(config.tie_word_embeddings)} if version in ("llama3_2", "qwen2") else {}
     return {
         "vocab_size": config.vocab_size,
         "num_layers": config.num_hidden_layers,
@@ -151,7 +158,7 @@ def _shape(config: Any, builder: str) -> dict[str, Any]:
         "intermediate_dim": config.intermediate_size,
         "max_seq_len": config.max_position_embeddings,
         "norm_eps": config.rms_norm_eps,
-        "rope_base": int(rope.get("rope_theta", 10_000)),
+        **base,
         **scaled,
         **tied,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 
 import autolr
 from autolr.data.prepared import prepare
@@ -139,19 +140,20 @@ def test_axolotl_accepts_it_and_gives_each_role_its_rate(recipe_of, rows, tmp_pa
 
 
 def test_axolotls_own_optimizer(recipe_of, tmp_path):
-    mixin = pytest.importorskip("axolotl.core.trainers.mixins.optimizer", reason="needs axolotl's trainer")
-    from types import SimpleNamespace
-
-    from transformers import Trainer
-
+    axolotl = pytest.importorskip("axolotl", reason="needs axolotl")
+    # The module alone: the packages around it import all that axolotl can train with.
+    path = Path(axolotl.__path__[0], "core", "trainers", "mixins", "optimizer.py")
+    spec = importlib.util.spec_from_file_location("axolotl_optimizer", path)
+    mixin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mixin)
     recipe = recipe_of()
     export(recipe, "axolotl", tmp_path)
     content = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(recipe.model), autolr.lora_config(recipe))
-    arguments = SimpleNamespace(
+    arguments = types.SimpleNamespace(
         lr_groups=content["lr_groups"], weight_decay=0.01, embedding_lr_scale=None, embedding_lr=None
     )
-    trainer = SimpleNamespace(args=arguments)
+    trainer = types.SimpleNamespace(args=arguments)
     trainer.get_decay_parameter_names = lambda model: Trainer.get_decay_parameter_names(trainer, model)
     groups = mixin.OptimizerMixin.create_optimizer_grouped_parameters(
         trainer, model, {"lr": content["learning_rate"]}
