@@ -35,7 +35,7 @@ def export(recipe: Recipe) -> Export:
         ModelError: the recipe is no language model's, or torchtune has no builder for its family; or see
             `autolr.foreign.terms.lora_config`.
     """
-    of_language(recipe, "torchtune")
+    of_language(recipe, "torchtune", whole_alpha=False)
     data = data_files(recipe)
     terms, config = terms_of(recipe), config_of(recipe.model).get_text_config()
     if terms["rslora"]:

@@ -12,6 +12,7 @@ import sys
 import pytest
 import yaml
 
+from autolr.cli import shipped as shipped_verbs
 from autolr.cli import studies
 from autolr.cli.init import commented
 from autolr.foreign.export import TOOLS
@@ -87,11 +88,12 @@ def test_ls_and_cp(in_folder):
     said = autolr("ls").stdout
     assert all(row["name"] in said for row in listed)
     for row in listed:
-        done = autolr("cp", row["name"], f"{row['name']}.yaml")
-        assert done.returncode == 0, done.stderr
+        shipped_verbs.cp(row["name"], None)
         shipped, _ = studies.load(row["name"])
         assert Study.load(f"{row['name']}.yaml").identity() == shipped.identity()
-    assert autolr("cp", "sentiment").returncode == 2
+    done = autolr("cp", "sentiment")
+    assert done.returncode == 2 and "sentiment.yaml: exists already" in done.stderr
+    assert autolr("cp", "sentiment", "mine.yaml").stdout.startswith("wrote mine.yaml")
     assert "is none of the shipped ones: classify" in autolr("cp", "nothing").stderr
 
 

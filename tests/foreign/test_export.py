@@ -229,6 +229,8 @@ def test_refused(recipe_of, model_folders, rows, tmp_path):
     full = {"method": {"kind": "full"}, "candidate": {"lr_v": 8e-3, "ratio": 8, "rank": 0, "kind": "full"}}
     with pytest.raises(ModelError, match="there is no adapter; use autolr train"):
         export(recipe_of(**full), "peft", tmp_path / "none")
+    with pytest.raises(ModelError, match="takes whole numbers for alpha alone, and the recipe's is 12.5"):
+        export(recipe_of(method={"alpha": 12.5}), "axolotl", tmp_path / "none")
     with pytest.raises(AutoLRError, match="--to keras: known are peft, trl"):
         export(recipe_of(), "keras", tmp_path / "none")
     with pytest.raises(DataError, match="has changed since the search"):
