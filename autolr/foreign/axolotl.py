@@ -93,13 +93,8 @@ def export(recipe: Recipe) -> Export:
         "load_best_model_at_end": True,
         "logging_steps": 10,
     }
-    lost = [f"lengths of DoRA (their rate is {terms['lr']:.3g}, that of no group)"] if terms["dora"] else []
-    return Export(
-        "axolotl",
-        {"axolotl.yaml": to_yaml(content), **data},
-        "axolotl train axolotl.yaml",
-        (*lost, *lost_always(recipe)),
-    )
+    files = {"axolotl.yaml": to_yaml(content), **data}
+    return Export("axolotl", files, "axolotl train axolotl.yaml", tuple(lost_always(recipe)))
 
 
 def _groups(recipe: Recipe) -> list[dict[str, Any]]:

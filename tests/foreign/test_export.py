@@ -139,14 +139,19 @@ def test_axolotl_accepts_it_and_gives_each_role_its_rate(recipe_of, rows, tmp_pa
                 assert first["lr"] == (rates["b"][role] if "lora_B" in name else rates[role]), name
 
 
-def test_axolotls_own_optimizer(recipe_of, tmp_path):
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_axolotls_own_optimizer(kind, recipe_of, tmp_path):
     axolotl = pytest.importorskip("axolotl", reason="needs axolotl")
     # The module alone: the packages around it import all that axolotl can train with.
     path = Path(axolotl.__path__[0], "core", "trainers", "mixins", "optimizer.py")
     spec = importlib.util.spec_from_file_location("axolotl_optimizer", path)
     mixin = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mixin)
-    recipe = recipe_of()
+    recipe = recipe_of(
+        method={"kind": kind},
+        candidate={"lr_v": 8e-3, "ratio": 8, "rank": 4, "targets": "all-linear", "kind": kind},
+        rates={"q": 1e-3, "k": 2e-3, "v": 8e-3, "o": 5e-3, "mlp": 6e-3},
+    )
     export(recipe, "axolotl", tmp_path)
     content = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(recipe.model), autolr.lora_config(recipe))
@@ -160,7 +165,7 @@ def test_axolotls_own_optimizer(recipe_of, tmp_path):
     )
     theirs = {id(p): group["lr"] for group in groups for p in group["params"]}
     ours = {id(p): g["lr"] for g in autolr.create_optimizer(model, recipe).param_groups for p in g["params"]}
-    assert theirs == ours
+    assert theirs == ours and len(set(ours.values())) == 5
 
 
 def test_llama_factory_reads_it(recipe_of, rows, tmp_path, monkeypatch):
