@@ -6,37 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from autolr.documents import to_yaml
-from autolr.foreign.terms import Terms, modules_of, named, of_language, terms_of
-from autolr.foreign.tool import SELECT, TRAIN, Export, data_files, has_chats, lost_always
-from autolr.foreign.trl import EVALUATIONS
+from autolr.foreign.terms import ARGUMENTS, Terms, modules_of, named, of_language, terms_of
+from autolr.foreign.tool import EVALUATIONS, SELECT, TRAIN, Export, data_files, has_chats, lost_always
 from autolr.recipe import Recipe
 from autolr.train.optimizer import role_of
 
 NAMES = {
+    **ARGUMENTS,
     "base_model": "model",
     "micro_batch_size": "batch",
-    "gradient_accumulation_steps": "accumulate",
-    "max_steps": "steps",
     "num_epochs": "epochs",
-    "learning_rate": "lr",
     "loraplus_lr_ratio": "rho",
     "lr_scheduler": "schedule",
-    "warmup_steps": "warmup_steps",
-    "warmup_ratio": "warmup_ratio",
-    "weight_decay": "weight_decay",
-    "adam_beta1": "beta1",
-    "adam_beta2": "beta2",
-    "adam_epsilon": "eps",
-    "max_grad_norm": "clip",
     "sequence_len": "max_length",
-    "seed": "seed",
-    "gradient_checkpointing": "checkpointing",
-    "bf16": "bf16",
     "load_in_4bit": "four_bit",
     "load_in_8bit": "eight_bit",
     "lora_r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
     "lora_target_modules": "targets",
     "peft_use_rslora": "rslora",
     "peft_use_dora": "dora",

@@ -7,22 +7,17 @@ import math
 from typing import Any
 
 from autolr.documents import to_yaml
-from autolr.foreign.terms import named, of_language, terms_of
-from autolr.foreign.tool import Export, data_files, has_chats, lost_always, lost_rates
-from autolr.foreign.trl import EVALUATIONS
-from autolr.foreign.trl import NAMES as ARGUMENTS
+from autolr.foreign.terms import ARGUMENTS, named, of_language, terms_of
+from autolr.foreign.tool import Export, best_on_select, data_files, has_chats, lost_always, lost_rates
 from autolr.recipe import Recipe
 
 NAMES = {
-    **{
-        name: term
-        for name, term in ARGUMENTS.items()
-        if not name.startswith(("lora_", "use_", "load_", "max_length"))
-    },
+    **ARGUMENTS,
+    "model_name_or_path": "model",
+    "per_device_train_batch_size": "batch",
+    "lr_scheduler_type": "schedule",
     "cutoff_len": "max_length",
     "lora_rank": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
     "use_rslora": "rslora",
     "use_dora": "dora",
     "loraplus_lr_ratio": "rho",
@@ -39,7 +34,6 @@ def export(recipe: Recipe) -> Export:
     of_language(recipe, "llama-factory")
     data = data_files(recipe)
     chats, terms = has_chats(data), terms_of(recipe)
-    every = max(1, -(-recipe.steps // EVALUATIONS))
     bits = 4 if terms.get("four_bit") else 8 if terms.get("eight_bit") else None
     content = {
         "bf16": True,
@@ -56,14 +50,8 @@ def export(recipe: Recipe) -> Export:
         **({} if chats else {"template": "empty"}),
         "optim": "adamw_torch",
         "output_dir": "out",
-        "eval_strategy": "steps",
-        "eval_steps": every,
-        "save_strategy": "steps",
-        "save_steps": every,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss",
+        **best_on_select(recipe),
         "logging_steps": 10,
-        "report_to": "none",
     }
     lost = lost_rates(recipe, rho=True)
     wanted = recipe.rates.b.get("v", recipe.rates.b.get("q"))

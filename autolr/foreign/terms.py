@@ -21,6 +21,24 @@ from autolr.study import LANGUAGE, Role
 
 # A term's value: `model`, `batch`, `steps`, `lr`, `rank`, `alpha`, `targets` (names of modules), ...
 Terms = dict[str, Any]
+# What transformers' arguments, and so the tools on top of them, call terms.
+ARGUMENTS = {
+    "gradient_accumulation_steps": "accumulate",
+    "max_steps": "steps",
+    "learning_rate": "lr",
+    "warmup_steps": "warmup_steps",
+    "warmup_ratio": "warmup_ratio",
+    "weight_decay": "weight_decay",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+    "max_grad_norm": "clip",
+    "seed": "seed",
+    "gradient_checkpointing": "checkpointing",
+    "bf16": "bf16",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+}
 # Precisions that keep the base in few bits, as other tools say it.
 _BITS = {"nf4": {"four_bit": True}, "int8": {"eight_bit": True}}
 

@@ -16,6 +16,8 @@ from autolr.errors import DataError
 from autolr.model.outline import config_of
 from autolr.recipe import Recipe
 
+# Evaluations on *select*, and checkpoints, of a run.
+EVALUATIONS = 8
 # The files of the recipe's own splits, called as `datasets` calls splits; confirm is given to nobody.
 TRAIN, SELECT = "data/train.jsonl", "data/validation.jsonl"
 
@@ -131,6 +133,21 @@ def _measured(recipe: Recipe) -> str:
         f"; that (λ=1 at this lr_v) cost {mean:+.4f} of confirm loss in the search, 90% interval {low:+.4f} to "
         f"{high:+.4f}"
     )
+
+
+def best_on_select(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments by which a Trainer keeps the checkpoint that is best on *select*, as AutoLR does."""
+    every = max(1, -(-recipe.steps // EVALUATIONS))
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "report_to": "none",
+    }
 
 
 def data_files(recipe: Recipe) -> dict[str, str]:

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from autolr.documents import to_yaml
-from autolr.foreign.terms import Terms, named, of_language, terms_of
-from autolr.foreign.tool import Export, data_files, has_chats, lost_always, lost_rates
+from autolr.foreign.terms import ARGUMENTS, Terms, named, of_language, terms_of
+from autolr.foreign.tool import Export, best_on_select, data_files, has_chats, lost_always, lost_rates
 from autolr.recipe import Recipe
 
 # TRL's, and transformers.TrainingArguments' own.
 NAMES = {
+    **ARGUMENTS,
     "model_name_or_path": "model",
     "per_device_train_batch_size": "batch",
-    "gradient_accumulation_steps": "accumulate",
-    "max_steps": "steps",
     "num_train_epochs": "epochs",
-    "learning_rate": "lr",
     "lr_scheduler_type": "schedule",
-    "warmup_steps": "warmup_steps",
-    "warmup_ratio": "warmup_ratio",
-    "weight_decay": "weight_decay",
-    "adam_beta1": "beta1",
-    "adam_beta2": "beta2",
-    "adam_epsilon": "eps",
-    "max_grad_norm": "clip",
     "max_length": "max_length",
-    "seed": "seed",
-    "gradient_checkpointing": "checkpointing",
-    "bf16": "bf16",
     "load_in_4bit": "four_bit",
     "load_in_8bit": "eight_bit",
     "lora_r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
     "lora_target_modules": "targets",
     "use_rslora": "rslora",
     "use_dora": "dora",
 }
 # Of files that are read: where the data is.
 DATA = {"dataset_name": "data", "dataset_config": "subset", "dataset_train_split": "split"}
-# Evaluations and checkpoints of a run; the best on *select* is kept, as AutoLR's own full run does.
-EVALUATIONS = 8
 # Settings of how a run is looked at and kept, which say nothing of what is learned.
 _ASIDE = (
     "output_dir",
@@ -92,7 +75,6 @@ def export(recipe: Recipe) -> Export:
     """
     of_language(recipe, "trl")
     data = data_files(recipe)
-    every = max(1, math.ceil(recipe.steps / EVALUATIONS))
     content = {
         **named(terms_of(recipe), NAMES),
         "use_peft": True,
@@ -105,14 +87,7 @@ def export(recipe: Recipe) -> Export:
         "packing": False,
         "optim": "adamw_torch",
         "output_dir": "out",
-        "eval_strategy": "steps",
-        "eval_steps": every,
-        "save_strategy": "steps",
-        "save_steps": every,
-        "save_total_limit": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss",
-        "report_to": "none",
+        **best_on_select(recipe),
     }
     by_config = [f"{line} (`trl sft --config trl.yaml` alone; train.py has them all)" for line in lost_rates(recipe)]
     lost = (*by_config, *lost_always(recipe))
