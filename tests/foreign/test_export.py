@@ -88,7 +88,7 @@ def test_peft(recipe_of, tmp_path):
 
 
 def test_trl_reads_it(recipe_of, rows, tmp_path):
-    trl = pytest.importorskip("trl", reason="needs TRL: pip install 'autolr-qv[trl]'")
+    trl = pytest.importorskip("trl", reason="needs TRL: pip install trl")
     kinds = (trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig)
     for task, data in (("sft", None), ("lm", None), ("sft", rows["chats"])):
         folder = tmp_path / f"{task}{bool(data)}"
@@ -105,7 +105,7 @@ def test_trl_reads_it(recipe_of, rows, tmp_path):
 
 
 def test_trl_trains_it_at_the_recipes_rates(recipe_of, tmp_path):
-    pytest.importorskip("trl", reason="needs TRL: pip install 'autolr-qv[trl]'")
+    pytest.importorskip("trl", reason="needs TRL: pip install trl")
     export(recipe_of(), "trl", tmp_path)
     run(tmp_path, "train.py", "--config", "trl.yaml", "--use_cpu", "--logging_steps", "1")
     state = max((tmp_path / "out").glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)

@@ -228,7 +228,7 @@ def chats() -> Dataset:
 
 
 def test_trl_sft(tmp_path):
-    trl = pytest.importorskip("trl", reason="needs TRL: pip install 'autolr-qv[trl]'")
+    trl = pytest.importorskip("trl", reason="needs TRL: pip install trl")
     config = trl.SFTConfig(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, logging_steps=1, report_to="none",
         use_cpu=True, bf16=False, disable_tqdm=True,
@@ -251,7 +251,7 @@ def test_trl_sft(tmp_path):
 
 
 def test_trl_dpo(tmp_path):
-    trl = pytest.importorskip("trl", reason="needs TRL: pip install 'autolr-qv[trl]'")
+    trl = pytest.importorskip("trl", reason="needs TRL: pip install trl")
     config = trl.DPOConfig(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, logging_steps=1, report_to="none",
         use_cpu=True, bf16=False, disable_tqdm=True,

@@ -83,7 +83,7 @@ def test_a_sequence_classifiers_head_keeps_its_rate(tmp_path):
 
 
 def test_trls_sft(tmp_path, model_folders):
-    trl = pytest.importorskip("trl", reason="needs TRL: pip install 'autolr-qv[trl]'")
+    trl = pytest.importorskip("trl", reason="needs TRL: pip install trl")
     config = trl.SFTConfig(
         output_dir=str(tmp_path / "never"), learning_rate=1e-3, max_steps=8, per_device_train_batch_size=2,
         use_cpu=True, bf16=False, report_to="none",
