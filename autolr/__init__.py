@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from autolr.candidate import Candidate as Candidate
     from autolr.errors import AutoLRError as AutoLRError
+    from autolr.foreign.export import export as export
+    from autolr.foreign.terms import lora_config as lora_config
     from autolr.heads import Heads as Heads
     from autolr.heads import heads as heads
     from autolr.recipe import Recipe as Recipe
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
     from autolr.train.optimizer import parameter_groups as parameter_groups
     from autolr.train.run import TrainResult as TrainResult
     from autolr.train.run import train as train
+    from autolr.train.trainers import LogRates as LogRates
+    from autolr.train.trainers import RoleRates as RoleRates
+    from autolr.train.trainers import with_rates as with_rates
+    from autolr.tune.function import tune as tune
+    from autolr.tune.trainer import tune_trainer as tune_trainer
 
 # Names and where they live; imported on first use, so that `import autolr` costs nothing.
 _HOMES = {
@@ -42,19 +49,26 @@ _HOMES = {
     "Candidate": "autolr.candidate",
     "Comparison": "autolr.search.compare",
     "Heads": "autolr.heads",
+    "LogRates": "autolr.train.trainers",
     "Recipe": "autolr.recipe",
+    "RoleRates": "autolr.train.trainers",
     "SearchResult": "autolr.search.result",
     "Study": "autolr.study",
     "Theory": "autolr.theory",
     "TrainResult": "autolr.train.run",
     "compare": "autolr.search.compare",
     "create_optimizer": "autolr.train.optimizer",
+    "export": "autolr.foreign.export",
     "figure": "autolr.report.figures",
     "heads": "autolr.heads",
+    "lora_config": "autolr.foreign.terms",
     "parameter_groups": "autolr.train.optimizer",
     "search": "autolr.search.run",
     "theory": "autolr.theory",
     "train": "autolr.train.run",
+    "tune": "autolr.tune.function",
+    "tune_trainer": "autolr.tune.trainer",
+    "with_rates": "autolr.train.trainers",
     "write_report": "autolr.report.page",
 }
 

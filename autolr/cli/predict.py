@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
+from autolr.cli import complete
+from autolr.cli.output import echo_json
+
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder of a search.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder of a search.", autocompletion=complete.runs, show_default=False)
+    ],
     lr_v: Annotated[float, typer.Option(help="Rate of W_v.", show_default=False)],
     ratio: Annotated[float, typer.Option(help="λ = lr_v / lr_q.")] = 1.0,
     rank: Annotated[int, typer.Option(help="Adapter rank; full matrices have none.")] = 8,
@@ -20,6 +25,7 @@ def predict(
         str | None, typer.Option(help="The method; default: the study's first choice.", show_default=False)
     ] = None,
     rho: Annotated[float, typer.Option(help="ρ = lr_B / lr_A.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """Predict the score of any candidate from a search's curves, with a 90 % interval.
 
@@ -35,5 +41,8 @@ def predict(
     given = {"lr_v": lr_v, "ratio": ratio, "rank": rank, "rho": rho, **result.study.usual(), **result.study.fixed()}
     given |= {name: value for name, value in named.items() if value is not None}
     found = predicted(result, documents.validate(Candidate, given, "command line"))
+    if as_json:
+        echo_json(found)
+        return
     typer.echo(found.describe())
     typer.echo(f"the nearest tried is {found.nearest.describe()}")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from autolr.cli import complete
+
 
 class Format(StrEnum):
     """What is written."""
@@ -18,7 +20,12 @@ class Format(StrEnum):
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder of a search, finished or not.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder of a search, finished or not.", autocompletion=complete.runs, show_default=False
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -29,11 +36,17 @@ def report(
     form: Annotated[
         Format, typer.Option("--format", help="html: one page; png, svg: each figure, drawn by kaleido.")
     ] = Format.html,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Nothing is written: what the page rests on, as JSON on standard output.")
+    ] = False,
 ) -> None:
     """Write one self-contained HTML page about a search, or its figures as pictures."""
     from autolr.search.result import SearchResult
 
     result = SearchResult.load(run)
+    if as_json:
+        typer.echo(result.to_json())
+        return
     if form is Format.html:
         from autolr.report.page import write_report
 

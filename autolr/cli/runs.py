@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from autolr.cli.output import echo_json
 
 if TYPE_CHECKING:
     from autolr.search.runs import Advice, Run
@@ -25,7 +26,7 @@ def runs(
 
     rows = found.recommend(folder) if recommend else found.runs(folder)
     if as_json:
-        typer.echo(json.dumps([row.model_dump(mode="json") for row in rows], indent=1, ensure_ascii=False))
+        echo_json(rows)
         return
     for row in rows:
         say("\n".join(_advice(row) if isinstance(row, found.Advice) else _lines(row)))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autolr.cli import studies
+from autolr.cli import complete, studies
+from autolr.cli.output import echo_json
+from autolr.errors import AutoLRError
 
 if TYPE_CHECKING:
     from autolr.search.plan import Plan
@@ -22,6 +24,7 @@ def search(
             metavar="[STUDY] [KEY=VALUE]...",
             help="A study file or the name of a shipped study (default: sentiment), and overrides such as "
             "space.rank=[8,16].",
+            autocompletion=complete.studies,
             show_default=False,
         ),
     ] = None,
@@ -71,6 +74,9 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: the plan as JSON on standard output.")
+    ] = False,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
     ] = False,
@@ -92,8 +98,10 @@ def search(
     }
     study = studies.resolve(words or [], options, out)
     if dry_run:
-        _show_plan(study, device, allow_code)
+        _show_plan(study, device, allow_code, as_json)
         return
+    if as_json:
+        raise AutoLRError("--json: goes with --dry-run; of a search, autolr report RUN --json tells all")
     from autolr.cli.live import watch
     from autolr.search import run
     from autolr.search.folder import RunFolder
@@ -151,10 +159,13 @@ def _train_folder(result: SearchResult) -> Path:
     return folder
 
 
-def _show_plan(study: Study, device: str | None, allow_code: bool) -> None:
+def _show_plan(study: Study, device: str | None, allow_code: bool, as_json: bool) -> None:
     from autolr.search.plan import plan
 
     found: Plan = plan(study, device, allow_code=allow_code)
+    if as_json:
+        echo_json({"study": study, "plan": found})
+        return
     trained = "matrices" if study.method.full else "adapter"
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",

@@ -79,11 +79,22 @@ def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Stud
         if "data.source" in given:
             content, text = {"model": content["model"], "data": {}, "train": True}, ""
         if "data.source" in given or "model" in given:
-            content["name"] = _name(str(given.get("data.source") or given["model"]))
+            content["name"] = name_of(str(given.get("data.source") or given["model"]))
     # JSON is YAML on one line.
     apply_overrides(content, [f"{key}={json.dumps(value)}" for key, value in given.items()])
     apply_overrides(content, overrides)
     return documents.validate(Study, content, str(path), text)
+
+
+def load(named: str) -> tuple[Study, str]:
+    """Return the study of a file or of a shipped study's name, and its text.
+
+    Raises:
+        AutoLRError: there is no such study, or it is wrong; all that is wrong is listed.
+    """
+    path, variant = _path(named, None)
+    content, text = read(path, variant)
+    return documents.validate(Study, content, str(path), text), text
 
 
 def _path(named: str | None, out: Path | None) -> Shipped:
@@ -99,7 +110,8 @@ def _path(named: str | None, out: Path | None) -> Shipped:
     return known[named]
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
+    """Return a study's name for its data or model: the last part, in letters that a file's name may have."""
     stem = source.rstrip("/").rpartition("/")[2].partition(":")[2] or Path(source.rstrip("/")).stem
     name = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in stem)
     return name.strip("._-")[:64] or "study"

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autolr.cli import complete
+
 if TYPE_CHECKING:
     from autolr.recipe import Recipe
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, or the run folder that holds it.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the full run; default: train, beside the recipe.", show_default=False),

@@ -1,4 +1,4 @@
-"""`autolr validate`: can this model be searched, what would be trained, and does the conformance kit pass on it."""
+"""`autolr validate`: is a study sound; can a model be searched, and does the conformance kit pass on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.cli import complete
+from autolr.cli.output import echo_json
+from autolr.errors import AutoLRError
 from autolr.study import TaskName
 
 if TYPE_CHECKING:
@@ -17,7 +20,17 @@ RANKS = (4, 8, 16, 32, 64)
 
 
 def validate(
-    model: Annotated[str, typer.Option(help="Local folder or hub id of the model.", show_default=False)],
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            help="A study file, or the name of a shipped one: its settings are checked, all that is wrong is listed.",
+            autocompletion=complete.studies,
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Local folder or hub id of the model to check.", show_default=False)
+    ] = None,
     classes: Annotated[int, typer.Option(min=2, help="Outputs of the head.")] = 2,
     task: Annotated[
         TaskName, typer.Option(help="What the model is for; sft and lm check the language model, without a head.")
@@ -26,30 +39,63 @@ def validate(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
-    """Show where a model's W_q, W_k and W_v are, what a rank costs, and check that AutoLR trains them rightly.
+    """Check a study's settings, or a model: where its W_q, W_k and W_v are, and that AutoLR trains them rightly.
 
-    The checks take three steps on a few random tokens. Exit code 2: the model is refused, or a check fails.
+    The checks of a model take three steps on a few random tokens. Exit code 2: something is refused, or a check
+    fails.
     """
+    if (study is None) == (model is None):
+        raise AutoLRError("validate: give a study, or --model X; a study's own model is checked by its name")
+    if study is not None:
+        _study(study, as_json)
+        return
+    assert model is not None
+    _model(model, classes, task, device, as_json)
+
+
+def _study(named: str, as_json: bool) -> None:
+    from autolr.cli.studies import load
+
+    found, _ = load(named)
+    if as_json:
+        echo_json(found)
+        return
+    typer.echo(
+        f"study {found.name}: its settings are sound ({found.task}, {found.model} on {found.data.source}, "
+        f"{found.budget.trials} trials)\nnext: autolr search {named} --dry-run reads data and model"
+    )
+
+
+def _model(model: str, classes: int, task: TaskName, device: str | None, as_json: bool) -> None:
     from autolr import testing
     from autolr.errors import ModelError
     from autolr.model import backbone
     from autolr.model.quiet import quiet
     from autolr.search.setting import choose_device
 
+    def say(line: str) -> None:
+        if not as_json:
+            typer.echo(line)
+
     with quiet():
         base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device), task=task)
-    typer.echo("\n".join(describe(base)))
-    failed = []
+    facts = describe(base)
+    say("\n".join(facts))
+    checks = []
     with quiet():
         for check in testing.run(base):
-            typer.echo(_line(check))
-            failed += [] if check.passed else [check.name]
+            say(_line(check))
+            checks.append(check)
+    if as_json:
+        echo_json({"model": model, "facts": [fact.split(None, 1) for fact in facts], "checks": checks})
+    failed = [check.name for check in checks if not check.passed]
     if failed:
         raise ModelError(
             f"model {model!r}: {len(failed)} of the checks failed ({', '.join(failed)}); do not trust a search on it"
         )
-    typer.echo("all checks passed")
+    say("all checks passed")
 
 
 def describe(base: Backbone) -> list[str]:

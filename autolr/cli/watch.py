@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.cli.output import echo_json
+
 if TYPE_CHECKING:
     from autolr.search.folder import RunFolder
     from autolr.search.state import State
@@ -20,6 +22,9 @@ def watch(
     run: Annotated[Path, typer.Argument(help="Run folder of a search that runs elsewhere.", show_default=False)],
     once: Annotated[bool, typer.Option("--once", help="Show how far it is, and stop.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="How far it is, as JSON on standard output; implies --once.")
+    ] = False,
 ) -> None:
     """Show a search that runs in another process, until it ends; only the run folder is read.
 
@@ -35,6 +40,9 @@ def watch(
 
     folder, console = RunFolder(run), Console()
     state = read_state(folder)
+    if as_json:
+        echo_json({**state.model_dump(mode="json"), "alive": state.is_alive(), "time_left": state.time_left()})
+        return
     try:
         if once:
             console.print(View(state))

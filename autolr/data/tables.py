@@ -19,6 +19,8 @@ _READERS = {
     ".parquet": ("parquet", {}),
 }
 _KNOWN = "a csv, tsv, json, jsonl or parquet file, or a folder saved by datasets"
+# Stands before the name of a function that reads its data itself; see `autolr.tune`.
+OWN = "tune:"
 # What the embedded sentences become where completions are learned.
 DEMO_PROMPT = "Review: {}\nSentiment:"
 
@@ -35,6 +37,11 @@ def read(data: Data) -> tuple[Table, list[str], list[str] | None]:
     Raises:
         DataError: something cannot be read, or the parts have not the same columns.
     """
+    if data.source.startswith(OWN):
+        raise DataError(
+            f"data {data.source!r}: is read by a function of your own, so only autolr.tune searches it; its recipe "
+            "goes home with autolr.with_rates, autolr.create_optimizer or autolr export --to peft"
+        )
     table, names = _read(data, data.split)
     parts = ["train"] * _rows(table)
     for part, split in (("select", data.select_split), ("confirm", data.confirm_split)):

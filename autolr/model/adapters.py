@@ -101,7 +101,7 @@ def peft_model(
     check(backbone, sites, kind)
     # PEFT wraps the head in place, so its first values are read before.
     values = fresh_head(backbone, seed)
-    config = _whole_config(backbone, sites) if kind == "full" else _lora_config(backbone, sites, rank, alpha, kind)
+    config = _whole_config(backbone, sites) if kind == "full" else lora_config(backbone, sites, rank, alpha, kind)
     if kind != "full":
         values |= {f"{site.name}.lora_A": initial_a(site, rank, seed) for site in sites}
     model = get_peft_model(backbone.model, config)
@@ -128,7 +128,7 @@ def _whole_config(backbone: Backbone, sites: Sequence[Site]) -> Any:
     return LNTuningConfig(target_modules=[*_short_names(backbone, list(by_module(sites))), *head])
 
 
-def _lora_config(backbone: Backbone, sites: Sequence[Site], rank: int, alpha: float, kind: MethodKind) -> Any:
+def lora_config(backbone: Backbone, sites: Sequence[Site], rank: int, alpha: float, kind: MethodKind) -> Any:
     """Return the stock PEFT configuration of an adapter.
 
     On a fused module its rank is as many times as large as it has roles, and alpha so that the scale stays; see

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,18 @@ class SearchResult:
             for score in evidence.scores
         ]
         return display.table(evidence.verdict, rows) + display.grid(heads, confirmed)
+
+    def to_json(self) -> str:
+        """Return the search as JSON; of the confirmation's repeats all but the losses of single examples."""
+        content = {
+            "folder": str(self.folder),
+            "study": self.study.model_dump(mode="json"),
+            "trials": [trial.model_dump(mode="json") for trial in self.trials],
+            "repeats": [repeat.model_dump(mode="json", exclude={"losses"}) for repeat in self.repeats],
+            "phases": [phase.model_dump(mode="json") for phase in self.phases],
+            "recipe": self.recipe.model_dump(mode="json") if self.recipe else None,
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False)
 
     def ended(self) -> list[TrialRecord]:
         """Return the trials that count: finished, pruned or diverged."""

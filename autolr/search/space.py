@@ -84,13 +84,25 @@ class SearchSpace:
         for targets, kind in itertools.product(space.targets, method.kind):
             adapters.check(backbone, backbone.projections.of(targets), kind)
         rate = rule_rate(backbone.hidden_size, backbone.model_type, full=method.full)
-        lr_head = method.lr_head
+        lr_head: str | float = method.lr_head
         if not backbone.head:
             lr_head = 0.0
         elif lr_head == "auto":
             # Adam moves each weight of the head by about the rate, and a logit sums them over the width.
             lr_head = float(f"{HEAD_STEP / backbone.hidden_size:.3g}")
-        dimensions = _distributions(study, rate)
+        return cls.around(study, rate, float(lr_head), steps)
+
+    @classmethod
+    def around(cls, study: Study, rate: float, lr_head: float, steps: int) -> SearchSpace:
+        """Return the study's space around a rate, whatever the model.
+
+        Args:
+            study: gives the space.
+            rate: what an automatic range of lr_v is centred on, and the rules of thumb train at.
+            lr_head: rate of the head; 0 where there is none.
+            steps: of the full run.
+        """
+        method, dimensions = study.method, _distributions(study, rate)
         max_lr_b = AUTO_FACTOR * rate if method.max_lr_b == "auto" else method.max_lr_b
         if method.max_lr_b == "auto":
             max_lr_b = max(max_lr_b, _largest(dimensions["lr_v"]))

@@ -46,13 +46,16 @@ class Spread:
         """Take differences apart.
 
         Args:
-            differences: on the same examples, [seeds, examples]; at least 2 examples.
+            differences: on the same examples, [seeds, examples]; at least 2 of one of them. A single example is a
+                mean over examples: what is said then holds for other seeds only.
         """
         d = np.asarray(differences, dtype=np.float64)
         seeds, examples = d.shape
         mean = float(d.mean())
         if seeds == 1:
             return cls(mean, 1, examples, 0.0, float(d.var(ddof=1)), 0.0)
+        if examples == 1:
+            return cls(mean, seeds, 1, float(d.var(ddof=1)), 0.0, 0.0)
         by_seed, by_example = d.mean(1), d.mean(0)
         left = d - by_seed[:, None] - by_example[None, :] + mean
         rest = float((left**2).sum()) / ((seeds - 1) * (examples - 1))

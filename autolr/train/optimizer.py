@@ -246,17 +246,37 @@ class HeadAdamW(torch.optim.AdamW):
         return loss
 
 
-def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW with a recipe's rates, betas, eps and weight decay, and where it says so with those of heads."""
-    rates = recipe.rates.trained()
+def recipe_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Sort a model's trainable parameters into groups, as `parameter_groups` does, at a recipe's rates.
+
+    Raises:
+        ValueError: as `parameter_groups`; or a matrix of the recipe is not trained.
+    """
     targets = recipe.candidate.targets
     # Not every model has all there is in all-linear.
     needed: tuple[Role, ...] = ("q", "v") if targets == "all-linear" else roles_of(targets)
-    groups = grouped(model, rates, recipe.rates.b, weight_decay=recipe.training.weight_decay, needed=needed)
-    options = {"betas": recipe.training.betas, "eps": recipe.training.eps}
+    decay = recipe.training.weight_decay
+    return grouped(model, recipe.rates.trained(), recipe.rates.b, weight_decay=decay, needed=needed)
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW with a recipe's rates, betas, eps and weight decay, and where it says so with those of heads.
+
+    It goes wherever an optimizer goes: a loop of one's own, `Trainer(optimizers=(optimizer, None))`, or
+    `configure_optimizers` of a LightningModule.
+
+    Args:
+        model: trains what the recipe does: an adapter on its matrices, and its head where it has one.
+        recipe: gives the rates.
+
+    Raises:
+        ValueError: see `recipe_groups`.
+    """
+    groups, training = recipe_groups(model, recipe), recipe.training
     if not recipe.rates.heads:
-        return torch.optim.AdamW(groups, **options)  # type: ignore[arg-type]
-    return HeadAdamW(groups, head_factors(model, recipe.rates.heads), **options)
+        return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps)
+    factors = head_factors(model, recipe.rates.heads)
+    return HeadAdamW(groups, factors, betas=training.betas, eps=training.eps)
 
 
 def head_factors(model: nn.Module, heads: Mapping[str, Sequence[float]]) -> dict[nn.Parameter, Sequence[float]]:

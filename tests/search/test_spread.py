@@ -60,6 +60,13 @@ def test_the_parts_of_the_variance_are_found():
     assert np.mean([one.rest for one in found]) == pytest.approx(0.1**2, rel=0.05)
 
 
+def test_means_over_examples_are_the_t_interval_over_seeds():
+    means = np.random.default_rng(3).normal(0.1, 0.05, (5, 1))
+    interval = Spread.of(means).interval(0.9)
+    low, high = stats.t.interval(0.9, 4, loc=means.mean(), scale=stats.sem(means[:, 0]))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+
+
 def test_one_training_of_each_is_the_paired_t_test_over_examples():
     d = np.random.default_rng(3).normal(0.1, 1, (1, 300))
     low, high = stats.t.interval(0.9, 299, loc=d.mean(), scale=stats.sem(d[0]))

@@ -1,0 +1,47 @@
+"""What the shell's completion offers beside the names of verbs and options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def studies(incomplete: str) -> list[str]:
+    """Return shipped studies and study files that begin so."""
+    from autolr.cli.studies import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)] + _paths(incomplete, ".yaml")
+
+
+def shipped(incomplete: str) -> list[str]:
+    """Return shipped studies that begin so."""
+    from autolr.cli import studies
+
+    return [name for name in studies.shipped() if name.startswith(incomplete)]
+
+
+def runs(incomplete: str) -> list[str]:
+    """Return folders, those in `runs/` first."""
+    own = [str(path) for path in sorted(Path("runs").glob("*/")) if (path / "study.yaml").is_file()]
+    found = [path for path in own if path.startswith(incomplete)]
+    return list(dict.fromkeys([*found, *_paths(incomplete)]))
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Return run folders and recipe files."""
+    return list(dict.fromkeys([*runs(incomplete), *_paths(incomplete, ".yaml")]))
+
+
+def _paths(incomplete: str, ending: str | None = None) -> list[str]:
+    """Return folders, and files of that ending, whose path begins so."""
+    folder, _, start = incomplete.rpartition("/")
+    here = Path(folder + "/" if incomplete.startswith("/") or folder else ".")
+    if not here.is_dir():
+        return []
+    prefix = f"{folder}/" if "/" in incomplete else ""
+    return [
+        prefix + path.name + ("/" if path.is_dir() else "")
+        for path in sorted(here.iterdir())
+        if path.name.startswith(start)
+        and not path.name.startswith(".")
+        and (path.is_dir() or (ending is not None and path.suffix == ending))
+    ]

@@ -1,0 +1,51 @@
+"""`autolr export`: a recipe as files for other tools."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autolr.cli import complete
+
+
+class Tool(StrEnum):
+    """For whom."""
+
+    peft = "peft"
+    trl = "trl"
+    axolotl = "axolotl"
+    llama_factory = "llama-factory"
+    torchtune = "torchtune"
+    accelerate = "accelerate"
+
+
+def export(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
+        ),
+    ],
+    to: Annotated[Tool, typer.Option(help="For whom.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the files; default: export-TOOL, beside the recipe.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a recipe as files that another tool accepts as they are, and say what that tool cannot express.
+
+    The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates where
+    the tool knows such a thing (axolotl), and by a script that goes along (trl, accelerate).
+    """
+    from autolr.cli.live import say
+    from autolr.foreign.export import export as write
+    from autolr.recipe import Recipe
+
+    found = Recipe.load(recipe)
+    folder = out or (recipe if recipe.is_dir() else recipe.parent) / f"export-{to}"
+    written, paths = write(found, to, folder)
+    say(written.note(found))
+    say("\n".join(f"wrote {path}" for path in paths))

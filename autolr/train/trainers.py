@@ -1,0 +1,137 @@
+"""A recipe's rates in the trainers people have: transformers.Trainer and what is built on it, such as TRL's.
+
+    import autolr
+
+    Trainer = autolr.with_rates(SFTTrainer, autolr.Recipe.load("runs/mine/recipe.yaml"))
+
+or, the same as a class of one's own:
+
+    class MyTrainer(autolr.RoleRates, SFTTrainer):
+        rates = {"lr_q": 1e-4, "ratio": 8}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn, optim
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_optimizer import is_optimizer_factory
+
+from autolr.errors import AutoLRError
+from autolr.recipe import Rates, Recipe
+from autolr.train.optimizer import grouped, parameter_groups, recipe_groups
+
+T = TypeVar("T", bound=type)
+# A recipe, its rates, or the keyword arguments of `autolr.parameter_groups`.
+RatesLike = Recipe | Rates | Mapping[str, float]
+# What follows a role's name where its biases and norms are a group without weight decay.
+_UNDECAYED = "_undecayed"
+
+
+class LogRates(TrainerCallback):
+    """Adds the rate of each role to what a Trainer logs: `lr_q`, `lr_v`, `lr_head`, ...
+
+    A Trainer's own `learning_rate` is that of its first group alone. Trackers, such as W&B, see the rates if this
+    callback comes before theirs, which `RoleRates` sees to.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[str, float] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Remember the rates of this step; the schedule changes them before they are told."""
+        groups = [group for group in optimizer.param_groups if not group.get("name", "").endswith(_UNDECAYED)]
+        self._rates = {f"lr_{group['name']}": float(group["lr"]) for group in groups if "name" in group}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Add the rates where a Trainer tells its own."""
+        if not logs or "learning_rate" not in logs:
+            return
+        logs.update(self._rates)
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(self._rates)
+
+
+class RoleRates:
+    """Mixin for subclasses of transformers.Trainer: each role learns at its own rate.
+
+    Put it before the trainer: `class MyTrainer(RoleRates, SFTTrainer)`. Optimizer, schedule, weight decay and all
+    else come from the trainer's arguments; their `learning_rate` alone counts for nothing. A schedule scales the
+    rates of all roles alike, so the ratio holds from the first step to the last.
+
+    Attributes:
+        rates: a recipe or its `rates`, or keyword arguments of `autolr.parameter_groups`, such as
+            `{"lr_q": 1e-4, "ratio": 8}`.
+    """
+
+    rates: RatesLike | None = None
+
+    def create_optimizer(self: Any, model: nn.Module | None = None) -> optim.Optimizer:
+        """Return the arguments' optimizer over groups that hold every trainable parameter exactly once.
+
+        Raises:
+            ValueError: see `autolr.parameter_groups`.
+            AutoLRError: no rates are given, or the arguments' optimizer chooses its parameters itself.
+        """
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if is_optimizer_factory(kind) or {"params", "model", "optimizer_dict"} & options.keys():
+                raise AutoLRError(
+                    f"optim {self.args.optim}: chooses its parameters and their rates itself; take adamw_torch or "
+                    "another that is given groups"
+                )
+            if self.rates is None:
+                raise AutoLRError(
+                    f"{type(self).__name__}: has no rates; write in the class rates = autolr.Recipe.load(...), or "
+                    'rates = {"lr_q": 1e-4, "ratio": 8}'
+                )
+            groups = _groups(model, self.rates, self.args.weight_decay, self.get_decay_parameter_names(model))
+            self.optimizer = kind(groups, **options)
+            if not any(isinstance(one, LogRates) for one in self.callback_handler.callbacks):
+                self.callback_handler.callbacks.insert(0, LogRates())  # before the trackers
+        optimizer: optim.Optimizer = self.optimizer
+        return optimizer
+
+
+def with_rates(trainer: T, rates: RatesLike) -> T:
+    """Return a trainer's class with a rate for each role; use it in place of the trainer.
+
+    Args:
+        trainer: transformers.Trainer or a subclass, such as TRL's SFTTrainer or DPOTrainer.
+        rates: a recipe or its `rates`, or keyword arguments of `autolr.parameter_groups`.
+
+    Raises:
+        TypeError: it is no such class.
+    """
+    if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
+        raise TypeError(f"with_rates is for subclasses of transformers.Trainer: {trainer!r}")
+    return type(trainer.__name__, (RoleRates, trainer), {"rates": rates, "__module__": trainer.__module__})  # type: ignore[return-value]
+
+
+def _groups(model: nn.Module, rates: RatesLike, weight_decay: float, decayed: list[str]) -> list[dict[str, Any]]:
+    """Return groups by role; biases and norms of a role are a group of their own where others decay, as Trainer's."""
+    own = rates.rates if isinstance(rates, Recipe) else rates
+    if isinstance(own, Rates) and own.heads:
+        raise AutoLRError(
+            "rates.heads: the recipe gives heads rates of their own, which no group of parameters can hold; train it "
+            "with autolr train, or with autolr.create_optimizer(model, recipe) in a loop of your own"
+        )
+    if isinstance(rates, Recipe):
+        groups = recipe_groups(model, rates)
+    elif isinstance(rates, Rates):
+        groups = grouped(model, rates.trained(), rates.b)
+    else:
+        groups = parameter_groups(model, **{name: value for name, value in rates.items() if name != "weight_decay"})
+    names = set(decayed)
+    decays = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    split = []
+    for group in groups:
+        for does, suffix in ((True, ""), (False, _UNDECAYED)):
+            params = [p for p in group["params"] if (not weight_decay or id(p) in decays) == does]
+            if params:
+                decay = weight_decay if does else 0.0
+                split.append({**group, "params": params, "weight_decay": decay, "name": group["name"] + suffix})
+    return split

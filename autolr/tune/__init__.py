@@ -1,0 +1,1 @@
+"""Searches around training code of the user's own: a function, or a transformers or TRL trainer."""

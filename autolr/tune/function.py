@@ -1,0 +1,185 @@
+"""A search around a training function of the user's own.
+
+def train(candidate, report):
+    torch.manual_seed(report.seed)
+    model = get_peft_model(load(), LoraConfig(r=candidate.rank, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    groups = autolr.parameter_groups(model, lr_q=candidate.lr_q, ratio=candidate.ratio)
+    optimizer = torch.optim.AdamW(groups)
+    for step in range(1, report.steps + 1):
+        ...
+        if step % 50 == 0:
+            report(step, loss_on_select(model))
+            if report.should_stop():
+                break
+    return losses_on_confirm(model)
+
+result = autolr.tune(train, lr=2e-4, steps=400)
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from autolr import documents
+from autolr.candidate import Candidate
+from autolr.data.tables import OWN
+from autolr.errors import RunError
+from autolr.recipe import Cost, Evidence, Rates, Recipe
+from autolr.search import provenance, verdict
+from autolr.search.confirm import finalists, line_up
+from autolr.search.folder import RunFolder
+from autolr.search.loop import Watcher
+from autolr.search.result import SearchResult
+from autolr.search.run import default_folder
+from autolr.search.setting import choose_device
+from autolr.search.space import SearchSpace
+from autolr.search.state import observed
+from autolr.study import Study
+from autolr.tune.trials import TrainFunction, Tuning
+
+# Trainings are not packed here, so fewer are spent on the verdict than `autolr search` spends.
+FINALISTS, BASELINES = 2, ["rule", "winner_lr"]
+
+
+def tune(
+    function: TrainFunction,
+    *,
+    lr: float,
+    steps: int,
+    trials: int = 16,
+    out: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **study: Any,
+) -> SearchResult:
+    """Search λ, η_V and the rank around your own training function, confirm the best, and write the recipe.
+
+    The same sampler, pruner, confirmation, run folder and report as `autolr search`, but one training at a time, and
+    all of it yours: model, data, loop. Given again, a search goes on where it stopped; whether the function has
+    changed since is not looked at.
+
+    Args:
+        function: is called with a `Candidate` (`lr_q`, `lr_v`, `ratio`, `rank`, `rho`, `targets`, `kind`) and a
+            `Report`, trains `report.steps` optimizer steps with seed `report.seed`, calls `report(step, loss)` with
+            the loss on examples it does not train on, now and then and at the last step, and returns when
+            `report.should_stop()` says so. At its end it returns the losses of examples that nothing is chosen by,
+            one for each or their mean, at least where `report.confirms`; None: the verdict rests on the losses
+            reported, which have chosen the winner.
+        lr: the rate you train with now: λ = 1 at this rate is the rule of thumb in the comparison, and the search
+            looks a factor of ten around it.
+        steps: of a training.
+        trials: a total: a search that goes on counts what it has.
+        out: the run folder; None: `runs/<name>-<identity>`.
+        watcher: is told what happens.
+        study: anything else of a study, such as `space={"rank": [8, 16], "ratio": [1, 2, 4, 8]}`,
+            `method={"alpha": 32}`, `search={"rungs": [100, 200]}`, `training={"horizon": {"steps": 1600}}` (the full
+            run is longer than these trainings), `name=`, `seed=`, `task=` and `model=`, which the recipe then names.
+
+    Returns:
+        The result, with its recipe.
+
+    Raises:
+        DocumentError: the study is wrong; all its problems are listed.
+        RunError: the folder holds something else, no trial gave a score, or the function ended too early.
+    """
+    found = study_around(function, lr, steps, trials, study)
+    folder = RunFolder(out if out is not None else default_folder(found))
+    horizon = found.training.horizon.steps or steps
+    head = found.method.lr_head
+    space = SearchSpace.around(found, lr, 0.0 if head == "auto" else head, horizon)
+    with folder.lock(), observed(folder, choose_device(None), watcher) as watcher:
+        folder.open(found)
+        work = Tuning(function, found, space, steps, folder, watcher)
+        work.search()
+        best = finalists(SearchResult.load(folder.path).trials, found.search.finalists, space)
+        if not best:
+            raise RunError(f"{folder.path}: no trial gave a score, all diverged; lower lr or space.lr_v")
+        work.confirm(line_up(found, space, best))
+        work.confirm(_everyone(folder, found, space, best))
+        _recipe(folder, found, space, best, steps).save(folder.recipe)
+    return SearchResult.load(folder.path)
+
+
+def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[str, Any]) -> Study:
+    """Return the study of a search around a function.
+
+    Raises:
+        DocumentError: it is wrong; all its problems are listed.
+    """
+    own = OWN + f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    last = re.sub(r"[^A-Za-z0-9._-]", "-", own.rpartition(".")[2].rpartition(":")[2]).strip("._-")
+    around = {"low": lr / 10, "high": lr * 10} if isinstance(lr, (int, float)) and lr > 0 else lr
+    content = {
+        "name": last or "tuned",
+        "model": own,
+        "baselines": BASELINES,
+        **given,
+        "data": given.get("data", own),
+        "space": {"lr_v": around, **given.get("space", {})},
+        "training": {"horizon": {"steps": steps}, **given.get("training", {})},
+        "search": {"finalists": FINALISTS, "length": steps, "slots": 1, **given.get("search", {})},
+        "budget": {"trials": trials, **given.get("budget", {})},
+    }
+    if content["data"] != own:
+        raise RunError(f"data={content['data']!r}: the function reads its data itself; leave it out")
+    found = documents.validate(Study, content, "tune")
+    horizon = found.training.horizon
+    if horizon.steps is None or horizon.steps < steps:
+        raise RunError(
+            f"training.horizon {horizon.model_dump()}: must be steps, no fewer than those trained ({steps})"
+        )
+    return found
+
+
+def _everyone(folder: RunFolder, study: Study, space: SearchSpace, best: list[Candidate]) -> dict[Candidate, str]:
+    """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
+    first = line_up(study, space, best)
+    repeats = [record for record in SearchResult.load(folder.path).repeats if record.candidate in first]
+    return line_up(study, space, best, verdict.choose(repeats, study.space.targets))
+
+
+def _recipe(folder: RunFolder, study: Study, space: SearchSpace, best: list[Candidate], length: int) -> Recipe:
+    result = SearchResult.load(folder.path)
+    wanted = _everyone(folder, study, space, best)
+    repeats = [r.model_copy(update={"label": wanted[r.candidate]}) for r in result.repeats if r.candidate in wanted]
+    winner = verdict.choose(repeats, study.space.targets)
+    scores = verdict.scores(repeats, winner)
+    sentence = verdict.sentence(scores)
+    if all(record.losses == [float(f"{record.select_loss:.6g}")] for record in repeats if not record.diverged):
+        sentence += " Judged by the losses that also chose the winner: the function returned none of other examples."
+    outcomes = Counter(trial.outcome for trial in result.ended())
+    rates = {role: rate for role, rate in winner.rates(space.lr_head).items() if rate > 0}
+    trained = sum(max(trial.rungs, default=0) for trial in result.ended()) + len(result.repeats) * length
+    return Recipe(
+        name=study.name,
+        model=study.model,
+        data=study.data,
+        classes=[],
+        task=study.task,
+        metric=study.metric or "loss",
+        method=study.method.model_copy(update={"max_lr_b": space.max_lr_b, "kind": [winner.kind]}),
+        candidate=winner,
+        rates=Rates.model_validate({**rates, "b": winner.rates_b(space.max_lr_b)}),
+        training=study.training,
+        steps=space.steps,
+        split_seed=study.seed,
+        seed=study.seed,
+        evidence=Evidence(
+            verdict=sentence,
+            trials={
+                "total": outcomes.total(),
+                **{name: outcomes[name] for name in ("finished", "pruned", "diverged")},
+            },
+            repeats=study.search.repeats,
+            scores=scores,
+            cost=Cost(
+                device_seconds=round(sum(phase.seconds for phase in result.phases), 1),
+                trained_tokens=0,
+                evaluated_tokens=0,
+                full_run_equivalents=round(trained / space.steps, 2),
+            ),
+        ),
+        versions=provenance.versions(),
+    )

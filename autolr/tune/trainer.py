@@ -1,0 +1,184 @@
+"""A search around a transformers or TRL trainer: its arguments in, a recipe out."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from autolr.candidate import Candidate
+from autolr.data.batches import CYCLE
+from autolr.errors import AutoLRError
+from autolr.foreign import trl
+from autolr.foreign.adopt import study_of
+from autolr.search.loop import Watcher
+from autolr.search.result import SearchResult
+from autolr.search.setting import PART
+from autolr.train.trainers import with_rates
+from autolr.tune.function import tune
+from autolr.tune.report import Report
+
+# Evaluations of a training, beside those at its rungs.
+EVALUATIONS = 4
+
+
+def tune_trainer(
+    trainer: type,
+    args: TrainingArguments,
+    *,
+    model: str | Callable[[], Any],
+    train_dataset: Any,
+    eval_dataset: Any,
+    peft_config: Any,
+    trials: int = 16,
+    out: str | Path | None = None,
+    watcher: Watcher | None = None,
+    study: dict[str, Any] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Search λ, η_V and the rank around a trainer that you have: its arguments in, a recipe out.
+
+    The rule of thumb in the comparison is what you have now: λ = 1 at `args.learning_rate`. The search looks at a
+    factor of ten around it, and at half and twice the adapter's rank; a trial is the first quarter of the run that
+    the arguments describe. Take the recipe home with `autolr.with_rates(trainer, result.recipe)`.
+
+    Args:
+        trainer: transformers.Trainer or a subclass, such as TRL's SFTTrainer or DPOTrainer.
+        args: its arguments; those of saving, evaluating and reporting are set aside.
+        model: a hub id or folder, where the trainer takes such (TRL's do), or a function that returns a new model.
+        train_dataset: as the trainer takes it.
+        eval_dataset: halved: by one half candidates are chosen, by the other they are judged.
+        peft_config: a LoraConfig; its rank, `use_dora` and `use_rslora` are the candidate's.
+        trials: a total: a search that goes on counts what it has.
+        out: the run folder; None: `runs/<name>-<identity>`.
+        watcher: is told what happens, and what of the arguments was not taken over.
+        study: sections of a study that are to be otherwise, as `autolr.tune` takes them.
+        options: anything else the trainer takes, such as `processing_class` or `data_collator`.
+
+    Raises:
+        AutoLRError: the model is no function where the trainer needs one, or there is nothing to evaluate on.
+        DocumentError: the study is wrong.
+    """
+    takes_adapter = "peft_config" in inspect.signature(trainer.__init__).parameters  # type: ignore[misc]
+    if not takes_adapter and not callable(model):
+        raise AutoLRError(
+            f"model={model!r}: {trainer.__name__} takes a model, not its name; give a function that returns a new one"
+        )
+    if eval_dataset is None or len(eval_dataset) < 2:
+        raise AutoLRError("eval_dataset: candidates are chosen and judged on it; give one of at least 2 examples")
+    select, confirm = _halves(eval_dataset)
+    horizon = _steps(args, len(train_dataset))
+    steps = min(horizon, max(1, round(horizon * PART / CYCLE)) * CYCLE)
+    content, left = _content(args, peft_config, model, horizon)
+    for name, section in (study or {}).items():
+        content[name] = {**content.get(name, {}), **section} if isinstance(section, dict) else section
+    for line in left if watcher else ():
+        watcher.note(f"not taken over: {line}")  # type: ignore[union-attr]
+    steps = int(content.get("search", {}).get("length", steps))
+
+    def train(candidate: Candidate, report: Report) -> float | None:
+        set_seed(report.seed)
+        own = _arguments(args, report)
+        config = copy.deepcopy(peft_config)
+        config.r = candidate.rank
+        config.use_dora, config.use_rslora = candidate.kind == "dora", candidate.kind == "rslora"
+        built = model() if callable(model) else model
+        given: dict[str, Any] = {**options, "train_dataset": train_dataset}
+        if takes_adapter:
+            given |= {"model": built, "peft_config": config}
+        else:
+            from peft import get_peft_model
+
+            given["model"] = get_peft_model(built, config)
+        kind: Any = with_rates(trainer, report.rates)
+        # TRL makes tokens of what it is given here, and of nothing later.
+        found = kind(args=own, eval_dataset={"select": select, "confirm": confirm}, **given)
+        found.add_callback(_Reports(found, report))
+        found.train()
+        judged: float | None = None
+        if report.confirms:
+            judged = found.evaluate(found.eval_dataset["confirm"])["eval_loss"]
+        del found, given, built
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return judged
+
+    name = content.pop("name", trainer.__name__)
+    train.__module__, train.__qualname__ = trainer.__module__, trainer.__name__
+    return tune(
+        train, lr=args.learning_rate, steps=steps, trials=trials, out=out, watcher=watcher, name=name, **content
+    )
+
+
+class _Reports(TrainerCallback):
+    """Evaluates a trainer on *select* now and then, reports it, and stops the trainer when told."""
+
+    def __init__(self, trainer: Any, report: Report) -> None:
+        self.trainer = trainer
+        self.report = report
+        self.every = max(1, report.steps // EVALUATIONS)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        if step % self.every and step != self.report.steps:
+            return
+        self.report(step, self.trainer.evaluate(self.trainer.eval_dataset["select"])["eval_loss"])
+        if self.report.should_stop():
+            control.should_training_stop = True
+
+
+def _arguments(args: TrainingArguments, report: Report) -> TrainingArguments:
+    """Return arguments of one training: schedule of the whole run, nothing saved, evaluated by us."""
+    own = copy.deepcopy(args)
+    own.max_steps, own.seed, own.data_seed = report.horizon, report.seed, report.seed
+    own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+    own.load_best_model_at_end, own.push_to_hub = False, False
+    own.report_to = []
+    own.disable_tqdm = True
+    return own
+
+
+def _content(args: TrainingArguments, peft_config: Any, model: Any, horizon: int) -> tuple[dict[str, Any], list[str]]:
+    """Return what a study says of arguments and adapter, and what it cannot say."""
+    whole: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
+    saved = {name: value for name, value in whole.items() if name in trl.NAMES}
+    terms, _ = trl.read(saved, Path())
+    terms |= {"rank": peft_config.r, "alpha": peft_config.lora_alpha, "dropout": peft_config.lora_dropout}
+    terms |= {"targets": peft_config.target_modules, "dora": peft_config.use_dora, "rslora": peft_config.use_rslora}
+    terms |= {"steps": horizon, "batch": args.train_batch_size * args.world_size}
+    for term in ("lr", "bf16", "seed", "max_length"):
+        terms.pop(term, None)
+    of_language = str(getattr(peft_config.task_type, "value", peft_config.task_type)) == "CAUSAL_LM"
+    terms["task"] = "sft" if of_language else "classification"
+    content, left = study_of(terms)
+    if not of_language:
+        content["method"]["lr_head"] = args.learning_rate  # the same for all candidates, and the one in use
+    if isinstance(model, str):
+        content["model"] = model
+    content["seed"] = args.seed
+    return content, [line for line in left if not line.startswith("dropout")]
+
+
+def _steps(args: TrainingArguments, examples: int) -> int:
+    """Return the optimizer steps of the run that arguments describe."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batch = int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return max(1, round(args.num_train_epochs * -(-examples // batch)))
+
+
+def _halves(dataset: Any, seed: int = 0) -> tuple[Any, Any]:
+    """Return two halves of a data set, drawn by a seed that is always the same."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    middle = len(order) // 2
+    if hasattr(dataset, "select"):
+        return dataset.select(order[:middle]), dataset.select(order[middle:])
+    return torch.utils.data.Subset(dataset, order[:middle]), torch.utils.data.Subset(dataset, order[middle:])

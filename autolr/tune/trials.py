@@ -1,0 +1,265 @@
+"""The trials and the confirmation of a search around a function: one training after another."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.trial import TrialState
+
+from autolr.candidate import Candidate
+from autolr.errors import RunError
+from autolr.search import prior, records
+from autolr.search.confirm import WORST_LOSS, confirmation_jobs
+from autolr.search.folder import RunFolder
+from autolr.search.loop import Job, Running, Watcher
+from autolr.search.pruner import ChancePruner
+from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.result import Phase, SearchResult
+from autolr.search.sampler import CurveSampler
+from autolr.search.space import SearchSpace
+from autolr.study import Study
+from autolr.tune.report import Report, Steps, judged
+
+# Trains a candidate; returns losses of examples that no choice has seen, one mean of them, or None.
+TrainFunction = Callable[[Candidate, Report], float | Sequence[float] | None]
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class Tuning:
+    """A search's work around one function, kept in its run folder as that of any search.
+
+    Args:
+        function: trains one candidate.
+        study: what is searched.
+        space: its space.
+        length: steps of a training.
+        folder: where all is kept.
+        watcher: is told what happens.
+    """
+
+    def __init__(
+        self,
+        function: TrainFunction,
+        study: Study,
+        space: SearchSpace,
+        length: int,
+        folder: RunFolder,
+        watcher: Watcher,
+    ) -> None:
+        self.function = function
+        self.study = study
+        self.space = space
+        self.length = length
+        self.folder = folder
+        self.watcher = watcher
+        self.rungs = study.search.rung_steps(length)
+
+    def search(self) -> None:
+        """Run trials until the budget is spent; those that ended before count."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        spent = sum(p.seconds for p in SearchResult.load(self.folder.path).phases if p.phase == "search")
+        budget = self.study.budget
+        deadline = math.inf if budget.time is None else time.monotonic() + budget.time - spent
+        asked = self._study()
+        self._enqueue(asked)
+        done = len(asked.get_trials(deepcopy=False, states=COUNTED))
+        self.watcher.phase("search", budget.trials, done)
+        with self._timed("search"):
+            while done < budget.trials and time.monotonic() < deadline:
+                trial = self._ask(asked)
+                if trial is None:
+                    break
+                self._try(asked, trial)
+                done += 1
+
+    def confirm(self, candidates: dict[Candidate, str]) -> None:
+        """Train candidates again, several seeds each; those that are there are not repeated."""
+        jobs = confirmation_jobs(self.study, self.space, candidates, self.length)
+        there = {(record.candidate, record.seed) for record in SearchResult.load(self.folder.path).repeats}
+        missing = [job for job in jobs if (job.candidate, job.config.seed) not in there]
+        if not missing:
+            return
+        self.watcher.phase("confirmation", len(jobs), len(jobs) - len(missing))
+        with self._timed("confirmation"):
+            for job in missing:
+                self._repeat(job)
+
+    def _study(self) -> optuna.Study:
+        study, space = self.study, self.space
+        return optuna.create_study(
+            study_name=study.name,
+            storage=self.folder.storage(),
+            direction="minimize",
+            sampler=CurveSampler(
+                study.seed, space=space.distributions, priors=prior.priors(study.search.prior, space)
+            ),
+            pruner=ChancePruner(self.rungs, self.length, study.search.prune) if study.search.prune else NopPruner(),
+            load_if_exists=True,
+        )
+
+    def _enqueue(self, asked: optuna.Study) -> None:
+        """Put the rules first, once, and what an interruption cut short again."""
+        trials = asked.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                asked.tell(trial.number, state=TrialState.FAIL)
+                kept = {key: value for key, value in trial.user_attrs.items() if key == "rule"}
+                asked.enqueue_trial(trial.params, user_attrs=kept)
+        present = {trial.user_attrs.get("rule") for trial in trials}
+        for name in self.study.baselines:
+            if name == "winner_lr" or name in present:
+                continue
+            candidate = self.space.rule(name)
+            if self.space.holds(candidate):
+                asked.enqueue_trial(self.space.params(candidate), user_attrs={"rule": name})
+            else:
+                self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
+
+    def _ask(self, asked: optuna.Study) -> optuna.Trial | None:
+        """Return the next trial; None where every point of a space of choices has been tried."""
+        points = self.space.points()
+        if points is not None and not asked.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            seen = [trial.params for trial in asked.get_trials(deepcopy=False, states=COUNTED)]
+            unseen = [point for point in points if point not in seen]
+            if not unseen:
+                return None
+            asked.enqueue_trial(unseen[len(seen) % len(unseen)])
+        return asked.ask(self.space.distributions)
+
+    def _try(self, asked: optuna.Study, trial: optuna.Trial) -> None:
+        """Train a trial's candidate, score it at the rungs and at its end, and tell Optuna."""
+        candidate = self.space.candidate(trial.params)
+        config = self.space.slot(candidate, self.study.seed, self.length)
+        rule = trial.user_attrs.get("rule")
+        running = self._running(Job(rule or f"trial {trial.number}", candidate, config, trial.number))
+        left = [*self.rungs, self.length]
+
+        def reached(loss: float) -> None:
+            running.score = loss if math.isfinite(loss) else running.score
+            self.watcher.stepped([running], 1)
+            if not math.isfinite(loss):
+                running.outcome = "diverged"
+                report.stop()
+                return
+            while left and running.slot.step >= left[0]:
+                at = left.pop(0)
+                trial.report(loss, at)
+                if at < self.length and trial.should_prune():
+                    running.outcome = "pruned"
+                    report.stop()
+                    return
+
+        report = Report(running.slot, reached)  # type: ignore[arg-type]
+        self._call(running, report)
+        if running.outcome is None and self.length in left:
+            raise _too_short(running.slot, self.length)
+        running.outcome = running.outcome or "finished"
+        slot = running.slot
+        record = TrialRecord(
+            number=trial.number,
+            candidate=candidate,
+            rule=rule,
+            outcome=running.outcome,
+            curve=[float(f"{loss:.5g}") for loss in slot.losses if math.isfinite(loss)],
+            seconds=running.seconds,
+        )
+        records.append(self.folder.curves, record)
+        trial.set_user_attr("outcome", running.outcome)
+        if running.outcome == "finished":
+            asked.tell(trial, running.score)
+        else:
+            asked.tell(trial, state=TrialState.PRUNED)
+        self.watcher.ended(running)
+
+    def _repeat(self, job: Job) -> None:
+        """Train a candidate once more and keep what it says."""
+        running = self._running(job)
+
+        def reached(loss: float) -> None:
+            running.score = loss
+            self.watcher.stepped([running], 1)
+            if not math.isfinite(loss):
+                running.outcome = "diverged"
+                report.stop()
+
+        report = Report(running.slot, reached, confirms=True)  # type: ignore[arg-type]
+        returned = self._call(running, report)
+        slot = running.slot
+        if running.outcome is None and slot.step < self.length:
+            raise _too_short(slot, self.length)
+        select = _bounded(slot.losses[-1])
+        losses = [_bounded(loss) for loss in judged(returned, select)]
+        self._check(len(losses), running.outcome == "diverged")
+        if running.outcome == "diverged":
+            losses = [WORST_LOSS] * (self._examples() or len(losses))
+        mean = sum(losses) / len(losses)
+        records.append(
+            self.folder.confirm,
+            RepeatRecord(
+                label=job.label,
+                candidate=job.candidate,
+                seed=job.config.seed,
+                diverged=running.outcome == "diverged",
+                select_loss=select,
+                select_metric=select,
+                confirm_loss=mean,
+                confirm_metric=mean,
+                losses=[float(f"{loss:.6g}") for loss in losses],
+                curve=[float(f"{loss:.5g}") for loss in slot.losses if math.isfinite(loss)],
+                seconds=running.seconds,
+            ),
+        )
+        running.outcome = running.outcome or "finished"
+        self.watcher.ended(running)
+
+    def _running(self, job: Job) -> Running:
+        running = Running(job, Steps(job.config))  # type: ignore[arg-type]
+        self.watcher.stepped([running], 1)
+        return running
+
+    def _call(self, running: Running, report: Report) -> Any:
+        start = time.perf_counter()
+        try:
+            return self.function(running.job.candidate, report)
+        finally:
+            running.seconds = round(time.perf_counter() - start, 3)
+
+    def _examples(self) -> int | None:
+        """Return how many losses the other repeats have returned."""
+        done = SearchResult.load(self.folder.path).repeats
+        return next((len(record.losses) for record in done if not record.diverged), None)
+
+    def _check(self, count: int, diverged: bool) -> None:
+        known = self._examples()
+        if not diverged and known not in (None, count):
+            raise RunError(
+                f"the training function returned {count} losses, and {known} before; it must judge every training on "
+                "the same examples"
+            )
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Write down what a phase took, also when it is interrupted."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = round(time.perf_counter() - start, 3)
+            records.append(self.folder.phases, Phase(phase=name, seconds=seconds))
+
+
+def _bounded(loss: float) -> float:
+    return min(loss, WORST_LOSS) if math.isfinite(loss) else WORST_LOSS
+
+
+def _too_short(slot: Any, length: int) -> RunError:
+    return RunError(
+        f"the training function returned after step {slot.step} of {length}, though it was not to stop: it must "
+        "report its last step, or return because report.should_stop() says so"
+    )
