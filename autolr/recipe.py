@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import Data, Method, MetricName, Rate, Role, TaskName, Training
+from autolr.study import Data, Method, MetricName, Name, Place, Rate, Role, TaskName, Training
 
 
 class Rates(Document):
@@ -79,8 +79,11 @@ class Recipe(Document):
     """Every setting of the full run, and the evidence for it."""
 
     format: int = Field(1, ge=1, le=1)
-    name: str
-    model: str
+    name: Name
+    model: Place
+    trust_remote_code: bool = Field(
+        False, description="run Python code that came with the model; needs --trust-remote-code as well"
+    )
     model_fingerprint: str | None = Field(None, description="sha256 of the frozen weights; null: not checked")
     data: Data
     data_fingerprint: str | None = Field(None, description="sha256 of texts and labels; null: not checked")

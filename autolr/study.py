@@ -13,12 +13,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autolr import documents
 from autolr.documents import Document
-from autolr.errors import DocumentError
+from autolr.errors import DocumentError, redacted
 
 Role = Literal["q", "k", "v", "o", "mlp", "head"]
 # What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
@@ -35,6 +34,21 @@ METRICS: dict[TaskName, tuple[str, ...]] = {
     "sft": ("token_accuracy", "exact_match", "perplexity"),
     "lm": ("perplexity", "token_accuracy"),
 }
+
+
+def _without_password(value: str) -> str:
+    """Refuse an address with a password: it would be written into recipes, reports and logs."""
+    if redacted(value) != value:
+        raise ValueError(
+            "holds a password or token, which recipes and reports would show; log in with `hf auth login`"
+        )
+    return value
+
+
+# Where a model or data lies.
+Place = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+# Becomes part of paths and pages.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # A metric of AutoLR's, or the user's own: `my_module:function`.
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -138,16 +152,15 @@ class Data(Document):
     stays on one side. Select and confirm may also be splits or files of their own.
     """
 
-    source: str = Field(
-        min_length=1,
+    source: Place = Field(
         description="demo:rotten-tomatoes, a csv/json/jsonl/parquet file, a folder datasets saved, or a hub data set",
     )
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
     split: str = Field("train", description="split of a hub data set or of a saved DatasetDict")
-    select_split: str | None = Field(
+    select_split: Place | None = Field(
         None, description="split or file whose examples are select; none: cut from train"
     )
-    confirm_split: str | None = Field(
+    confirm_split: Place | None = Field(
         None, description="split or file whose examples are confirm; none: cut from train"
     )
     text_column: str | None = Field(None, description="found by itself where unambiguous")
@@ -310,14 +323,23 @@ class Budget(Document):
 
 
 # What a search that goes on may change: how much it does and how fast, not what it finds.
-NOT_IDENTITY: dict[str, Any] = {"budget": True, "train": True, "name": True, "search": {"slots"}}
+NOT_IDENTITY: dict[str, Any] = {
+    "budget": True,
+    "train": True,
+    "name": True,
+    "search": {"slots"},
+    "trust_remote_code": True,
+}
 
 
 class Study(Document):
     """What is searched: model, data, task, space, budget."""
 
-    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    model: str = Field(min_length=1, description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
+    name: Name = "study"
+    model: Place = Field(description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that came with the model; needs --trust-remote-code as well"
+    )
     data: Data
     task: TaskName = Field(
         "classification",
@@ -421,8 +443,8 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
             problems.append(f"{override!r} is not of the form key=value, such as space.rank=[8,16]")
             continue
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = documents.parse(value, override)
+        except DocumentError:
             problems.append(f"{override!r}: {value!r} is not a YAML value")
             continue
         target = content

@@ -74,6 +74,13 @@ def search(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model; the study must ask for it as well.",
+        ),
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
 ) -> None:
     """Search the ratio λ = η_V/η_Q, the rate η_V and the rank; confirm the best; write the recipe.
@@ -91,8 +98,9 @@ def search(
         "search.prior": _priors(prior),
     }
     study = studies.resolve(words or [], options, out)
+    code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     if dry_run:
-        _show_plan(study, device, allow_code)
+        _show_plan(study, device, code)
         return
     from autolr.cli.live import watch
     from autolr.search import run
@@ -105,16 +113,14 @@ def search(
     trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
     try:
         with watch(plain) as watcher:
-            result = run.search(
-                study, folder, device=device, watcher=Watchers([watcher, *trackers]), allow_code=allow_code
-            )
+            result = run.search(study, folder, device=device, watcher=Watchers([watcher, *trackers]), **code)
             _report(result)
         _show_result(result)
         if study.train:
             from autolr.cli.train import full_run as train_recipe
 
             assert result.recipe is not None
-            train_recipe(result.recipe, _train_folder(result), device, report_to, allow_code)
+            train_recipe(result.recipe, _train_folder(result), device, report_to, **code)
             _report(type(result).load(folder))
     except KeyboardInterrupt:
         kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
@@ -151,10 +157,10 @@ def _train_folder(result: SearchResult) -> Path:
     return folder
 
 
-def _show_plan(study: Study, device: str | None, allow_code: bool) -> None:
+def _show_plan(study: Study, device: str | None, code: dict[str, bool]) -> None:
     from autolr.search.plan import plan
 
-    found: Plan = plan(study, device, allow_code=allow_code)
+    found: Plan = plan(study, device, **code)
     trained = "matrices" if study.method.full else "adapter"
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",

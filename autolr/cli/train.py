@@ -32,6 +32,13 @@ def train(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the recipe's metric be code of yours: my_module:function.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model; the recipe must ask for it as well.",
+        ),
+    ] = False,
 ) -> None:
     """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.
 
@@ -42,7 +49,7 @@ def train(
     found = Recipe.load(recipe)
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
     try:
-        full_run(found, folder, device, report_to, allow_code)
+        full_run(found, folder, device, report_to, allow_code=allow_code, trust_remote_code=trust_remote_code)
     except KeyboardInterrupt:
         typer.echo("\nstopped; give the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -53,15 +60,16 @@ def full_run(
     folder: Path,
     device: str | None,
     report_to: list[str] | None = None,
-    allow_code: bool = False,
+    **code: bool,
 ) -> None:
     """Do the full run and print what it comes to."""
     from autolr.search.setting import choose_device
     from autolr.train.run import train
 
-    typer.echo(f"\nfull run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
+    typer.echo(f"\nmodel    {recipe.model}, data {recipe.data.source}")
+    typer.echo(f"full run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
     where = str(choose_device(device))
-    result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], allow_code=allow_code)
+    result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], **code)
     confirm = result.metrics["confirm"]
     typer.echo(
         f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {confirm['loss']:.4f} "

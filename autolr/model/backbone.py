@@ -17,7 +17,7 @@ from torch import nn
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import labelled, precision, projections
+from autolr.model import labelled, precision, projections, remote
 from autolr.model.projections import Projections
 from autolr.study import LANGUAGE, Attention, Precision, TaskName
 
@@ -96,6 +96,8 @@ def load(
     task: TaskName = "classification",
     attention: Attention = "auto",
     checkpointing: bool = False,
+    *,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a model for a task.
 
@@ -107,6 +109,7 @@ def load(
         task: what the head is for; `sft` and `lm` take the language model as it is.
         attention: how it is computed, as transformers names it.
         checkpointing: keep the inputs of layers alone for the way back.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
@@ -127,12 +130,16 @@ def load(
     known = MODEL_FOR_CAUSAL_LM_MAPPING if of_language else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     head = {} if of_language else _head_options(classes, task)
     location, where = _locate(source)
+    # Not saying so would make transformers ask at the terminal.
+    code = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(location, **where, **head)
-        if type(config) not in known:
+        config = AutoConfig.from_pretrained(location, **where, **head, **code)
+        if type(config) not in known and not (trust_remote_code and remote.names_own_code(config, auto.__name__)):
             raise ModelError(_no_class(source, config, of_language))
+        if attention == "auto":
+            remote.check_config(config, source)
         disable_dropout(config)
-        tokenizer = AutoTokenizer.from_pretrained(location, **where)
+        tokenizer = AutoTokenizer.from_pretrained(location, **where, **code)
     except ModelError:
         raise
     except Exception as error:
@@ -155,6 +162,7 @@ def load(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **code,
                 **({} if attention == "auto" else {"attn_implementation": attention}),
                 **({"quantization_config": few_bits} if few_bits is not None else {}),
                 **({"device_map": {"": str(device)}} if quantized else {}),
@@ -379,6 +387,11 @@ def _no_class(source: str, config: Any, of_language: bool) -> str:
 def _cannot_load(source: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines)[:300]
+    if "trust_remote_code" in str(error):
+        return (
+            f"model {source!r}: comes with Python code of its own, which is not run; if you trust it, write "
+            "trust_remote_code: true in the study and give --trust-remote-code"
+        )
     kind = (
         "cannot be loaded"
         if Path(source).expanduser().exists() or demo.is_demo(source)

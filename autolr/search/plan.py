@@ -36,13 +36,15 @@ class Plan:
     machine: str
 
 
-def plan(study: Study, device: str | None = None, *, allow_code: bool = False) -> Plan:
+def plan(
+    study: Study, device: str | None = None, *, allow_code: bool = False, trust_remote_code: bool = False
+) -> Plan:
     """Return what a search of the study would do; a few steps are timed, nothing is written.
 
     Raises:
         AutoLRError: as `search`.
     """
-    setting = read_setting(study, choose_device(device), allow_code=allow_code)
+    setting = read_setting(study, choose_device(device), allow_code=allow_code, trust_remote_code=trust_remote_code)
     rungs = study.search.rung_steps(setting.length)
     names = [name for name in study.baselines if name != "winner_lr"]
     repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats

@@ -30,6 +30,7 @@ def search(
     device: str | None = None,
     watcher: Watcher | None = None,
     allow_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> SearchResult:
     """Search a study's space and confirm the best.
 
@@ -42,6 +43,7 @@ def search(
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         watcher: is told what happens.
         allow_code: whether the study's metric may be code of your own, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
 
     Returns:
         The result, with its recipe.
@@ -52,7 +54,7 @@ def search(
     """
     folder = RunFolder(out if out is not None else default_folder(study))
     where = choose_device(device)
-    setting = read_setting(study, where, allow_code=allow_code)
+    setting = read_setting(study, where, allow_code=allow_code, trust_remote_code=trust_remote_code)
     with folder.lock(), observed(folder, where, watcher) as watcher:
         folder.open(study)
         if study.search.length != "auto" and setting.length < study.search.length:
@@ -167,6 +169,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     return Recipe(
         name=study.name,
         model=study.model,
+        trust_remote_code=study.trust_remote_code,
         model_fingerprint=setting.backbone.fingerprint(),
         data=study.data,
         data_fingerprint=setting.examples.fingerprint,

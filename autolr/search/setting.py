@@ -13,7 +13,7 @@ from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError
-from autolr.model import backbone
+from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
@@ -111,20 +111,24 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def read_setting(study: Study, device: torch.device, *, allow_code: bool = False) -> Setting:
+def read_setting(
+    study: Study, device: torch.device, *, allow_code: bool = False, trust_remote_code: bool = False
+) -> Setting:
     """Load data and model of a study and check that they fit each other.
 
     Args:
         study: the study.
         device: where the model goes.
         allow_code: whether the study's metric may be code, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
 
     Raises:
-        AutoLRError: the metric is code that must not run.
+        AutoLRError: the metric, or the model, is code that must not run.
         DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
         ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
     """
     task_of(study.task, (), study.metric, allow_code=allow_code)  # says at once what is wrong with the metric
+    trusted = remote.agreed(study.trust_remote_code, trust_remote_code, study.model)
     examples = sources.load(study.data, study.task)
     with quiet():
         training = study.training
@@ -136,6 +140,7 @@ def read_setting(study: Study, device: torch.device, *, allow_code: bool = False
             study.task,
             training.attention,
             training.checkpointing,
+            trust_remote_code=trusted,
         )
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import time
 import zipfile
@@ -23,6 +24,7 @@ from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     get_available_reporting_integrations,
 )
+from transformers.trainer_pt_utils import safe_globals
 
 from autolr import documents
 from autolr.data.batches import TokenSet, batch_order, by_length
@@ -37,6 +39,7 @@ from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
 from autolr.train.card import base_name, model_card
+from autolr.train.material import Material
 from autolr.train.optimizer import create_optimizer
 
 EVALUATIONS = 8
@@ -75,6 +78,7 @@ def train(
     on_log: Callable[[dict[str, Any]], None] | None = None,
     report_to: Sequence[str] = (),
     allow_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> TrainResult:
     """Train a recipe to its horizon, keep what is best on *select*, and report *confirm*.
 
@@ -88,6 +92,7 @@ def train(
         report_to: trackers of transformers that are told, such as `tensorboard`, which writes to `tensorboard/` of
             the run unless TENSORBOARD_LOGGING_DIR says otherwise.
         allow_code: whether the recipe's metric may be code of your own, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the recipe asks for it.
 
     Raises:
         AutoLRError: a tracker is not known, or its package is not installed.
@@ -102,7 +107,13 @@ def train(
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
     with quiet():
-        return _train(recipe, folder, torch.device(device or _default_device()), on_log, report_to, allow_code)
+        found = material.read(
+            recipe,
+            torch.device(device or _default_device()),
+            allow_code=allow_code,
+            trust_remote_code=trust_remote_code,
+        )
+        return _train(recipe, folder, found, on_log, report_to)
 
 
 def _default_device() -> str:
@@ -112,13 +123,12 @@ def _default_device() -> str:
 def _train(
     recipe: Recipe,
     folder: Path,
-    device: torch.device,
+    found: Material,
     on_log: Callable[[dict[str, Any]], None] | None,
     report_to: Sequence[str],
-    allow_code: bool,
 ) -> TrainResult:
-    found = material.read(recipe, device, allow_code=allow_code)
     base, data, task = found.backbone, found.data, found.task
+    device = next(base.model.parameters()).device
     candidate = recipe.candidate
     method = recipe.method
     model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, candidate.kind)
@@ -379,7 +389,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether all that a run needs to go on is there, and nothing of it cut short.
+    """Tell whether all that a run needs to go on is there, plain tensors and numbers, and nothing of it cut short.
 
     The Trainer writes its state last, but a machine that dies may lose any file's end.
     """
@@ -391,7 +401,9 @@ def _is_whole(checkpoint: Path) -> bool:
             with zipfile.ZipFile(checkpoint / name) as archive:
                 if archive.testzip() is not None:
                     return False
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+            with safe_globals():  # type: ignore[no-untyped-call]  # of the state of chance
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError):
         return False
     return True
 
