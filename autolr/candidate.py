@@ -36,6 +36,11 @@ class Candidate(Document):
         """The rate of W_q: lr_v / ratio."""
         return self.lr_v / self.ratio
 
+    def is_as_large_as(self, other: Candidate) -> bool:
+        """Tell whether training this one takes at least the memory of the other: no smaller adapters, as many."""
+        covers = set(roles_of(other.targets)) <= set(roles_of(self.targets))
+        return covers and self.rank >= other.rank and (self.kind == other.kind or self.kind == "dora")
+
     def rates(self, lr_head: float) -> dict[Role, float]:
         """Return the rate of each role; a role at 0 is frozen."""
         own: dict[Role, float] = {

@@ -218,7 +218,17 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
+def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise yaml.constructor.ConstructorError(None, None, "a text that is no Unicode", node.start_mark) from None
+    return text
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:str", _string)
 
 
 class _Dumper(yaml.SafeDumper):

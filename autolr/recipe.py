@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import Data, Method, MetricName, Name, Place, Rate, Role, TaskName, Training
+from autolr.study import MOST_STEPS, Data, Method, MetricName, Name, Place, Rate, Role, TaskName, Training
 
 
 class Rates(Document):
@@ -69,7 +69,7 @@ class Evidence(Document):
     """Why this recipe: the verdict, the scores behind it, and what they cost."""
 
     verdict: str
-    trials: dict[str, int] = Field(description="total, finished, pruned, diverged")
+    trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")
     repeats: int = Field(description="seeds of each candidate in the confirmation")
     scores: list[Score]
     cost: Cost
@@ -94,7 +94,7 @@ class Recipe(Document):
     candidate: Candidate
     rates: Rates
     training: Training
-    steps: int = Field(ge=1, description="optimizer steps of the full run: the horizon")
+    steps: int = Field(ge=1, le=MOST_STEPS, description="optimizer steps of the full run: the horizon")
     split_seed: int = Field(0, ge=0, description="of the three splits")
     seed: int = Field(0, ge=0, description="of adapter, head and data order")
     evidence: Evidence | None = None

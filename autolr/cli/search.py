@@ -165,6 +165,7 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool]) -> None:
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
+        f"base          {found.base}",
         *(f"left out      {what}" for what in found.left_out),
         *(
             f"parameters    {what}: {n['adapter']:,} {trained} + {n['head']:,} head"
@@ -193,11 +194,12 @@ def _show_result(result: SearchResult) -> None:
     assert recipe is not None and recipe.evidence is not None
     cost = recipe.evidence.cost
     counts = recipe.evidence.trials
+    unfit = f", {counts['infeasible']} infeasible" if "infeasible" in counts else ""
     typer.echo(
         f"\nverdict  {recipe.evidence.verdict}\n"
         f"recipe   {result.folder / 'recipe.yaml'}: {recipe.candidate.describe()}; {recipe.rates.describe()}\n"
         f"trials   {counts['total']}: {counts['finished']} finished, {counts['pruned']} pruned, "
-        f"{counts['diverged']} diverged\n"
+        f"{counts['diverged']} diverged{unfit}\n"
         f"cost     {cost.device_seconds:.0f} device-seconds, {cost.trained_tokens:,} trained tokens "
         f"= {cost.full_run_equivalents:.2f} full runs\n"
         f"report   {result.folder / 'report.html'}"

@@ -17,7 +17,7 @@ from torch import nn
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import labelled, precision, projections, remote
+from autolr.model import labelled, placement, precision, projections, remote
 from autolr.model.projections import Projections
 from autolr.study import LANGUAGE, Attention, Precision, TaskName
 
@@ -35,6 +35,7 @@ class Backbone:
         fresh: those of the head's parameters the checkpoint does not hold.
         precision: of products with the frozen weights.
         digest: fingerprint of the weights before they were rounded, where they were.
+        placed: where it lies, and why, in words.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Backbone:
     fresh: frozenset[str]
     precision: Precision = "fp32"
     digest: str | None = None
+    placed: str | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -150,6 +152,11 @@ def load(
         if tokenizer.eos_token is None:
             raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
     held = getattr(config, "quantization_config", None)
+    placed = None
+    if held is None:
+        size = placement.count(auto, config, **code)
+        placed = placement.place(size, wanted, torch.device(device), source)
+        wanted = placed.precision
     few_bits = precision.quantization(wanted, held, source)
     quantized = few_bits is not None or held is not None
     try:
@@ -170,24 +177,27 @@ def load(
             )
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
-    if not quantized:  # bitsandbytes has put it there
-        model.to(device)
     model.eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    base.placed = placed.reason if placed else None
     if checkpointing:
         checkpoint_layers(model, source)
-    if quantized:
+    if quantized:  # bitsandbytes has put it on its device
         precision.spare_packing(model)
         base.precision = wanted
         return base
     base.precision = precision.choose(wanted, torch.device(device))
-    if base.precision == "bf16":
-        if precision.whole(torch.device(device)):
-            base.digest = base.fingerprint()
-            model.to(torch.bfloat16)
-        else:
-            precision.round_products(model, base.head)
+    in_half = base.precision == "bf16" and precision.whole(torch.device(device))
+    if in_half:  # before it goes to the device, where there may be no room for all its bits
+        base.digest = base.fingerprint()
+        model.to(torch.bfloat16)
+    if placed and placed.split:
+        placement.spread(model, placement.device_map(model, placed.split))
+    else:
+        model.to(device)
+    if base.precision == "bf16" and not in_half:
+        precision.round_products(model, base.head)
     return base
 
 

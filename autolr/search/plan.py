@@ -20,6 +20,7 @@ class Plan:
     """What a search would do and cost."""
 
     coverage: str
+    base: str
     data: tuple[str, ...]
     left_out: tuple[str, ...]
     parameters: dict[str, dict[str, int]]
@@ -57,6 +58,7 @@ def plan(
     tokens = steps * setting.full_run_tokens / setting.steps
     return Plan(
         coverage=setting.backbone.projections.coverage,
+        base=setting.backbone.placed or f"as its checkpoint is quantized, on {device or 'the default device'}",
         data=data.summary,
         left_out=setting.backbone.projections.left_out if "all-linear" in study.space.targets else (),
         parameters=_parameters(setting),

@@ -15,7 +15,9 @@ from autolr.documents import Document
 
 D = TypeVar("D", bound=Document)
 
-Outcome = Literal["finished", "pruned", "diverged", "interrupted", "running"]
+# Those that count: `infeasible` ones did not fit the device's memory.
+ENDED = ("finished", "pruned", "diverged", "infeasible")
+Outcome = Literal["finished", "pruned", "diverged", "infeasible", "interrupted", "running"]
 
 
 class TrialRecord(Document):

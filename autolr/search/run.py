@@ -96,10 +96,10 @@ def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machi
     best = finalists(result.trials, setting.study.search.finalists, setting.space)
     if not best:
         raise RunError(
-            f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged; lower "
-            "space.lr_v or method.lr_head, or give more trials"
+            f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged or did not fit the "
+            "memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
-    candidates = line_up(setting.study, setting.space, best)
+    candidates = line_up(setting.study, setting.space, best, unfit=_unfit(result))
     _repeat(setting, folder, watcher, found, candidates)
     _repeat(setting, folder, watcher, found, _with_winner(setting, folder, best))
 
@@ -122,9 +122,16 @@ def _repeat(
 
 def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> dict[Candidate, str]:
     """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
-    first = line_up(setting.study, setting.space, best)
-    repeats = [record for record in SearchResult.load(folder.path).repeats if record.candidate in first]
-    return line_up(setting.study, setting.space, best, verdict.choose(repeats, setting.study.space.targets))
+    result = SearchResult.load(folder.path)
+    first = line_up(setting.study, setting.space, best, unfit=_unfit(result))
+    repeats = [record for record in result.repeats if record.candidate in first]
+    winner = verdict.choose(repeats, setting.study.space.targets)
+    return line_up(setting.study, setting.space, best, winner, _unfit(result))
+
+
+def _unfit(result: SearchResult) -> set[Candidate]:
+    """Return the candidates that did not fit the device's memory."""
+    return {trial.candidate for trial in result.trials if trial.outcome == "infeasible"}
 
 
 @contextmanager
@@ -194,6 +201,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
             trials={
                 "total": len(outcomes),
                 **{name: outcomes.count(name) for name in ("finished", "pruned", "diverged")},
+                **({"infeasible": len(_unfit(result))} if _unfit(result) else {}),
             },
             repeats=study.search.repeats,
             scores=found,

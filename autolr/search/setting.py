@@ -20,7 +20,7 @@ from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
 from autolr.search.space import SearchSpace
-from autolr.study import Role, Study, Targets, roles_of
+from autolr.study import MethodKind, Role, Study, Targets, roles_of
 
 # A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
 # weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
@@ -56,15 +56,20 @@ class Setting:
     @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
+        targets = max(self._targets, key=lambda targets: len(roles_of(targets)))
         kinds = self.study.method.kind
-        candidate = Candidate(
-            lr_v=self.space.rate,
-            ratio=1.0,
-            rank=self._max_rank,
-            targets=max(self._targets, key=lambda targets: len(roles_of(targets))),
-            kind="dora" if "dora" in kinds else kinds[0],
-        )
-        return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS), stop=None)
+        return self._probe(self._max_rank, targets, "dora" if "dora" in kinds else kinds[0])
+
+    @property
+    def smallest(self) -> SlotConfig:
+        """A trial that takes as little memory as any of the study."""
+        targets = min(self.study.space.targets, key=lambda targets: len(roles_of(targets)))
+        plain = [kind for kind in self.study.method.kind if kind != "dora"]
+        return self._probe(min(self._max_rank, *self.study.space.rank), targets, [*plain, "dora"][0])
+
+    def _probe(self, rank: int, targets: Targets, kind: MethodKind) -> SlotConfig:
+        candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind)
+        return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS))
 
     @property
     def _max_rank(self) -> int:
