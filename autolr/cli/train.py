@@ -52,7 +52,7 @@ def train(
     found = Recipe.load(recipe)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     if dry_run:
-        _show_plan(found, device, code)
+        _show_plan(found, device, **code)
         return
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
     try:
@@ -62,13 +62,13 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _show_plan(recipe: Recipe, device: str | None, code: dict[str, bool]) -> None:
+def _show_plan(recipe: Recipe, device: str | None, **code: bool) -> None:
     from autolr.model.quiet import quiet
     from autolr.search.setting import choose_device
     from autolr.train.material import read
 
     with quiet():
-        found = read(recipe, choose_device(device), **code)
+        found = read(recipe, choose_device(device), None, **code)
     splits = {"train": found.data.train, "select": found.data.select, "confirm": found.data.confirm}
     lines = [
         f"recipe        {recipe.name}: {recipe.model} on {recipe.data.source}",
@@ -96,7 +96,11 @@ def full_run(
     from autolr.train.run import train
 
     here = Processes.here()
-    say = typer.echo if here.first else lambda line: None
+
+    def say(line: str) -> None:
+        if here.first:
+            typer.echo(line)
+
     together = f", {here.count} processes with {recipe.training.batch_size // here.count} of each batch" * (
         here.count > 1
     )

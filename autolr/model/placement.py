@@ -101,7 +101,7 @@ def count(auto: Any, config: Any, **options: Any) -> int:
     return sum(parameter.numel() for parameter in empty.parameters())
 
 
-def device_map(model: Any, split: Mapping[int | str, int]) -> dict[str, int | str]:
+def device_map(model: Any, split: Mapping[int, int]) -> dict[str, int | str]:
     """Return which device takes which part of a model: whole layers, in their order.
 
     Args:

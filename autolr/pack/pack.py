@@ -316,7 +316,7 @@ class Pack:
         for part in zip(*(np.array_split(rows, parts) for rows in whole), strict=True):
             rows = [own.tolist() for own in part]
             labels = self.data.collate(sum(rows, []))["labels"]
-            yield rows, (self.task.counts(labels, len(slots)) / of_all).to(self.rows)
+            yield rows, (self.task.counts(labels, len(slots)) / of_all.double()).to(self.rows)
 
     def _train_all(self, groups: list[slice]) -> None:
         """Train all groups; where the memory runs out, what did not fit slot by slot."""

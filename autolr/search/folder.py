@@ -111,7 +111,9 @@ class RunFolder:
         from autolr.search.patience import Patient
 
         try:
-            return Patient(JournalStorage(JournalFileBackend(str(self.journal))), str(self.journal))
+            return Patient(  # type: ignore[abstract]  # its methods are made in a loop
+                JournalStorage(JournalFileBackend(str(self.journal))), str(self.journal)
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{self.journal}: is damaged ({type(error).__name__}); what can be saved of it says: autolr runs "

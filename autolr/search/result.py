@@ -73,7 +73,7 @@ class SearchResult:
     def _repr_html_(self) -> str:
         """Return the search as a notebook shows it: the verdict, the counts, and who was confirmed."""
         outcomes = [trial.outcome for trial in self.ended()]
-        named = [name for name in records.ENDED if name != "infeasible" or name in outcomes]
+        named: list[records.Outcome] = [name for name in records.ENDED if name != "infeasible" or name in outcomes]
         counts = ", ".join(f"{outcomes.count(name)} {name}" for name in named)
         seconds = sum(phase.seconds for phase in self.phases)
         rows = [

@@ -64,8 +64,8 @@ class Setting:
     def smallest(self) -> SlotConfig:
         """A trial that takes as little memory as any of the study."""
         targets = min(self.study.space.targets, key=lambda targets: len(roles_of(targets)))
-        plain = [kind for kind in self.study.method.kind if kind != "dora"]
-        return self._probe(min(self._max_rank, *self.study.space.rank), targets, [*plain, "dora"][0])
+        kind: MethodKind = next((kind for kind in self.study.method.kind if kind != "dora"), "dora")
+        return self._probe(min(self._max_rank, *self.study.space.rank), targets, kind)
 
     def _probe(self, rank: int, targets: Targets, kind: MethodKind) -> SlotConfig:
         candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind)

@@ -350,7 +350,7 @@ class _RecipeTrainer(Trainer):
             return loss
         # A share of the mean over the global batch; gradients are summed over parts, and averaged over processes.
         whole = self.train_data.collate(self.order[self.state.global_step])["labels"]
-        share = self.task.counts(inputs["labels"])[0] / self.task.counts(whole)[0].to(loss.device)
+        share = float(self.task.counts(inputs["labels"])[0]) / float(self.task.counts(whole)[0])
         return loss * share * self.processes.count
 
     def evaluate(

@@ -36,7 +36,7 @@ TEXTS = [
     "https://a:b@c/d", "pandas", "text", "demo:", "demo:none", "demo:rotten-tomatoes.csv", "a:b", "os:system", "%s%n",
     "{0.__class__}", "0x10", "1_000", "2020-99-99", "10m", "-5s", "1e400h", "glue", "org/name", "con", "a b", "\n",
 ]  # fmt: skip
-NUMBERS = [0, -1, 1, 2, 3, 1e-300, 1e300, 2**31, 2**63, 10**30, 10**5000, 0.5, 1.5, -0.0, float("nan"), float("inf")]
+NUMBERS = [0, -1, 1, 2, 3, 1e-300, 1e300, 2**31, 2**63, 10**30, 10**4000, 0.5, 1.5, -0.0, float("nan"), float("inf")]
 BYTES = [
     b"\0",
     b"\xff\xfe",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autolr.candidate import Candidate
-from autolr.data.tasks import Classification, Language, Regression
+from autolr.data.tasks import Classification, Language
 from autolr.errors import RunError
 from autolr.pack import capacity
 from autolr.pack.memory import is_out_of_memory
@@ -24,11 +24,6 @@ from tests import tiny
 TASKS = {
     "classification": ("bert", Classification(("a", "b", "c")), tiny.tokens()),
     "language": ("llama/lm", Language((), "token_accuracy"), tiny.tokens(learned=True)),
-    "regression": (
-        "bert",
-        Regression(("value",), "pearson"),
-        replace(tiny.tokens(), labels=[n / 10 for n in range(48)]),
-    ),
 }
 RATES = {"q": 1e-2, "k": 0.0, "v": 2e-2, "head": 1e-2}
 OUT = (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory"))
@@ -37,8 +32,6 @@ OUT = (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAl
 def pack_of(task: str = "classification", **options) -> Pack:
     family, what, data = TASKS[task]
     base = tiny.base(family, torch.float64)
-    if task == "regression":
-        what = replace(what, classes=("a", "b", "c"))
     return Pack(base, Training(batch_size=8), what, data, capacity=4, max_rank=8, alpha=16.0, **options)
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from autolr.errors import RunError
 from autolr.model import adapters, backbone
-from autolr.recipe import Rates
+from autolr.recipe import Rates, Recipe
 from autolr.train import run
 from autolr.train.optimizer import create_optimizer
 from autolr.train.processes import Processes
@@ -37,6 +37,18 @@ def launch(*words: object, processes: int = 2) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def in_float64(recipe: Recipe) -> Recipe:  # noqa: F811
+    """Return a recipe whose products are not rounded to bf16; the workers train in float64."""
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "fp32"})})
+
+
+def worker(*words: object) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, ROOT / "tests/train/worker.py", *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def close(one: Path, other: Path, tolerance: float) -> None:
     tensors, others = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, other))
     assert tensors.keys() == others.keys()
@@ -46,36 +58,39 @@ def close(one: Path, other: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize("fits", [0, 2], ids=["whole", "in parts"])
 def test_two_processes_train_what_one_trains(recipe, tmp_path, fits):  # noqa: F811
-    recipe = recipe.model_copy(update={"rates": Rates(q=0.005, v=0.02, head=0.01)})
+    recipe = in_float64(recipe.model_copy(update={"rates": Rates(q=0.005, v=0.02, head=0.01)}))
     recipe.save(tmp_path / "recipe.yaml")
-    alone = train(recipe, tmp_path / "alone", device="cpu")
+    worker(tmp_path / "recipe.yaml", tmp_path / "alone", 0)
     launch(ROOT / "tests/train/worker.py", tmp_path / "recipe.yaml", tmp_path / "two", fits)
-    close(tmp_path / "two", alone.folder, 1e-6)
+    close(tmp_path / "two", tmp_path / "alone", 1e-6)
     together = [json.loads((tmp_path / f"two-{rank}.json").read_text()) for rank in (0, 1)]
     for told in together:
         assert told["groups"] == pytest.approx({"q": 0.005, "v": 0.02, "head": 0.01})
         # The recipe's batch of 8 is 4 for each process, in parts of 2 where no more fit.
         assert set(told["batches"][-recipe.steps * (2 if fits else 1) :]) == {2 if fits else 4}
-    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert metrics["confirm"]["loss"] == pytest.approx(alone.confirm["loss"], abs=1e-6)
+    found, alone = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "alone"))
+    assert found["confirm"] == pytest.approx(alone["confirm"], abs=1e-6)
+    losses = [[entry["loss"] for entry in one["log"] if "loss" in entry] for one in (found, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
 def test_a_language_model_counts_each_token_once_in_two_processes(recipe, model_folders, tmp_path):  # noqa: F811
-    training = recipe.training.model_copy(update={"batch_size": 4})
+    training = recipe.training.model_copy(update={"batch_size": 4, "precision": "fp32"})
     language = {"model": model_folders["lm"], "task": "lm", "metric": "perplexity", "classes": [], "steps": 6}
     data = recipe.data.model_copy(update={"text_column": "text"})
     told = {**language, "training": training, "data": data, "data_fingerprint": None, "rates": Rates(q=0.005, v=0.02)}
     recipe = recipe.model_copy(update=told)
     recipe.save(tmp_path / "recipe.yaml")
-    alone = train(recipe, tmp_path / "alone", device="cpu")
+    worker(tmp_path / "recipe.yaml", tmp_path / "alone", 0)
     launch(ROOT / "tests/train/worker.py", tmp_path / "recipe.yaml", tmp_path / "two", 0)
-    close(tmp_path / "two", alone.folder, 1e-6)
+    close(tmp_path / "two", tmp_path / "alone", 1e-6)
 
 
 @pytest.mark.parametrize("fits", [4, 2, 1])
 def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(recipe, tmp_path, monkeypatch, fits):  # noqa: F811
+    made, own, recipe = adapters.peft_model, run.forward, in_float64(recipe)
+    monkeypatch.setattr(adapters, "peft_model", lambda *arguments: made(*arguments).double())
     alone = train(recipe, tmp_path / "alone", device="cpu")
-    own = run.forward
 
     def forward(model, batch):
         if torch.is_grad_enabled() and len(batch["labels"]) > fits:
@@ -123,8 +138,6 @@ def sharded(rank: int, model: str, store: str, found) -> None:
 
 
 def _tuned(model: str, found: dict):
-    from autolr.recipe import Recipe
-
     recipe = Recipe.model_validate(found)  # noqa: F811
     base = backbone.load(model, recipe.classes)
     return adapters.peft_model(base, "qv", recipe.candidate.rank, recipe.method.alpha, 0), recipe
