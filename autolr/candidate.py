@@ -47,6 +47,11 @@ class Candidate(Document):
         """The rate of a candidate that has no ratio: lr_v, or lr_q where W_q and W_k alone are trained."""
         return self.lr_q if set(roles_of(self.targets)) <= SOFTMAX else self.lr_v
 
+    def is_as_large_as(self, other: Candidate) -> bool:
+        """Tell whether training this one takes at least the memory of the other: no smaller adapters, as many."""
+        covers = set(roles_of(other.targets)) <= set(roles_of(self.targets))
+        return covers and self.rank >= other.rank and (self.kind == other.kind or self.kind == "dora")
+
     def rates(self, lr_head: float) -> dict[Role, float]:
         """Return the rate of each role; a role at 0 is frozen."""
         own: dict[Role, float] = {

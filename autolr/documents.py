@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autolr.errors import DocumentError
 
 D = TypeVar("D", bound="Document")
+# No document is longer, and none has more values, repeated ones counted each time.
+MOST_BYTES = 2**20
+MOST_VALUES = 20_000
 
 
 class Document(BaseModel):
@@ -60,6 +63,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         DocumentError: there is no such file, it is not UTF-8 YAML, or not a mapping.
     """
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise DocumentError(str(path), ["is no ordinary file"])  # a pipe or a device may never end
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise DocumentError(str(path), [f"has {path.stat().st_size:,} bytes: no study or recipe is so long"])
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DocumentError(str(path), ["no such file"]) from None
@@ -69,17 +76,29 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         raise DocumentError(str(path), ["is not a text file in UTF-8"]) from None
     except OSError as error:
         raise DocumentError(str(path), [f"cannot be read: {error.strerror}"]) from None
-    try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses repeated keys)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0] or type(error).__name__
-        raise DocumentError(str(path), [f"{where}is not YAML: {what}"]) from None
+    content = parse(text, str(path))
     if not isinstance(content, dict):
         kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
         raise DocumentError(str(path), [kind])
     return content, text
+
+
+def parse(text: str, source: str) -> Any:
+    """Return what a YAML text says: plain values, and no code.
+
+    Raises:
+        DocumentError: it is not YAML, names Python objects, writes a key twice, or its aliases refer to themselves or
+            multiply beyond all measure.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses what is not data)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        # Constructors raise what they like on values such as 2020-99-99.
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        said = getattr(error, "problem", None) or next(iter(str(error).splitlines()), "")
+        problem = f"{where}is not YAML: {said or type(error).__name__}"
+    raise DocumentError(source, [problem])
 
 
 def validate(kind: type[D], content: Mapping[str, Any], source: str, text: str = "") -> D:
@@ -114,9 +133,16 @@ def _problems(kind: type[BaseModel], error: ValidationError, text: str) -> list[
         else:
             message = item["msg"].removeprefix("Value error, ")
             if not isinstance(item["input"], dict) and item["type"] != "value_error":
-                message += f" (given: {str(item['input'])[:80]!r})"
+                message += f" (given: {_shown(item['input'])})"
         problems.setdefault(where, []).append(message)
     return [f"{where}: {'; or '.join(dict.fromkeys(messages))}" for where, messages in problems.items()]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(str(value)[:80])
+    except ValueError:  # an integer of thousands of digits
+        return f"a number of {value.bit_length():,} bits"
 
 
 def _is_key(part: int | str) -> bool:
@@ -140,7 +166,7 @@ def _known_keys(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 def _line_of(text: str, path: Sequence[int | str]) -> int | None:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return None
     line = None
     for part in path:
@@ -156,19 +182,53 @@ def _line_of(text: str, path: Sequence[int | str]) -> int | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """`SafeLoader` that refuses a key written twice, and reads 1e-4 as a number."""
+    """`SafeLoader` that refuses a key written twice, and aliases that multiply: ten lines can mean 10^10 values."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document's node, once it is known to be small."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"has more than {MOST_VALUES:,} values", node.start_mark
+            )
+        return node
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values below a node, those of an alias as often as it stands there."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # met again below itself
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key.start_mark)
         if key.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
         seen.add(key.value)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
+def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise yaml.constructor.ConstructorError(None, None, "a text that is no Unicode", node.start_mark) from None
+    return text
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:str", _string)
 
 
 class _Dumper(yaml.SafeDumper):

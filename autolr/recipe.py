@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import Data, Method, MetricName, Rate, Ratio, Role, TaskName, Training
+from autolr.study import MOST_STEPS, Data, Method, MetricName, Name, Place, Rate, Ratio, Role, TaskName, Training
 
 
 class Rates(Document):
@@ -74,7 +74,7 @@ class Evidence(Document):
     """Why this recipe: the verdict, the scores behind it, and what they cost."""
 
     verdict: str
-    trials: dict[str, int] = Field(description="total, finished, pruned, diverged")
+    trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")
     repeats: int = Field(description="seeds of each candidate in the confirmation")
     scores: list[Score]
     cost: Cost
@@ -84,8 +84,11 @@ class Recipe(Document):
     """Every setting of the full run, and the evidence for it."""
 
     format: int = Field(1, ge=1, le=1)
-    name: str
-    model: str
+    name: Name
+    model: Place
+    trust_remote_code: bool = Field(
+        False, description="run Python code that came with the model; needs --trust-remote-code as well"
+    )
     model_fingerprint: str | None = Field(None, description="sha256 of the frozen weights; null: not checked")
     data: Data
     data_fingerprint: str | None = Field(None, description="sha256 of texts and labels; null: not checked")
@@ -96,7 +99,7 @@ class Recipe(Document):
     candidate: Candidate
     rates: Rates
     training: Training
-    steps: int = Field(ge=1, description="optimizer steps of the full run: the horizon")
+    steps: int = Field(ge=1, le=MOST_STEPS, description="optimizer steps of the full run: the horizon")
     split_seed: int = Field(0, ge=0, description="of the three splits")
     seed: int = Field(0, ge=0, description="of adapter, head and data order")
     evidence: Evidence | None = None

@@ -13,12 +13,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from autolr import documents
 from autolr.documents import Document
-from autolr.errors import DocumentError
+from autolr.errors import DocumentError, redacted
 
 Role = Literal["q", "k", "v", "o", "mlp", "head"]
 # What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
@@ -35,6 +34,33 @@ METRICS: dict[TaskName, tuple[str, ...]] = {
     "sft": ("token_accuracy", "exact_match", "perplexity"),
     "lm": ("perplexity", "token_accuracy"),
 }
+
+
+# No path, and no part of one, is longer on any system.
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+
+
+def _place(value: str) -> str:
+    """Refuse what cannot be a place, and an address with a password: recipes, reports and logs would show it."""
+    if any(ord(letter) < 32 for letter in value) or len(value) > LONGEST_PATH:
+        raise ValueError(f"cannot be a path or a name: it has {len(value):,} letters, or some that cannot be written")
+    if any(len(part.encode()) > LONGEST_NAME for part in value.split("/")):
+        raise ValueError(f"cannot be a path or a name: a part is longer than {LONGEST_NAME} bytes")
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user of the name in {value.split('/')[0]!r}") from None
+    if redacted(value) != value:
+        raise ValueError(
+            "holds a password or token, which recipes and reports would show; log in with `hf auth login`"
+        )
+    return value
+
+
+# Where a model or data lies.
+Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
+# Becomes part of paths and pages.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # A metric of AutoLR's, or the user's own: `my_module:function`.
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -104,6 +130,10 @@ def _rate_choice(value: Any) -> Any:
     return value
 
 
+# All combinations of choices are looked at.
+MOST_CHOICES = 100
+
+
 class Space(Document):
     """The dimensions of the search. A list holds choices, a single number fixes the dimension."""
 
@@ -138,6 +168,8 @@ class Space(Document):
             value = getattr(self, name)
             if isinstance(value, Range) and value.high > limit:
                 raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")
+            if isinstance(value, list) and len(value) > MOST_CHOICES:
+                raise ValueError(f"{name} lists {len(value)} values; give a range {{low: , high: }} instead")
             if isinstance(value, list) and (not value or len(set(value)) != len(value)):
                 raise ValueError(f"{name} must list at least one value, and each value once: {value}")
         for name in ("rank", "targets", "guide"):
@@ -155,16 +187,15 @@ class Data(Document):
     stays on one side. Select and confirm may also be splits or files of their own.
     """
 
-    source: str = Field(
-        min_length=1,
+    source: Place = Field(
         description="demo:rotten-tomatoes, a csv/json/jsonl/parquet file, a folder datasets saved, or a hub data set",
     )
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
     split: str = Field("train", description="split of a hub data set or of a saved DatasetDict")
-    select_split: str | None = Field(
+    select_split: Place | None = Field(
         None, description="split or file whose examples are select; none: cut from train"
     )
-    confirm_split: str | None = Field(
+    confirm_split: Place | None = Field(
         None, description="split or file whose examples are confirm; none: cut from train"
     )
     text_column: str | None = Field(None, description="found by itself where unambiguous")
@@ -176,7 +207,7 @@ class Data(Document):
     select: float = Field(0.1, gt=0, lt=1, description="share of the examples for choosing")
     confirm: float = Field(0.15, gt=0, lt=1, description="share of the examples for judging")
     most: int = Field(2000, ge=2, description="examples of select, and of confirm, are no more than this")
-    max_length: int = Field(128, ge=4, description="tokens kept of a text")
+    max_length: int = Field(128, ge=4, le=2**24, description="tokens kept of a text")
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Data:
@@ -228,11 +259,15 @@ class Method(Document):
         return self.kind == ["full"]
 
 
+# More are a slip of the pen: all batches of a run are drawn before it.
+MOST_STEPS = 10**7
+
+
 class Horizon(Document):
     """Length of the full run, in epochs over *train* or in optimizer steps."""
 
-    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
-    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0, le=10_000)
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS)
 
     @model_validator(mode="after")
     def _one(self) -> Horizon:
@@ -244,7 +279,7 @@ class Horizon(Document):
 class Training(Document):
     """Settings that every trial and the full run share."""
 
-    batch_size: int = Field(16, ge=1, description="examples per optimizer step, over all devices")
+    batch_size: int = Field(16, ge=1, le=2**20, description="examples per optimizer step, over all devices")
     horizon: Horizon = Horizon(epochs=3.0)
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: down to 0 at the last step")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which rates rise from 0")
@@ -282,7 +317,7 @@ class Earlier(Document):
 class Search(Document):
     """How trials are trained, pruned and confirmed."""
 
-    length: Literal["auto"] | Annotated[int, Field(ge=2)] = Field(
+    length: Literal["auto"] | Annotated[int, Field(ge=2, le=MOST_STEPS)] = Field(
         "auto", description="optimizer steps of a trial, the first of its full run; auto: a quarter of the horizon"
     )
     rungs: list[int] | None = Field(
@@ -295,8 +330,8 @@ class Search(Document):
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
     )
-    finalists: int = Field(3, ge=1, description="best candidates trained again for the verdict")
-    repeats: int = Field(3, ge=2, description="seeds of each finalist and rule in the verdict")
+    finalists: int = Field(3, ge=1, le=1000, description="best candidates trained again for the verdict")
+    repeats: int = Field(3, ge=2, le=1000, description="seeds of each finalist and rule in the verdict")
     prior: list[Earlier] = Field([], description="earlier searches' winners: tried first, and searched around")
 
     @model_validator(mode="after")
@@ -320,21 +355,30 @@ class Search(Document):
 class Budget(Document):
     """When the search stops: a total of trials, and a time after which no trial starts."""
 
-    trials: int = Field(16, ge=1, description="a total: a search that goes on counts what it has")
+    trials: int = Field(16, ge=1, le=10**6, description="a total: a search that goes on counts what it has")
     time: Annotated[Seconds, PlainSerializer(lambda s: f"{s:g}s", return_type=str)] | None = Field(
         None, description="such as 90s, 10m, 1.5h; null: none"
     )
 
 
 # What a search that goes on may change: how much it does and how fast, not what it finds.
-NOT_IDENTITY: dict[str, Any] = {"budget": True, "train": True, "name": True, "search": {"slots"}}
+NOT_IDENTITY: dict[str, Any] = {
+    "budget": True,
+    "train": True,
+    "name": True,
+    "search": {"slots"},
+    "trust_remote_code": True,
+}
 
 
 class Study(Document):
     """What is searched: model, data, task, space, budget."""
 
-    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    model: str = Field(min_length=1, description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
+    name: Name = "study"
+    model: Place = Field(description="demo:all-MiniLM-L6-v2, a local folder, or a hub id")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that came with the model; needs --trust-remote-code as well"
+    )
     data: Data
     task: TaskName = Field(
         "classification",
@@ -448,8 +492,8 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
             problems.append(f"{override!r} is not of the form key=value, such as space.rank=[8,16]")
             continue
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = documents.parse(value, override)
+        except DocumentError:
             problems.append(f"{override!r}: {value!r} is not a YAML value")
             continue
         target = content

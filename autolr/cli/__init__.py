@@ -1,10 +1,14 @@
-"""The command line: one file per verb."""
+"""The command line: one file per verb.
+
+Exit codes: 0 done; 1 AutoLR is at fault; 2 the input is at fault (one message, nothing lost); 130 stopped by Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -26,7 +30,7 @@ from autolr.cli import (
     validate,
     watch,
 )
-from autolr.errors import AutoLRError
+from autolr.errors import AutoLRError, redacted
 
 app = typer.Typer(
     name="autolr",
@@ -87,7 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         message = _disk(error)
         if message is None:
-            raise
+            typer.echo(redacted(traceback.format_exc()), err=True)
+            sys.exit(1)
         fail(message)
 
 

@@ -61,6 +61,13 @@ def compare(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the recipes' metric be code of yours: my_module:function.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model; the recipes must ask for it as well.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
 ) -> None:
@@ -91,6 +98,7 @@ def compare(
                 device=device,
                 watcher=watcher,
                 allow_code=allow_code,
+                trust_remote_code=trust_remote_code,
             )
     except KeyboardInterrupt:
         typer.echo("\nstopped; all that ended is kept. The same command goes on", err=True)

@@ -18,12 +18,22 @@ def runs(
     recommend: Annotated[
         bool, typer.Option("--recommend", help="Say what to search next, and the command that does.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Read every file of the runs and say what is damaged, and what can be saved."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
-    """List the runs of a folder: trials, score, cost and verdict; or propose the next study from them."""
+    """List the runs of a folder: trials, score, cost and verdict; or propose the next study from them.
+
+    With --check the exit code is 2 where anything is damaged. Nothing is changed.
+    """
     from autolr.cli.live import say
     from autolr.search import runs as found
 
+    if check:
+        _check(folder, as_json)
+        return
     rows = found.recommend(folder) if recommend else found.runs(folder)
     if as_json:
         echo_json(rows)
@@ -32,10 +42,35 @@ def runs(
         say("\n".join(_advice(row) if isinstance(row, found.Advice) else _lines(row)))
 
 
+def _check(folder: Path, as_json: bool) -> None:
+    from autolr.search import runs as found
+    from autolr.search.check import check
+
+    rows = [check(path) for path in found.folders(folder, damaged=True)]
+    if as_json:
+        echo_json(rows)
+    else:
+        for row in rows:
+            typer.echo(f"{row.folder}: {'damaged' if row.damaged else 'sound'}")
+            for head, lines in (("damaged", row.damaged), ("sound", row.sound)):
+                for line in lines:
+                    typer.echo(f"  {head:<8} {line}")
+            if row.remedy:
+                typer.echo(f"  remedy   {row.remedy}")
+    if any(row.damaged for row in rows):
+        raise typer.Exit(2)
+
+
 def _lines(run: Run) -> list[str]:
     if run.problem is not None:
         return [run.folder, f"  unreadable: {run.problem}"]
-    counts = {"completed": run.completed, "pruned": run.pruned, "diverged": run.diverged, "failed": run.failed}
+    counts = {
+        "completed": run.completed,
+        "pruned": run.pruned,
+        "diverged": run.diverged,
+        "infeasible": run.infeasible,
+        "failed": run.failed,
+    }
     trials = ", ".join(
         f"{count} {name}" for name, count in counts.items() if count or name in ("completed", "pruned")
     )

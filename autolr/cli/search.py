@@ -80,6 +80,13 @@ def search(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model; the study must ask for it as well.",
+        ),
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
 ) -> None:
     """Search the ratio λ = η_V/η_Q, the rate η_V and the rank; confirm the best; write the recipe.
@@ -97,8 +104,9 @@ def search(
         "search.prior": _priors(prior),
     }
     study = studies.resolve(words or [], options, out)
+    code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     if dry_run:
-        _show_plan(study, device, allow_code, as_json)
+        _show_plan(study, device, code, as_json)
         return
     if as_json:
         raise AutoLRError("--json: goes with --dry-run; of a search, autolr report RUN --json tells all")
@@ -113,16 +121,14 @@ def search(
     trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
     try:
         with watch(plain) as watcher:
-            result = run.search(
-                study, folder, device=device, watcher=Watchers([watcher, *trackers]), allow_code=allow_code
-            )
+            result = run.search(study, folder, device=device, watcher=Watchers([watcher, *trackers]), **code)
             _report(result)
         _show_result(result)
         if study.train:
             from autolr.cli.train import full_run as train_recipe
 
             assert result.recipe is not None
-            train_recipe(result.recipe, _train_folder(result), device, report_to, allow_code)
+            train_recipe(result.recipe, _train_folder(result), device, report_to, **code)
             _report(type(result).load(folder))
     except KeyboardInterrupt:
         kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
@@ -159,10 +165,10 @@ def _train_folder(result: SearchResult) -> Path:
     return folder
 
 
-def _show_plan(study: Study, device: str | None, allow_code: bool, as_json: bool) -> None:
+def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json: bool) -> None:
     from autolr.search.plan import plan
 
-    found: Plan = plan(study, device, allow_code=allow_code)
+    found: Plan = plan(study, device, **code)
     if as_json:
         echo_json({"study": study, "plan": found})
         return
@@ -170,6 +176,7 @@ def _show_plan(study: Study, device: str | None, allow_code: bool, as_json: bool
     lines = [
         f"study         {study.name}: {study.model} on {study.data.source}",
         f"coverage      {found.coverage}",
+        f"base          {found.base}",
         *(f"left out      {what}" for what in found.left_out),
         *(
             f"parameters    {what}: {n['adapter']:,} {trained} + {n['head']:,} head"
@@ -198,11 +205,12 @@ def _show_result(result: SearchResult) -> None:
     assert recipe is not None and recipe.evidence is not None
     cost = recipe.evidence.cost
     counts = recipe.evidence.trials
+    unfit = f", {counts['infeasible']} infeasible" if "infeasible" in counts else ""
     typer.echo(
         f"\nverdict  {recipe.evidence.verdict}\n"
         f"recipe   {result.folder / 'recipe.yaml'}: {recipe.candidate.describe()}; {recipe.rates.describe()}\n"
         f"trials   {counts['total']}: {counts['finished']} finished, {counts['pruned']} pruned, "
-        f"{counts['diverged']} diverged\n"
+        f"{counts['diverged']} diverged{unfit}\n"
         f"cost     {cost.device_seconds:.0f} device-seconds, {cost.trained_tokens:,} trained tokens "
         f"= {cost.full_run_equivalents:.2f} full runs\n"
         f"report   {result.folder / 'report.html'}"

@@ -36,8 +36,18 @@ def train(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read recipe, data and model, show what would run, and stop.")
+    ] = False,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the recipe's metric be code of yours: my_module:function.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model; the recipe must ask for it as well.",
+        ),
     ] = False,
 ) -> None:
     """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.
@@ -47,12 +57,37 @@ def train(
     from autolr.recipe import Recipe
 
     found = Recipe.load(recipe)
+    code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
+    if dry_run:
+        _show_plan(found, device, **code)
+        return
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
     try:
-        full_run(found, folder, device, report_to, allow_code)
+        full_run(found, folder, device, report_to, **code)
     except KeyboardInterrupt:
         typer.echo("\nstopped; give the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
+
+
+def _show_plan(recipe: Recipe, device: str | None, **code: bool) -> None:
+    from autolr.model.quiet import quiet
+    from autolr.search.setting import choose_device
+    from autolr.train.material import read
+
+    with quiet():
+        found = read(recipe, choose_device(device), None, **code)
+    splits = {"train": found.data.train, "select": found.data.select, "confirm": found.data.confirm}
+    lines = [
+        f"recipe        {recipe.name}: {recipe.model} on {recipe.data.source}",
+        f"candidate     {recipe.candidate.describe()}; {recipe.rates.describe()}",
+        f"coverage      {found.backbone.projections.coverage}",
+        f"base          {found.backbone.placed or 'as its checkpoint is quantized'}",
+        "examples      " + ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits.items()),
+        *(f"data          {line}" for line in found.data.summary),
+        f"full run      {recipe.steps} steps, batch {recipe.training.batch_size}",
+        "nothing was written",
+    ]
+    typer.echo("\n".join(lines))
 
 
 def full_run(
@@ -60,17 +95,28 @@ def full_run(
     folder: Path,
     device: str | None,
     report_to: list[str] | None = None,
-    allow_code: bool = False,
+    **code: bool,
 ) -> None:
     """Do the full run and print what it comes to."""
     from autolr.search.setting import choose_device
+    from autolr.train.processes import Processes
     from autolr.train.run import train
 
-    typer.echo(f"\nfull run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
+    here = Processes.here()
+
+    def say(line: str) -> None:
+        if here.first:
+            typer.echo(line)
+
+    together = f", {here.count} processes with {recipe.training.batch_size // here.count} of each batch" * (
+        here.count > 1
+    )
+    say(f"\nmodel    {recipe.model}, data {recipe.data.source}{together}")
+    say(f"full run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
     where = str(choose_device(device))
-    result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], allow_code=allow_code)
+    result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], **code)
     confirm = result.metrics["confirm"]
-    typer.echo(
+    say(
         f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {confirm['loss']:.4f} "
         f"(best checkpoint on select: step {result.metrics['best_step']})\n"
         f"adapter  {result.adapter}"

@@ -57,8 +57,18 @@ def prepare(
 
     ids, labels = cache.tokens(examples, tokenizer, length)
     whole = TokenSet(ids, examples.labels if labels is None else labels, int(tokenizer.pad_token_id))
+    notices = [*examples.notices, *parts.notices, *_unknown(whole, tokenizer)]
     train, select, confirm = (whole.take(rows) for rows in (parts.train, parts.select, parts.confirm))
-    return Prepared(train, select, confirm, (*_summary(examples.classes, train, length), *parts.notices))
+    return Prepared(train, select, confirm, (*_summary(examples.classes, train, length), *notices))
+
+
+def _unknown(whole: TokenSet, tokenizer: Any) -> list[str]:
+    """Say how many examples hold nothing that the tokenizer knows."""
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    count = sum(special.issuperset(own) for own in whole.ids)
+    if not count:
+        return []
+    return [f"{count:,} of {len(whole):,} examples hold no word or sign that the model's tokenizer knows"]
 
 
 def _summary(classes: list[str], train: TokenSet, limit: int) -> list[str]:

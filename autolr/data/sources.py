@@ -12,6 +12,7 @@ import numpy as np
 
 from autolr.data import tables
 from autolr.data.batches import tenths
+from autolr.data.unfit import Sieve
 from autolr.errors import DataError
 from autolr.study import LANGUAGE, Data, TaskName
 
@@ -51,6 +52,7 @@ class Examples:
         fingerprint: sha256 over texts and labels in their order.
         pairs: second texts, where examples are pairs; of sft the completions.
         chats: messages of each example, with `role` and `content`, where sft learns chats.
+        notices: what was left out, and what is odd.
         parts: `train`, `select` or `confirm` for each example, where splits are named; None: all are cut from one.
         task: what is learned.
     """
@@ -63,6 +65,7 @@ class Examples:
     chats: list[list[dict[str, str]]] | None = None
     parts: list[str] | None = None
     task: TaskName = "classification"
+    notices: tuple[str, ...] = ()
 
     @property
     def strata(self) -> list[int]:
@@ -86,21 +89,30 @@ def load(data: Data, task: TaskName = "classification") -> Examples:
     table, parts, names = tables.read(data)
     if not table or not parts:
         raise DataError(f"data {data.source!r}: holds no rows")
-    examples = _learned(table, data, task) if task in LANGUAGE else _labelled(table, data, task, names)
-    return replace(examples, task=task, parts=parts if len(set(parts)) > 1 else None)
+    sieve = Sieve(table, f"data {data.source!r}")
+    if task in LANGUAGE:
+        return replace(_learned(sieve, parts, data, task), task=task)
+    return replace(_labelled(sieve, parts, data, task, names), task=task)
 
 
-def _learned(table: tables.Table, data: Data, task: TaskName) -> Examples:
+def _sifted(sieve: Sieve, parts: list[str]) -> tuple[tables.Table, dict[str, Any]]:
+    """Return the table of what is fit, and what is to be said of all examples."""
+    table, parts, notices = sieve.sifted(parts)
+    return table, {"parts": parts if len(set(parts)) > 1 else None, "notices": notices}
+
+
+def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
     """Return texts that are learned: whole ones, completions, or what the assistant says in chats."""
-    where = f"data {data.source!r}"
+    where, table = sieve.where, sieve.table
     if task == "lm":
         column = _named(table, data, "text_column") or _text_column(table, None)
         if column is None:
             raise DataError(
                 f"{where}: which column holds the texts? Set data.text_column to one of: {', '.join(table)}"
             )
-        _require_text(table[column], where, column)
-        return _texts(table[column])
+        sieve.texts(column)
+        table, told = _sifted(sieve, parts)
+        return replace(_texts(table[column]), **told)
     messages = _named(table, data, "messages_column")
     prompt, completion = _named(table, data, "prompt_column"), _named(table, data, "completion_column")
     if messages and (prompt or completion):
@@ -116,7 +128,10 @@ def _learned(table: tables.Table, data: Data, task: TaskName) -> Examples:
             _chat(value, f"{where}: row {row + 1}, column {messages!r}") for row, value in enumerate(table[messages])
         ]
         said = ["\n".join(f"{message['role']}: {message['content']}" for message in chat) for chat in chats]
-        return replace(_texts(said), chats=chats)
+        sieve = Sieve({"chats": chats, messages: said}, where)
+        sieve.texts(messages)
+        table, told = _sifted(sieve, parts)
+        return replace(_texts(table[messages]), chats=table["chats"], **told)
     if not (prompt and completion):
         raise DataError(
             f"{where}: which columns hold prompts and completions? Set data.prompt_column and "
@@ -125,8 +140,9 @@ def _learned(table: tables.Table, data: Data, task: TaskName) -> Examples:
     if prompt == completion:
         raise DataError(f"{where}: column {prompt!r} cannot be both prompt_column and completion_column")
     for column in (prompt, completion):
-        _require_text(table[column], where, column)
-    return _texts(table[prompt], table[completion])
+        sieve.texts(column)
+    table, told = _sifted(sieve, parts)
+    return replace(_texts(table[prompt], table[completion]), **told)
 
 
 def _texts(texts: list[str], completions: list[str] | None = None) -> Examples:
@@ -152,27 +168,24 @@ def _chat(value: Any, where: str) -> list[dict[str, str]]:
     return chat
 
 
-def _labelled(table: tables.Table, data: Data, task: TaskName, names: list[str] | None) -> Examples:
-    text_column, pair_column, label_column = _columns(table, data)
-    where = f"data {data.source!r}"
+def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName, names: list[str] | None) -> Examples:
+    where = sieve.where
+    text_column, pair_column, label_column = _columns(sieve.table, data)
+    sieve.texts(text_column)
+    if pair_column is not None:
+        sieve.texts(pair_column)
+    sieve.labels(label_column, task, names)
+    if task != "regression":
+        sieve.strangers(label_column, parts)
+    table, told = _sifted(sieve, parts)
     texts, labels = table[text_column], table[label_column]
     pairs = table[pair_column] if pair_column else None
-    _require_text(texts, where, text_column)
-    if pairs is not None and pair_column is not None:
-        _require_text(pairs, where, pair_column)
-    # -1 is how hub data sets with named classes mark the labels of a hidden test split; elsewhere it is a label.
-    hidden = -1 if names is not None else None
-    missing = [row for row, label in enumerate(labels) if _is_missing(label) or label == hidden]
-    if missing:
-        raise DataError(
-            f"{where}: {len(missing)} of {len(labels)} labels in column {label_column!r} are missing "
-            f"(first in row {missing[0] + 1}); remove these rows, or choose a labelled split or label_column"
-        )
     said = [*texts] if pairs is None else [f"{one}\x1d{other}" for one, other in zip(texts, pairs, strict=True)]
     strings = {"texts": [str(text) for text in texts], "pairs": None if pairs is None else [str(p) for p in pairs]}
     if task == "regression":
         numbers = _numbers(labels, where, label_column)
-        return Examples(**strings, labels=numbers, classes=["value"], fingerprint=_fingerprint(said, numbers))  # type: ignore[arg-type]
+        fingerprint = _fingerprint(said, numbers)
+        return Examples(**strings, labels=numbers, classes=["value"], fingerprint=fingerprint, **told)  # type: ignore[arg-type]
     if names is None and any(isinstance(label, float) and label % 1 for label in labels):
         raise DataError(
             f"{where}: column {label_column!r} holds numbers with fractions, which are no classes; for a regression "
@@ -196,22 +209,17 @@ def _labelled(table: tables.Table, data: Data, task: TaskName, names: list[str] 
         labels=[index[value] for value in values],
         classes=classes,
         fingerprint=_fingerprint(said, values),
+        **told,
     )
 
 
 def _numbers(labels: list[Any], where: str, column: str) -> list[float]:
-    """Return the labels of a regression.
+    """Return the labels of a regression, all of them numbers.
 
     Raises:
-        DataError: they are no numbers, all the same, or far from a spread of about 1.
+        DataError: they are all the same, or far from a spread of about 1.
     """
-    try:
-        numbers = [float(label) for label in labels]
-    except (TypeError, ValueError):
-        wrong = next(label for label in labels if not str(label).replace(".", "", 1).lstrip("-").isdigit())
-        raise DataError(
-            f"{where}: labels in column {column!r} must be numbers for a regression, not {wrong!r}"
-        ) from None
+    numbers = [float(label) for label in labels]
     spread = float(np.std(numbers))
     if not math.isfinite(spread) or spread == 0:
         raise DataError(f"{where}: the labels in column {column!r} are all {numbers[0]:g}, or not finite")
@@ -274,21 +282,6 @@ def _text_column(table: tables.Table, label: str | None) -> str | None:
 def _is_prose(column: list[Any]) -> bool:
     strings = [value for value in column if isinstance(value, str)]
     return len(strings) > len(column) / 2 and len(set(strings)) > len(column) / 2
-
-
-def _require_text(texts: list[Any], where: str, column: str) -> None:
-    bad = [
-        row for row, text in enumerate(texts) if _is_missing(text) or not isinstance(text, str) or not text.strip()
-    ]
-    if bad:
-        raise DataError(
-            f"{where}: {len(bad)} of {len(texts)} rows have no text in column {column!r} "
-            f"(first: row {bad[0] + 1}, {texts[bad[0]]!r}); remove them or choose another text_column"
-        )
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _fingerprint(texts: Sequence[Any], labels: Sequence[Any]) -> str:

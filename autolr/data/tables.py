@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ _KNOWN = "a csv, tsv, json, jsonl or parquet file, or a folder saved by datasets
 OWN = "tune:"
 # What the embedded sentences become where completions are learned.
 DEMO_PROMPT = "Review: {}\nSentiment:"
+
+_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
 Table = dict[str, list[Any]]
 
@@ -102,6 +105,8 @@ def _read_file(path: Path, source: str) -> Table:
             f"data {source!r}: files of kind {path.suffix or 'without suffix'!r} are not read; "
             f"known: {', '.join(_READERS)}"
         )
+    if not path.is_file():
+        raise DataError(f"data {source!r}: is no ordinary file")  # a pipe or a device may never end
     if path.stat().st_size == 0:
         raise DataError(f"data {source!r}: the file is empty")
     kind, options = _READERS[path.suffix.lower()]
@@ -144,7 +149,12 @@ def _read_folder(path: Path, source: str, split: str, key: str) -> tuple[Table, 
 
 def _read_hub(data: Data, split: str, key: str) -> tuple[Table, list[str] | None]:
     from datasets import load_dataset
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
+    # `datasets` takes the names of its readers for themselves, and lets them read whatever lies in this folder: with
+    # `pandas` that is pickles.
+    if data.source in _PACKAGED_DATASETS_MODULES or not re.fullmatch(_HUB_ID, data.source):
+        raise DataError(f"data {data.source!r}: is neither a local file nor the id of a hub data set; give {_KNOWN}")
     try:
         dataset = load_dataset(data.source, data.subset, split=split)
     except Exception as error:

@@ -51,6 +51,10 @@ class Task(ABC):
         """Return the loss that each slot's equal share of a batch is trained on, [slots]."""
         return self.losses(logits, labels).view(slots, -1).mean(1)
 
+    def counts(self, labels: Tensor, slots: int = 1) -> Tensor:
+        """Return of how many things the loss of each slot's share of a batch is the mean, [slots]: its examples."""
+        return labels.new_full((slots,), len(labels) // slots, dtype=torch.int64)
+
     @abstractmethod
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what the metric is computed from, [rows]: what the model says of each example."""
@@ -136,6 +140,10 @@ class Language(Task):
         """Return the mean over all learned tokens of each slot's share of the batch, [slots]."""
         sums = _by_example(_token_losses(logits, labels), labels).view(slots, -1).sum(1)
         return sums / _counts(labels).view(slots, -1).sum(1)
+
+    def counts(self, labels: Tensor, slots: int = 1) -> Tensor:
+        """Return the learned tokens of each slot's share of a batch, [slots]."""
+        return _counts(labels).view(slots, -1).sum(1)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the share of right tokens of each example; for the perplexity, its loss; or its own metric."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import labelled, precision, projections
+from autolr.model import labelled, placement, precision, projections, remote
 from autolr.model.projections import Projections
 from autolr.study import LANGUAGE, Attention, Precision, TaskName
 
@@ -35,6 +35,7 @@ class Backbone:
         fresh: those of the head's parameters the checkpoint does not hold.
         precision: of products with the frozen weights.
         digest: fingerprint of the weights before they were rounded, where they were.
+        placed: where it lies, and why, in words.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Backbone:
     fresh: frozenset[str]
     precision: Precision = "fp32"
     digest: str | None = None
+    placed: str | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -96,6 +98,8 @@ def load(
     task: TaskName = "classification",
     attention: Attention = "auto",
     checkpointing: bool = False,
+    *,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a model for a task.
 
@@ -107,6 +111,7 @@ def load(
         task: what the head is for; `sft` and `lm` take the language model as it is.
         attention: how it is computed, as transformers names it.
         checkpointing: keep the inputs of layers alone for the way back.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ModelError: the model cannot be loaded, or AutoLR does not know its projections.
@@ -127,12 +132,16 @@ def load(
     known = MODEL_FOR_CAUSAL_LM_MAPPING if of_language else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     head = {} if of_language else _head_options(classes, task)
     location, where = _locate(source)
+    # Not saying so would make transformers ask at the terminal.
+    code = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(location, **where, **head)
-        if type(config) not in known:
+        config = AutoConfig.from_pretrained(location, **where, **head, **code)
+        if type(config) not in known and not (trust_remote_code and remote.names_own_code(config, auto.__name__)):
             raise ModelError(_no_class(source, config, of_language))
+        if attention == "auto":
+            remote.check_config(config, source)
         disable_dropout(config)
-        tokenizer = AutoTokenizer.from_pretrained(location, **where)
+        tokenizer = AutoTokenizer.from_pretrained(location, **where, **code)
     except ModelError:
         raise
     except Exception as error:
@@ -143,6 +152,11 @@ def load(
         if tokenizer.eos_token is None:
             raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
     held = getattr(config, "quantization_config", None)
+    placed = None
+    if held is None:
+        size = placement.count(auto, config, **code)
+        placed = placement.place(size, wanted, torch.device(device), source)
+        wanted = placed.precision
     few_bits = precision.quantization(wanted, held, source)
     quantized = few_bits is not None or held is not None
     try:
@@ -155,6 +169,7 @@ def load(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **code,
                 **({} if attention == "auto" else {"attn_implementation": attention}),
                 **({"quantization_config": few_bits} if few_bits is not None else {}),
                 **({"device_map": {"": str(device)}} if quantized else {}),
@@ -162,24 +177,27 @@ def load(
             )
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
-    if not quantized:  # bitsandbytes has put it there
-        model.to(device)
     model.eval().requires_grad_(False)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
     base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    base.placed = placed.reason if placed else None
     if checkpointing:
         checkpoint_layers(model, source)
-    if quantized:
+    if quantized:  # bitsandbytes has put it on its device
         precision.spare_packing(model)
         base.precision = wanted
         return base
     base.precision = precision.choose(wanted, torch.device(device))
-    if base.precision == "bf16":
-        if precision.whole(torch.device(device)):
-            base.digest = base.fingerprint()
-            model.to(torch.bfloat16)
-        else:
-            precision.round_products(model, base.head)
+    in_half = base.precision == "bf16" and precision.whole(torch.device(device))
+    if in_half:  # before it goes to the device, where there may be no room for all its bits
+        base.digest = base.fingerprint()
+        model.to(torch.bfloat16)
+    if placed and placed.split:
+        placement.spread(model, placement.device_map(model, placed.split))
+    else:
+        model.to(device)
+    if base.precision == "bf16" and not in_half:
+        precision.round_products(model, base.head)
     return base
 
 
@@ -379,6 +397,11 @@ def _no_class(source: str, config: Any, of_language: bool) -> str:
 def _cannot_load(source: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines)[:300]
+    if "trust_remote_code" in str(error):
+        return (
+            f"model {source!r}: comes with Python code of its own, which is not run; if you trust it, write "
+            "trust_remote_code: true in the study and give --trust-remote-code"
+        )
     kind = (
         "cannot be loaded"
         if Path(source).expanduser().exists() or demo.is_demo(source)

@@ -15,7 +15,7 @@ import torch
 
 from autolr.data.batches import CYCLE
 from autolr.pack.graphs import WARM
-from autolr.pack.memory import free_memory, peak_bytes, resident_bytes
+from autolr.pack.memory import free_memory, is_out_of_memory, peak_bytes, release, resident_bytes
 from autolr.pack.pack import GIVE_BACK, Pack, SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
@@ -70,18 +70,40 @@ def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wante
         wanted: the user's own choice; it is kept, and its memory predicted.
 
     Raises:
-        torch.OutOfMemoryError: not even one slot fits.
+        torch.OutOfMemoryError: not even one slot fits, with one example at a time.
     """
     with make_pack(1) as pack:
-        on_gpu = pack.device.type == "cuda"
+        device = pack.device
         row_bytes = (6 if config.heads else 5) * pack.rows.element_size() * pack.rows.shape[1]
-    if not on_gpu:
+    try:
+        if device.type == "cuda":
+            return _on_gpu(make_pack, config, most, wanted)
         return _on_cpu(make_pack, config, most, wanted, row_bytes)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release(device)
+    return _in_parts(make_pack, config, row_bytes)
+
+
+def _on_gpu(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wanted: int | None) -> Capacity:
     free = free_memory(cuda=True)
     limit = int(SHARE * free) + torch.cuda.memory_allocated()
     slots, reason, peaks, rates = knee(lambda count: _probe(make_pack, config, count), limit, most, wanted)
     graphs, why = recording(lambda on: _probe(make_pack, config, slots, graphs=on)[1], predict(peaks, slots), limit)
     return Capacity(slots, reason, predict(peaks, slots), slope(peaks), free, rates, graphs=graphs, graphs_reason=why)
+
+
+def _in_parts(make_pack: Callable[..., Pack], config: SlotConfig, row_bytes: int) -> Capacity:
+    """Return one slot whose batches are trained in parts, since they do not fit at once."""
+    with make_pack(1) as pack:
+        _fill(pack, config, 1, widest=True)
+        pack.step()
+        slot, device = pack.slots[0], pack.device
+    if slot.unfit:
+        raise torch.OutOfMemoryError(slot.unfit)
+    reason = f"a batch does not fit the memory at once: it is trained in {slot.parts} parts, which take the same step"
+    return Capacity(1, reason, peak_bytes(device), row_bytes, free_memory(cuda=device.type == "cuda"), {})
 
 
 def _on_cpu(
@@ -125,7 +147,12 @@ def knee(
     while True:
         if wanted is None and predict(peaks, slots) > limit:
             return slots // 2, "twice as many do not fit the memory", peaks, rates
-        peaks[slots], rates[slots] = probe(slots)
+        try:
+            peaks[slots], rates[slots] = probe(slots)
+        except torch.OutOfMemoryError:
+            if slots == 1 or wanted is not None:
+                raise
+            return slots // 2, "twice as many did not fit the memory", peaks, rates
         if wanted is not None and slots >= min(2, wanted):
             return wanted, "as asked", peaks, rates
         if slots > 1 and rates[slots] < WORTHWHILE * rates[slots // 2]:
@@ -175,10 +202,12 @@ def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int, graph
     """Return peak bytes on the widest batch, and trial-steps per second on ordinary ones."""
     torch.cuda.reset_peak_memory_stats()
     with make_pack(slots) as pack:
+        pack.thrifty = False
         _fill(pack, config, slots, widest=True)
         pack.step()
         peak = torch.cuda.max_memory_allocated()
     with make_pack(slots, graphs=graphs) as pack:
+        pack.thrifty = False
         _fill(pack, config, slots, widest=False)
         for _ in range(CYCLE * (WARM + 1) if graphs else WARM_UP):  # lengths come round after a cycle
             pack.step()
@@ -194,6 +223,7 @@ def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int, graph
 def _probe_cpu(make_pack: Callable[..., Pack], config: SlotConfig, passes: int) -> int:
     """Return the peak of so many passes side by side: batches of many widths, the widest, and a scoring."""
     with make_pack(passes, passes) as pack:
+        pack.thrifty = False
         _fill(pack, config, passes, widest=False)
         for _ in range(min(max(CYCLE, GIVE_BACK // passes), config.length - 1)):
             pack.step()

@@ -39,6 +39,12 @@ class Crew:
         for job in jobs:
             job.result()
 
+    def halve(self) -> None:
+        """Work with half as many from now on."""
+        if self.workers > 1:
+            self.close()
+            self.workers //= 2
+
     def close(self) -> None:
         """End the workers, and give torch its threads back."""
         if self._pool is not None:

@@ -91,8 +91,12 @@ class Hooks:
                 self.first["dora"][f"{name}.lora_magnitude_vector"] = lengths
             if "full" in kinds:
                 self.first["full"][f"{name}.weight"] = weight
-        device = next(backbone.model.parameters()).device
-        self._rows = {site: torch.tensor(site.rows.index(), device=device) for site in sites if site.rows}
+        modules = dict(backbone.model.named_modules())
+        self._rows = {
+            site: torch.tensor(site.rows.index(), device=modules[site.module].weight.device)
+            for site in sites
+            if site.rows
+        }
         self._handles = self._attach(sites)
 
     def close(self) -> None:
@@ -143,9 +147,10 @@ class Hooks:
         else:
             a, b = part.bound[f"{sites[0].name}.lora_A"], part.bound[f"{sites[0].name}.lora_B"]
         # [slots, rank, d_in] and [slots, d_out, rank], rounded to the activations' type as autocast does
-        a, b = a.to(output.dtype), b.to(output.dtype)
+        # and on their device, which is another than the slots' where the base is split over several
+        a, b, x = a.to(output), b.to(output), x.to(output.device)
         x = x.reshape(a.shape[0], -1, a.shape[2])  # [slots, batch * tokens, d_in]
-        low = torch.bmm(x, a.transpose(1, 2)) * part.scale.to(output.dtype)
+        low = torch.bmm(x, a.transpose(1, 2)) * part.scale.to(output)
         term = torch.bmm(low, b.transpose(1, 2)).view(output.shape)
         return output + term if part.kind != "dora" else self._dora(module, sites[0], part, output, term)
 
@@ -153,8 +158,10 @@ class Hooks:
         """Return the output with the rows that the slots' own matrices make."""
         bias = getattr(module, "bias", None)
         for site in sites:
-            weight = part.bound[f"{site.name}.weight"].to(output.dtype)  # [slots, d_out, d_in]
-            made = torch.bmm(x.reshape(weight.shape[0], -1, weight.shape[2]), weight.transpose(1, 2))
+            weight = part.bound[f"{site.name}.weight"].to(output)  # [slots, d_out, d_in]
+            made = torch.bmm(
+                x.to(output.device).reshape(weight.shape[0], -1, weight.shape[2]), weight.transpose(1, 2)
+            )
             made = made.view(*output.shape[:-1], site.d_out)
             rows = self._rows.get(site)
             if bias is not None:
@@ -164,16 +171,16 @@ class Hooks:
 
     def _dora(self, module: nn.Module, site: Site, part: Part, output: Tensor, term: Tensor) -> Tensor:
         """Give the rows of W + s B A their learned lengths (Liu et al., "DoRA", 2024, equation 5, as PEFT has it)."""
-        a, b = part.bound[f"{site.name}.lora_A"], part.bound[f"{site.name}.lora_B"]
+        a, b = (part.bound[f"{site.name}.lora_{side}"].to(output.device) for side in "AB")
         name = f"{site.name}.lora_magnitude_vector"
         with torch.no_grad():  # the lengths of W + s B A count as constants
-            weight, own = self._frozen[site.name], self.first["dora"][name].to(b.dtype)
-            scale = part.scale[:, 0]
+            weight, own = self._frozen[site.name], self.first["dora"][name].to(b)
+            scale = part.scale[:, 0].to(b.device)
             wa = torch.matmul(weight, a.transpose(1, 2).to(weight.dtype)).to(b.dtype)  # [slots, d_out, rank]
             of_b = torch.bmm(b, torch.bmm(a, a.transpose(1, 2)))
             squares = own.square() + 2 * scale * (wa * b).sum(2) + scale**2 * (of_b * b).sum(2)
             lengths = squares.clamp_min(0.0).sqrt()
-        factor = part.bound[name] / lengths  # [slots, d_out]
+        factor = part.bound[name].to(b.device) / lengths  # [slots, d_out]
         factor = factor.repeat_interleave(output.shape[0] // factor.shape[0], 0).to(output.dtype)
         factor = factor.view(output.shape[0], *[1] * (output.dim() - 2), -1)
         bias = getattr(module, "bias", None)
@@ -185,10 +192,10 @@ class Hooks:
         # The hook runs inside the module's own call, so per-slot calls go to a copy without hooks.
         original = deepcopy(module)
 
-        def replace(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-            own = {name: self.now.head[f"{owner}.{name}"] for name in names}
+        def replace(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            own = {name: self.now.head[f"{owner}.{name}"].to(output.device) for name in names}
             slots = next(iter(own.values())).shape[0]
-            x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(self.dtype)
+            x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(output.device, self.dtype)
             if isinstance(module, nn.Linear):
                 flat = x.reshape(slots, -1, module.in_features)
                 out = torch.bmm(flat, own["weight"].transpose(1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def free_memory(*, cuda: bool = False) -> int:
             continue
         free = min(free, max(0, limit - usage))
     return free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that the device, or the machine, has no more memory to give."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator and some of a GPU's libraries raise plain RuntimeErrors.
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in said for words in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
+
+
+def release(device: torch.device) -> None:
+    """Return what a failed attempt left behind to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        give_back()
 
 
 def give_back() -> None:

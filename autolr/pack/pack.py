@@ -7,22 +7,25 @@ nothing else in the base model mixes rows, so a slot learns exactly what it woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autolr.data.batches import TokenSet, batch_order, by_length
 from autolr.data.tasks import Task
+from autolr.errors import RunError
 from autolr.model.adapters import check, initial_a, scaling, shapes
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.labelled import forward
 from autolr.pack.crew import Crew
 from autolr.pack.graphs import Graphs
 from autolr.pack.hooks import Hooks, Part
-from autolr.pack.memory import give_back
+from autolr.pack.memory import give_back, is_out_of_memory, release
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Block, Layout
 from autolr.study import MethodKind, Role, Training
@@ -93,6 +96,8 @@ class Slot:
         step: optimizer steps done.
         losses: of each step; on a GPU the last ones come with the next `Pack.flush`.
         tokens: trained so far, padding not counted.
+        parts: passes in which a batch is trained, one after another; more than one where the memory asks for it.
+        unfit: why the training cannot go on, where not even one example at a time fits the memory.
     """
 
     config: SlotConfig
@@ -100,6 +105,8 @@ class Slot:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
+    parts: int = 1
+    unfit: str | None = None
 
     @property
     def done(self) -> bool:
@@ -126,6 +133,8 @@ class Pack:
         passes: that run side by side on a CPU, each with its share of the cores: less is lost than
             by cores that share every product. None: as many as torch has threads.
         graphs: records training passes and replays them, on a GPU; None: each pass runs as it is.
+        thrifty: go on where the memory runs out: with fewer slots at a time, then with batches in parts, which take
+            the same steps; a slot that does not fit even so is `unfit`, and the others are unharmed. Else raise.
 
     Slots lie in the order of their ranks, the largest first, and of their methods.
     """
@@ -145,12 +154,14 @@ class Pack:
         together: int | None = None,
         passes: int | None = None,
         graphs: Graphs | None = None,
+        thrifty: bool = True,
     ) -> None:
         self.backbone = backbone
         self.training = training
         self.task = task
         self.data = data
         self.capacity = capacity
+        self.thrifty = thrifty
         self.alpha = alpha
         self.kinds = tuple(kinds)
         self.slots: list[Slot] = []
@@ -269,9 +280,10 @@ class Pack:
         active = len(self.slots)
         grad = self._grad[:active].zero_()
         groups = self._groups(active)
-        self._crew.work(self._train, groups)
+        self._train_all(groups)
         self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
         for slot in self.slots:
+            slot.tokens += sum(len(self.data.ids[row]) for row in slot.order[slot.step])
             slot.step += 1
         self._pending.append((list(self.slots), self._losses[:active].clone()))
         if self.device.type == "cpu":
@@ -287,19 +299,73 @@ class Pack:
     def _train(self, group: slice) -> None:
         """Leave the losses and gradients of the slots of a group in their buffers."""
         slots = self.slots[group]
+        losses = self._losses[group].zero_()
 
-        def work(batch: dict[str, Tensor]) -> None:
+        def work(batch: dict[str, Tensor], share: Tensor | float = 1.0) -> None:
             self._bind_leaves(group)
-            each = self.task.batch_losses(self._forward(batch), batch["labels"], len(slots))
+            each = self.task.batch_losses(self._forward(batch), batch["labels"], len(slots)) * share
             each.sum().backward()  # type: ignore[no-untyped-call]
-            self._losses[group].copy_(each.detach())
+            losses.add_(each.detach())
 
-        batch = self._gather(slots)
-        if self.graphs:
+        parts = max(slot.parts for slot in slots)
+        if parts > 1:
+            for rows, share in self._shares(slots, parts):
+                work(self._gather(rows), share)
+        elif self.graphs:
             used = tuple((slot.config.place, slot.config.roles) for slot in slots)
-            self.graphs.run((group.start, used), batch, work)
+            self.graphs.run((group.start, used), self._gather([slot.order[slot.step] for slot in slots]), work)
         else:
-            work(batch)
+            work(self._gather([slot.order[slot.step] for slot in slots]))
+
+    def _shares(self, slots: list[Slot], parts: int) -> Iterator[tuple[list[list[int]], Tensor]]:
+        """Yield a part of each slot's batch, and of how much of its loss that part is the mean, [slots]."""
+        whole = [slot.order[slot.step] for slot in slots]
+        of_all = self.task.counts(self.data.collate(sum(whole, []))["labels"], len(slots))
+        for part in zip(*(np.array_split(rows, parts) for rows in whole), strict=True):
+            rows = [own.tolist() for own in part]
+            labels = self.data.collate(sum(rows, []))["labels"]
+            yield rows, (self.task.counts(labels, len(slots)) / of_all.double()).to(self.rows)
+
+    def _train_all(self, groups: list[slice]) -> None:
+        """Train all groups; where the memory runs out, what did not fit slot by slot."""
+        short: list[slice] = []
+
+        def attempt(group: slice) -> None:
+            if not self._fits(group):
+                short.append(group)
+
+        self._crew.work(attempt, groups)
+        if not short:
+            return
+        self.graphs = None  # recorded passes keep their activations
+        self._leaves = {}
+        release(self.device)
+        self.together = max(1, self.together // 2)
+        self._crew.halve()
+        for place in (place for group in short for place in range(group.start, group.stop)):
+            slot, alone = self.slots[place], slice(place, place + 1)
+            rows = slot.order[slot.step]
+            while not self._fits(alone):
+                release(self.device)
+                if slot.parts >= len(rows):
+                    longest = max(len(self.data.ids[row]) for row in rows)
+                    slot.unfit = (
+                        f"one example of {longest} tokens does not fit the device's memory, trained by itself"
+                    )
+                    self._losses[place] = math.nan
+                    break
+                slot.parts = min(len(rows), 2 * slot.parts)
+
+    def _fits(self, group: slice) -> bool:
+        """Train a group; tell whether there was the memory for it, and leave no gradient where there was not."""
+        try:
+            self._train(group)
+        except (RuntimeError, MemoryError) as error:
+            if not (self.thrifty and is_out_of_memory(error)):
+                raise
+            self._grad[group].zero_()
+            return False
+        return True
 
     @property
     def lag(self) -> int:
@@ -341,10 +407,30 @@ class Pack:
 
         def score(group: slice) -> None:
             places = order[group]
-            losses[places], said[places] = self._evaluate([slots[p] for p in places], data, averaged, max_rows)
+            losses[places], said[places] = self._score([slots[p] for p in places], data, averaged, max_rows)
 
         self._crew.work(score, self._groups(len(slots)))
         return losses, said
+
+    def _score(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
+        """Evaluate slots together; where the memory runs out with fewer examples at a time, then slot by slot."""
+        while True:
+            try:
+                return self._evaluate(slots, data, averaged, max_rows)
+            except (RuntimeError, MemoryError) as error:
+                if not (self.thrifty and is_out_of_memory(error)):
+                    raise
+            release(self.device)
+            if max_rows > len(slots):
+                max_rows //= 2
+            elif len(slots) > 1:
+                each = [self._score([slot], data, averaged, max_rows) for slot in slots]
+                return torch.cat([losses for losses, _ in each]), torch.cat([said for _, said in each])
+            else:
+                raise RunError(
+                    f"scoring one text of up to {max(data.lengths())} tokens does not fit the device's memory; lower "
+                    "data.max_length, or use another --device"
+                )
 
     @torch.no_grad()
     def _evaluate(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
@@ -364,20 +450,16 @@ class Pack:
         back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
         return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
 
-    def _gather(self, slots: list[Slot]) -> dict[str, Tensor]:
-        picked: list[int] = []
-        for slot in slots:
-            rows = slot.order[slot.step]
-            slot.tokens += sum(len(self.data.ids[row]) for row in rows)
-            picked += rows
-        batch = self.data.collate(picked)
+    def _gather(self, rows: list[list[int]]) -> dict[str, Tensor]:
+        """Return the rows of each slot as one batch on the device."""
+        batch = self.data.collate(sum(rows, []))
         if self.device.type == "cuda":
             batch = {key: value.pin_memory() for key, value in batch.items()}
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
         self.hooks.now.batch = batch["input_ids"].shape[0]
-        return forward(self.backbone.model, batch).to(self.rows.dtype)
+        return forward(self.backbone.model, batch).to(self.rows)
 
     def _rates(self) -> dict[Block, list[float]]:
         factors = []

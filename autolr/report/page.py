@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from autolr import documents
 from autolr.report import data, figures
 from autolr.report.figures import choices, influence, pruning, rates, resources, speed, style
+from autolr.search import records
 from autolr.search.result import SearchResult
 from autolr.study import Study
 
@@ -45,7 +46,7 @@ def render(result: SearchResult) -> str:
         more=more,
         recipe_yaml=recipe.model_copy(update={"evidence": None}).to_yaml() if recipe else "",
         study_yaml=documents.to_yaml(result.study.model_dump(mode="json")),
-        counts={name: sum(t.outcome == name for t in ended) for name in ("finished", "pruned", "diverged")},
+        counts={name: sum(t.outcome == name for t in ended) for name in records.ENDED},
         ended=ended,
         by_ratio=data.ratio_matters(result),
         sections=_sections(result),

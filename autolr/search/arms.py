@@ -141,10 +141,25 @@ def read_arm(given: Recipe | str | Path) -> Arm:
 
 
 def base_model(arm: Arm) -> str:
-    """Return what a trained adapter says its base model is."""
+    """Return what a trained adapter says its base model is.
+
+    Raises:
+        AutoLRError: it says nothing.
+    """
+    return str(adapter_config(arm)["base_model_name_or_path"])
+
+
+def adapter_config(arm: Arm) -> dict[str, Any]:
+    """Return PEFT's configuration of a trained adapter.
+
+    Raises:
+        AutoLRError: it is none.
+    """
     assert arm.adapter is not None
     try:
         content = json.loads((arm.adapter / ADAPTER).read_text(encoding="utf-8"))
-        return str(content["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise AutoLRError(f"{arm.adapter / ADAPTER}: is no adapter configuration of PEFT") from None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or "base_model_name_or_path" not in content:
+        raise AutoLRError(f"{arm.adapter / ADAPTER}: is no adapter configuration of PEFT")
+    return content

@@ -122,6 +122,7 @@ def compare(
     device: str | None = None,
     watcher: Watcher | None = None,
     allow_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> Comparison:
     """Say which of several recipes, or trained adapters, is better, by how much, and how sure that is.
 
@@ -142,12 +143,14 @@ def compare(
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         watcher: is told what happens; None: in a notebook a live view, elsewhere nobody.
         allow_code: whether the recipes' metric may be code of your own, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the recipes ask for it.
 
     Raises:
         AutoLRError: input is at fault; nothing has been trained.
     """
     found = read_arms(arms, vary)
     _check(seeds, steps, worth)
+    code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     where = choose_device(device)
     other = _other(data, found)
     identity = _identity(found, other, steps)
@@ -155,11 +158,11 @@ def compare(
     with folder.lock(), observed(folder, where, watcher or notebook.live()) as told:
         _open(folder, identity)
         if found[0].adapter is not None:
-            scores = scored.score(found, other, model, where, told, allow_code=allow_code)
+            scores = scored.score(found, other, model, where, told, **code)
             notes, metric, count, source = scores.notes, scores.metric, scores.examples, scores.source
             repeats = scores.repeats
         else:
-            material, repeats = _train(found, other, seeds, steps, slots, folder, where, told, allow_code)
+            material, repeats = _train(found, other, seeds, steps, slots, folder, where, told, code)
             notes, metric, count = _notes(found, seeds, repeats), material.task.metric, len(material.data.confirm)
             source = (other or _recipe(found[0]).data).source
         arm_scores = [_arm_score(arm, repeats[arm.label]) for arm in found]
@@ -306,7 +309,7 @@ def _train(
     folder: RunFolder,
     where: Any,
     watcher: Watcher,
-    allow_code: bool,
+    code: dict[str, bool],
 ) -> tuple[Material, dict[str, list[RepeatRecord]]]:
     """Train every recipe with every seed; those that share a model and settings share packs."""
     chosen = range(1, seeds + 1)
@@ -322,7 +325,7 @@ def _train(
         recipes = [_recipe(arm).model_copy(update=same) for arm in group]
         largest = max(recipes, key=lambda recipe: recipe.candidate.rank)
         with quiet():
-            material = read(largest, where, other, allow_code=allow_code)
+            material = read(largest, where, other, **code)
         jobs = [
             Job(arm.label, recipe.candidate, _slot(recipe, material, other, seed, steps), seed)
             for arm, recipe in zip(group, recipes, strict=True)

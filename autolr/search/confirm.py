@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from autolr.candidate import Candidate
 from autolr.data.prepared import Prepared
+from autolr.errors import RunError
 from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.loop import Job, Running
@@ -49,7 +50,11 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
 
 
 def line_up(
-    study: Study, space: SearchSpace, best: list[Candidate], winner: Candidate | None = None
+    study: Study,
+    space: SearchSpace,
+    best: list[Candidate],
+    winner: Candidate | None = None,
+    unfit: Collection[Candidate] = (),
 ) -> dict[Candidate, str]:
     """Return who is confirmed, and under which label; a finalist may be a rule as well.
 
@@ -58,6 +63,7 @@ def line_up(
         space: gives their candidates.
         best: the finalists.
         winner: the best of those confirmed so far; its rule `winner_lr` joins when it is known.
+        unfit: candidates that do not fit the device's memory; a rule among them is left out.
     """
     labels: dict[Candidate, list[str]] = {}
     for place, candidate in enumerate(best, 1):
@@ -67,7 +73,7 @@ def line_up(
             labels.setdefault(space.rule(name), []).append(name)
         elif winner is not None:
             labels.setdefault(space.rule(name, winner), []).append(name)
-    return {candidate: " + ".join(names) for candidate, names in labels.items()}
+    return {candidate: " + ".join(names) for candidate, names in labels.items() if candidate not in unfit}
 
 
 def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candidate, str], length: int) -> list[Job]:
@@ -117,6 +123,8 @@ class Confirmation:
     def ended(self, running: Running) -> None:
         """Record a repeat."""
         job = running.job
+        if running.outcome == "infeasible":
+            raise RunError(f"{job.label} ({job.candidate.describe()}): {running.slot.unfit}; use another --device")
         if running not in self._scores:  # it has diverged
             self._score([running])
         (select, select_said), (confirm, confirm_said) = self._scores.pop(running)

@@ -28,7 +28,7 @@ from autolr.study import NOT_IDENTITY, Study
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from optuna.storages import JournalStorage
+    from optuna.storages import BaseStorage
 
 
 class RunFolder:
@@ -92,19 +92,33 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise RunError(f"--out {self.path}: another search is at work in this folder") from None
-        except (PermissionError, NotADirectoryError) as error:
-            raise RunError(f"--out {self.path}: cannot be written: {error.strerror}") from None
+        except OSError as error:
+            raise RunError(f"--out {self.path}: cannot be written: {error.strerror or error}") from None
         try:
             yield
         finally:
             lock.release()
 
-    def storage(self) -> JournalStorage:
-        """Return Optuna's storage in this folder."""
+    def storage(self) -> BaseStorage:
+        """Return Optuna's storage in this folder.
+
+        Raises:
+            RunError: it is damaged.
+        """
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        return JournalStorage(JournalFileBackend(str(self.journal)))
+        from autolr.search.patience import Patient
+
+        try:
+            return Patient(  # type: ignore[abstract]  # its methods are made in a loop
+                JournalStorage(JournalFileBackend(str(self.journal))), str(self.journal)
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{self.journal}: is damaged ({type(error).__name__}); what can be saved of it says: autolr runs "
+                f"{self.path} --check"
+            ) from None
 
 
 def _differences(one: Study, other: Study) -> list[str]:

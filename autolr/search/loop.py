@@ -93,8 +93,11 @@ def drive(pack: Pack, source: Source, watcher: Watcher) -> None:
             here = [r for r in running if r.slot.step in source.rungs or r.slot.done]
             if here or pack.lag >= LAG:
                 pack.flush()
+            for one in running:
+                if one.slot.unfit:
+                    one.outcome = "infeasible"
             if not pack.lag:
-                for one in running:
+                for one in [r for r in running if r.outcome is None]:
                     if diverged(one.slot.losses, pack.task.chance):
                         one.outcome = "diverged"
             here = [one for one in here if one.outcome is None]

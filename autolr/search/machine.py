@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from pydantic import ValidationError
@@ -69,9 +70,12 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
     wanted = study.search.slots if isinstance(study.search.slots, int) else None
     if wanted is None and held and held.device == device:
         return held
-    found = measured(
-        setting.pack, setting.largest, study.budget.trials, wanted, setting.data, study.training.batch_size
-    )
+    told = (study.budget.trials, wanted, setting.data, study.training.batch_size)
+    try:
+        found = measured(setting.pack, setting.largest, *told)
+    except RunError:
+        found = measured(setting.pack, setting.smallest, *told)
+        found = replace(found, reason=f"{found.reason}; the largest candidates do not fit, and will end at once")
     machine = Machine(
         device=device,
         precision=setting.backbone.precision,
@@ -104,8 +108,8 @@ def measured(
         return capacity.measure(make_pack, largest, most, wanted)
     except torch.OutOfMemoryError:
         raise RunError(
-            f"a batch of {batch} texts of up to {max(data.train.lengths())} tokens does not fit the device's memory, "
-            "not even in one slot; lower training.batch_size or data.max_length, or use another --device"
+            f"a text of {max(data.train.lengths())} tokens does not fit the device's memory, not even in one slot "
+            f"without the other {batch - 1} of its batch; lower data.max_length or the rank, or use another --device"
         ) from None
 
 

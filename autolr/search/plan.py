@@ -20,6 +20,7 @@ class Plan:
     """What a search would do and cost."""
 
     coverage: str
+    base: str
     data: tuple[str, ...]
     left_out: tuple[str, ...]
     parameters: dict[str, dict[str, int]]
@@ -36,13 +37,15 @@ class Plan:
     machine: str
 
 
-def plan(study: Study, device: str | None = None, *, allow_code: bool = False) -> Plan:
+def plan(
+    study: Study, device: str | None = None, *, allow_code: bool = False, trust_remote_code: bool = False
+) -> Plan:
     """Return what a search of the study would do; a few steps are timed, nothing is written.
 
     Raises:
         AutoLRError: as `search`.
     """
-    setting = read_setting(study, choose_device(device), allow_code=allow_code)
+    setting = read_setting(study, choose_device(device), allow_code=allow_code, trust_remote_code=trust_remote_code)
     rungs = study.search.rung_steps(setting.length)
     names = [name for name in study.baselines if name != "winner_lr"]
     repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
@@ -55,6 +58,7 @@ def plan(study: Study, device: str | None = None, *, allow_code: bool = False) -
     tokens = steps * setting.full_run_tokens / setting.steps
     return Plan(
         coverage=setting.backbone.projections.coverage,
+        base=setting.backbone.placed or f"as its checkpoint is quantized, on {device or 'the default device'}",
         data=data.summary,
         left_out=setting.backbone.projections.left_out if "all-linear" in study.space.targets else (),
         parameters=_parameters(setting),

@@ -15,7 +15,9 @@ from autolr.documents import Document
 
 D = TypeVar("D", bound=Document)
 
-Outcome = Literal["finished", "pruned", "diverged", "interrupted", "running"]
+# Those that count are `ENDED`; `infeasible` ones did not fit the device's memory.
+Outcome = Literal["finished", "pruned", "diverged", "infeasible", "interrupted", "running"]
+ENDED: tuple[Outcome, ...] = ("finished", "pruned", "diverged", "infeasible")
 
 
 class TrialRecord(Document):

@@ -74,7 +74,8 @@ class SearchResult:
     def _repr_html_(self) -> str:
         """Return the search as a notebook shows it: the verdict, the counts, and who was confirmed."""
         outcomes = [trial.outcome for trial in self.ended()]
-        counts = ", ".join(f"{outcomes.count(name)} {name}" for name in ("finished", "pruned", "diverged"))
+        named: list[records.Outcome] = [name for name in records.ENDED if name != "infeasible" or name in outcomes]
+        counts = ", ".join(f"{outcomes.count(name)} {name}" for name in named)
         seconds = sum(phase.seconds for phase in self.phases)
         rows = [
             ("study", f"{self.study.name}: {self.study.model} on {self.study.data.source}"),
@@ -113,8 +114,8 @@ class SearchResult:
         return json.dumps(content, indent=1, ensure_ascii=False)
 
     def ended(self) -> list[TrialRecord]:
-        """Return the trials that count: finished, pruned or diverged."""
-        return [trial for trial in self.trials if trial.outcome in ("finished", "pruned", "diverged")]
+        """Return the trials that count: finished, pruned, diverged, or infeasible on the device."""
+        return [trial for trial in self.trials if trial.outcome in records.ENDED]
 
 
 def _trials(run: RunFolder, others: dict[str, Any]) -> list[TrialRecord]:

@@ -30,6 +30,7 @@ def search(
     device: str | None = None,
     watcher: Watcher | None = None,
     allow_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> SearchResult:
     """Search a study's space and confirm the best.
 
@@ -42,6 +43,7 @@ def search(
         device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
         watcher: is told what happens; None: in a notebook a live view, elsewhere nobody.
         allow_code: whether the study's metric may be code of your own, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
 
     Returns:
         The result, with its recipe.
@@ -52,7 +54,7 @@ def search(
     """
     folder = RunFolder(out if out is not None else default_folder(study))
     where = choose_device(device)
-    setting = read_setting(study, where, allow_code=allow_code)
+    setting = read_setting(study, where, allow_code=allow_code, trust_remote_code=trust_remote_code)
     with folder.lock(), observed(folder, where, watcher or notebook.live()) as watcher:
         folder.open(study)
         if study.search.length != "auto" and setting.length < study.search.length:
@@ -94,10 +96,10 @@ def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machi
     best = finalists(result.trials, setting.study.search.finalists, setting.space)
     if not best:
         raise RunError(
-            f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged; lower "
-            "space.lr_v or method.lr_head, or give more trials"
+            f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged or did not fit the "
+            "memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
-    candidates = line_up(setting.study, setting.space, best)
+    candidates = line_up(setting.study, setting.space, best, unfit=_unfit(result))
     _repeat(setting, folder, watcher, found, candidates)
     _repeat(setting, folder, watcher, found, _with_winner(setting, folder, best))
 
@@ -120,9 +122,16 @@ def _repeat(
 
 def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> dict[Candidate, str]:
     """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
-    first = line_up(setting.study, setting.space, best)
-    repeats = [record for record in SearchResult.load(folder.path).repeats if record.candidate in first]
-    return line_up(setting.study, setting.space, best, verdict.choose(repeats, setting.study.space.targets))
+    result = SearchResult.load(folder.path)
+    first = line_up(setting.study, setting.space, best, unfit=_unfit(result))
+    repeats = [record for record in result.repeats if record.candidate in first]
+    winner = verdict.choose(repeats, setting.study.space.targets)
+    return line_up(setting.study, setting.space, best, winner, _unfit(result))
+
+
+def _unfit(result: SearchResult) -> set[Candidate]:
+    """Return the candidates that did not fit the device's memory."""
+    return {trial.candidate for trial in result.trials if trial.outcome == "infeasible"}
 
 
 @contextmanager
@@ -171,6 +180,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     return Recipe(
         name=study.name,
         model=study.model,
+        trust_remote_code=study.trust_remote_code,
         model_fingerprint=setting.backbone.fingerprint(),
         data=study.data,
         data_fingerprint=setting.examples.fingerprint,
@@ -195,6 +205,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
             trials={
                 "total": len(outcomes),
                 **{name: outcomes.count(name) for name in ("finished", "pruned", "diverged")},
+                **({"infeasible": len(_unfit(result))} if _unfit(result) else {}),
             },
             repeats=study.search.repeats,
             scores=found,

@@ -50,6 +50,7 @@ class Run(Document):
     completed: int = 0
     pruned: int = 0
     diverged: int = 0
+    infeasible: int = 0
     failed: int = 0
     score: float | None = None
     metric: dict[str, float] = {}
@@ -85,8 +86,12 @@ def runs(folder: str | Path) -> list[Run]:
     return [_run(path) for path in folders(folder)]
 
 
-def folders(folder: str | Path) -> list[Path]:
+def folders(folder: str | Path, *, damaged: bool = False) -> list[Path]:
     """Return the run folders in a folder, or the run folder that it is; the newest last.
+
+    Args:
+        folder: holds them.
+        damaged: also those that lack their study or their trials.
 
     Raises:
         RunError: there is none.
@@ -97,7 +102,7 @@ def folders(folder: str | Path) -> list[Path]:
     found = [
         path
         for path in (top, *top.iterdir())
-        if (path / "study.yaml").is_file() and RunFolder(path).journal.is_file()
+        if (path / "study.yaml").is_file() + RunFolder(path).journal.is_file() > (0 if damaged else 1)
     ]
     if not found:
         raise RunError(f"{folder}: holds no runs; a search writes one: autolr search --out {folder}/NAME")
@@ -196,6 +201,7 @@ def _run(path: Path) -> Run:
         completed=outcomes.count("finished"),
         pruned=outcomes.count("pruned"),
         diverged=outcomes.count("diverged"),
+        infeasible=outcomes.count("infeasible"),
         failed=outcomes.count("interrupted"),
         score=winner.confirm_loss if winner else best,
         metric={recipe.metric: winner.confirm_metric} if winner and recipe else {},
@@ -209,7 +215,7 @@ def _run(path: Path) -> Run:
 def _changed(path: Path) -> float:
     folder = RunFolder(path)
     files = (folder.study, folder.journal, folder.confirm, folder.recipe)
-    return max(file.stat().st_mtime for file in files if file.is_file())
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
 def _learned(result: SearchResult) -> tuple[Encoding, Surrogate] | None:

@@ -13,10 +13,10 @@ from autolr.data import sources
 from autolr.data.prepared import prepare
 from autolr.data.tasks import task_of
 from autolr.errors import DataError, ModelError
-from autolr.model import backbone
+from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
-from autolr.search.arms import Arm, base_model
+from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
 from autolr.study import Data
@@ -44,6 +44,7 @@ def score(
     watcher: Watcher,
     *,
     allow_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> Scores:
     """Score adapters on the same examples.
 
@@ -54,6 +55,7 @@ def score(
         device: where they are scored.
         watcher: is told how far it is.
         allow_code: whether the metric may be code of the user's own.
+        trust_remote_code: whether Python code that comes with the model may run, where a recipe asks for it.
 
     Raises:
         DataError: the data cannot be read.
@@ -80,7 +82,8 @@ def score(
         source = model or (recipe.model if recipe else base_model(arm))
         with quiet():
             precision = recipe.training.precision if recipe else "auto"
-            base = backbone.load(source, examples.classes, device, precision, task_name)
+            trusted = remote.agreed(recipe.trust_remote_code, trust_remote_code, source) if recipe else False
+            base = backbone.load(source, examples.classes, device, precision, task_name, trust_remote_code=trusted)
             tuned = load(arm, base)
             batch = recipe.training.batch_size if recipe else 1
             data = prepare(examples, wanted, base.tokenizer, batch, seed, base.max_length)
@@ -124,6 +127,9 @@ def load(arm: Arm, base: Backbone) -> torch.nn.Module:
             f"adapter {arm.adapter}: holds no readable adapter_model.safetensors; other weights (pickles) are never "
             "loaded"
         ) from None
+    # PEFT imports the module that this names.
+    if adapter_config(arm).get("megatron_config"):
+        raise ModelError(f"adapter {arm.adapter}: its {ADAPTER} names code to run (megatron_core), which is not run")
     lacking = [name for name in sorted(base.fresh) if not any(held.endswith(name) for held in names)]
     if lacking:
         raise ModelError(

@@ -14,14 +14,14 @@ from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError
-from autolr.model import backbone
+from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.pack.rows import ROLES
 from autolr.search.space import SearchSpace
-from autolr.study import Role, Study, Targets, roles_of
+from autolr.study import MethodKind, Role, Study, Targets, roles_of
 
 # A trial is this part of the full run. Measured on the embedded study (studies/oracle): after a quarter, averaged
 # weights rank candidates as the end does (Spearman 0.96); after an eighth they do so less well (0.77).
@@ -57,15 +57,20 @@ class Setting:
     @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
+        targets = max(self._targets, key=lambda targets: len(roles_of(targets)))
         kinds = self.study.method.kind
-        candidate = Candidate(
-            lr_v=self.space.rate,
-            ratio=1.0,
-            rank=self._max_rank,
-            targets=max(self._targets, key=lambda targets: len(roles_of(targets))),
-            kind="dora" if "dora" in kinds else kinds[0],
-            guide=max(self.study.space.guide, key=["none", "heads"].index),
-        )
+        return self._probe(self._max_rank, targets, "dora" if "dora" in kinds else kinds[0])
+
+    @property
+    def smallest(self) -> SlotConfig:
+        """A trial that takes as little memory as any of the study."""
+        targets = min(self.study.space.targets, key=lambda targets: len(roles_of(targets)))
+        kind: MethodKind = next((kind for kind in self.study.method.kind if kind != "dora"), "dora")
+        return self._probe(min(self._max_rank, *self.study.space.rank), targets, kind)
+
+    def _probe(self, rank: int, targets: Targets, kind: MethodKind) -> SlotConfig:
+        guide = max(self.study.space.guide, key=["none", "heads"].index)
+        candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind, guide=guide)
         return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS), stop=None)
 
     @property
@@ -113,20 +118,24 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def read_setting(study: Study, device: torch.device, *, allow_code: bool = False) -> Setting:
+def read_setting(
+    study: Study, device: torch.device, *, allow_code: bool = False, trust_remote_code: bool = False
+) -> Setting:
     """Load data and model of a study and check that they fit each other.
 
     Args:
         study: the study.
         device: where the model goes.
         allow_code: whether the study's metric may be code, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
 
     Raises:
-        AutoLRError: the metric is code that must not run.
+        AutoLRError: the metric, or the model, is code that must not run.
         DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
         ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
     """
     task_of(study.task, (), study.metric, allow_code=allow_code)  # says at once what is wrong with the metric
+    trusted = remote.agreed(study.trust_remote_code, trust_remote_code, study.model)
     examples = sources.load(study.data, study.task)
     with quiet():
         training = study.training
@@ -138,6 +147,7 @@ def read_setting(study: Study, device: torch.device, *, allow_code: bool = False
             study.task,
             training.attention,
             training.checkpointing,
+            trust_remote_code=trusted,
         )
         batch = study.training.batch_size
         data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)

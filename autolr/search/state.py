@@ -74,7 +74,11 @@ class State(Document):
     def summary(self) -> str:
         """Say how far the phase is."""
         parts = [f"{self.phase} {self.done}/{self.total}"]
-        parts += [f"{self.outcomes[name]} {name}" for name in ("pruned", "diverged") if self.outcomes.get(name)]
+        parts += [
+            f"{self.outcomes[name]} {name}"
+            for name in ("pruned", "diverged", "infeasible")
+            if self.outcomes.get(name)
+        ]
         if self.best is not None:
             parts.append(f"best {self.best.score:.4f} ({self.best.candidate})")
         left = self.time_left()
@@ -84,6 +88,8 @@ class State(Document):
 
     def time_left(self) -> float | None:
         """Estimate the seconds to the end of the phase from its pace so far."""
+        if self.updated < self.started:
+            return None  # the clock was set back
         progress = self.done - self.before + sum(slot.step / slot.steps for slot in self.slots)
         if progress < 0.5:
             return None

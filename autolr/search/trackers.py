@@ -98,7 +98,7 @@ class _MLflow(Watcher):
         self._client.log_batch(run, params=params)
         for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
             self._client.log_batch(run, metrics=metrics[start : start + 1000])
-        self._client.set_terminated(run, "FINISHED" if running.outcome != "diverged" else "FAILED")
+        self._client.set_terminated(run, "FAILED" if running.outcome in ("diverged", "infeasible") else "FINISHED")
 
 
 class _Runs(Watcher):

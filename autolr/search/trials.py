@@ -120,7 +120,7 @@ class Trials:
                 one.outcome = "pruned"
 
     def ended(self, running: Running) -> None:
-        """Keep a trial's curve, then tell Optuna. A diverged trial counts, as one pruned."""
+        """Keep a trial's curve, then tell Optuna. One that diverged, or did not fit the memory, counts as pruned."""
         trial = self._live[running.job.number]
         outcome = running.outcome
         assert outcome is not None
@@ -136,8 +136,10 @@ class Trials:
         )
         records.append(self.folder.curves, record)
         trial.set_user_attr("outcome", outcome)
-        if outcome in ("pruned", "diverged"):
+        if outcome != "finished":
             trial.set_user_attr("reason", self._reason(running))
+        if outcome == "infeasible":
+            self.watcher.note(f"{running.job.label} ({running.job.candidate.describe()}): {running.slot.unfit}")
         if outcome == "finished":
             self.optuna.tell(trial, running.score)
         else:
@@ -146,6 +148,8 @@ class Trials:
 
     def _reason(self, running: Running) -> str:
         """Say why a trial ended before its time."""
+        if running.slot.unfit:
+            return running.slot.unfit
         step, losses = running.slot.step, [loss for loss in running.slot.losses if math.isfinite(loss)]
         if running.outcome == "diverged":
             if len(losses) < len(running.slot.losses) or len(losses) < 2 * WINDOW:
@@ -189,6 +193,15 @@ class Trials:
             trial.set_user_attr("metric", self.pack.task.score(predictions, labels))
 
     def _ask(self) -> optuna.Trial | None:
+        trial = self._propose()
+        while trial is not None and (lighter := self._lighter(trial)) is not None:
+            # What needs no less memory than a trial that did not fit would not fit either.
+            self.optuna.tell(trial, state=TrialState.FAIL)
+            self.optuna.enqueue_trial({**trial.params, "rank": lighter}, user_attrs=_kept(trial.user_attrs))
+            trial = self._propose()
+        return trial
+
+    def _propose(self) -> optuna.Trial | None:
         points = self.space.points()
         if points is not None and not self._waiting():
             seen = [t.params for t in self.optuna.get_trials(deepcopy=False) if self._counts(t)]
@@ -202,6 +215,20 @@ class Trials:
             self.optuna.tell(trial, state=TrialState.FAIL)
             self.optuna.enqueue_trial(unseen[trial.number % len(unseen)])
         return self.optuna.ask(self.space.distributions)
+
+    def _lighter(self, trial: optuna.Trial) -> int | None:
+        """Return a rank that may fit the memory, where trials that did not fit say that the trial's own does not."""
+        ranks = getattr(self.space.distributions.get("rank"), "choices", ())
+        unfit = [
+            self.space.candidate(t.params)
+            for t in self.counted()
+            if t.user_attrs.get("outcome") == "infeasible" and t.user_attrs.get("rule") != "qkv"
+        ]
+        if not unfit or "rank" not in trial.params or trial.user_attrs.get("rule") == "qkv":
+            return None
+        own = self.space.candidate(trial.params)
+        least = min((other.rank for other in unfit if own.is_as_large_as(other)), default=None)
+        return None if least is None else max((rank for rank in ranks if rank < least), default=None)
 
     def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
         is_counted = trial.state in COUNTED or trial.number in self._live

@@ -76,7 +76,9 @@ def sentence(found: Sequence[Score]) -> str:
     by_label = {label: score for score in found for label in score.label.split(" + ")}
     what = f"{winner.candidate.describe()} (confirm loss {winner.confirm_loss:.4f})"
     rule = by_label.get("rule")
-    if rule is None or rule is winner:
+    if rule is None:
+        text = f"{what} was best on select; the rule of thumb does not fit this device's memory, so it was not tried."
+    elif rule is winner:
         text = f"No gain over the rule of thumb: the rule itself, {what}, was best on select{_next(found)}."
     else:
         text = _against(what, "the rule of thumb", rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def base_name(model: str) -> str:
     return _without_folder(hub_name(model))
 
 
+def _code(text: str) -> str:
+    """Return a text that cannot leave the backticks, or the cell of a table, that it is put between."""
+    return " ".join(text.split()).replace("`", "'").replace("|", "¦")
+
+
+def _plain(text: str) -> str:
+    """Return a text that is no HTML, and no line of Markdown by itself."""
+    return html.escape(" ".join(text.split()), quote=False)
+
+
 def _without_folder(source: str) -> str:
     path = Path(source).expanduser()
     return path.name if path.is_absolute() else source
@@ -110,16 +121,16 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         pipeline="text-generation" if of_language else "text-classification",
         auto="AutoModelForCausalLM" if of_language else "AutoModelForSequenceClassification",
         arguments="\n".join(f"    {argument}," for argument in _arguments(recipe, base, on_this_machine)),
-        outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{name}`" for name in recipe.classes)),
+        outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{_code(name)}`" for name in recipe.classes)),
         what=_WHOLE.format(matrices=matrices) if kind == "full" else f"A {_KINDS[kind]} adapter on {matrices}",
         tag="full-fine-tuning" if kind == "full" else "lora",
         rates="\n".join(rates),
         name=recipe.name,
-        model=base if on_this_machine else recipe.model,
-        verdict=recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search.",
+        model=_code(base if on_this_machine else recipe.model),
+        verdict=_plain(recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search."),
         batch=recipe.training.batch_size,
         steps=recipe.steps,
-        data=_without_folder(recipe.data.source),
+        data=_code(_without_folder(recipe.data.source)),
         best_step=metrics["best_step"],
         metric=recipe.metric,
         select=metrics["select"],

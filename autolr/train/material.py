@@ -11,7 +11,7 @@ from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Task, task_of
 from autolr.errors import DataError, ModelError
-from autolr.model import backbone
+from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.recipe import Recipe
 from autolr.study import Data
@@ -27,7 +27,14 @@ class Material:
     task: Task
 
 
-def read(recipe: Recipe, device: torch.device, other: Data | None = None, *, allow_code: bool = False) -> Material:
+def read(
+    recipe: Recipe,
+    device: torch.device,
+    other: Data | None = None,
+    *,
+    allow_code: bool = False,
+    trust_remote_code: bool = False,
+) -> Material:
     """Load what a recipe is trained on.
 
     Args:
@@ -35,12 +42,14 @@ def read(recipe: Recipe, device: torch.device, other: Data | None = None, *, all
         device: where the model goes.
         other: data to take instead of the recipe's.
         allow_code: whether the recipe's metric may be code of the user's own.
+        trust_remote_code: whether Python code that comes with the model may run, where the recipe asks for it.
 
     Raises:
         DataError: the data cannot be read, or is not that of the search.
         ModelError: the model cannot be loaded, is not that of the search, or the rank is too large for it.
     """
     task_of(recipe.task, recipe.classes, recipe.metric, allow_code=allow_code)  # refuses code before anything is read
+    trusted = remote.agreed(recipe.trust_remote_code, trust_remote_code, recipe.model)
     wanted, training = other or recipe.data, recipe.training
     examples = sources.load(wanted, recipe.task)
     if other is None and recipe.data_fingerprint not in (None, examples.fingerprint):
@@ -50,7 +59,14 @@ def read(recipe: Recipe, device: torch.device, other: Data | None = None, *, all
         )
     classes = recipe.classes if other is None else examples.classes
     base = backbone.load(
-        recipe.model, classes, device, training.precision, recipe.task, training.attention, training.checkpointing
+        recipe.model,
+        classes,
+        device,
+        training.precision,
+        recipe.task,
+        training.attention,
+        training.checkpointing,
+        trust_remote_code=trusted,
     )
     if recipe.model_fingerprint not in (None, base.fingerprint()):
         raise ModelError(

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import time
 import zipfile
@@ -23,6 +24,7 @@ from transformers.integrations.integration_utils import (
     TensorBoardCallback,
     get_available_reporting_integrations,
 )
+from transformers.trainer_pt_utils import safe_globals
 
 from autolr import documents
 from autolr.data.batches import TokenSet, batch_order, by_length
@@ -32,12 +34,15 @@ from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters, precision
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
+from autolr.pack.memory import is_out_of_memory, release
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
 from autolr.train.card import base_name, model_card
+from autolr.train.material import Material
 from autolr.train.optimizer import create_optimizer
+from autolr.train.processes import Processes
 
 EVALUATIONS = 8
 
@@ -75,10 +80,13 @@ def train(
     on_log: Callable[[dict[str, Any]], None] | None = None,
     report_to: Sequence[str] = (),
     allow_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> TrainResult:
     """Train a recipe to its horizon, keep what is best on *select*, and report *confirm*.
 
-    A run that was stopped goes on from its last checkpoint; a finished one is returned as it is.
+    Under `accelerate launch` each process trains its share of every batch, so the global batch stays the recipe's.
+    Where a share does not fit the device's memory, it is trained in parts, which take the same steps. A run that was
+    stopped goes on from its last checkpoint; a finished one is returned as it is.
 
     Args:
         recipe: what to train.
@@ -88,21 +96,31 @@ def train(
         report_to: trackers of transformers that are told, such as `tensorboard`, which writes to `tensorboard/` of
             the run unless TENSORBOARD_LOGGING_DIR says otherwise.
         allow_code: whether the recipe's metric may be code of your own, `my_module:function`.
+        trust_remote_code: whether Python code that comes with the model may run, where the recipe asks for it.
 
     Raises:
         AutoLRError: a tracker is not known, or its package is not installed.
         DataError: the data is not that of the search.
         ModelError: the model is not that of the search, or the rank is too large for it.
-        RunError: the folder holds another run, or the training diverged.
+        RunError: the folder holds another run, the training diverged, the processes cannot share a batch evenly, or
+            not even one example fits the device's memory.
     """
-    folder = Path(out)
+    folder, processes = Path(out), Processes.here()
+    where = processes.join(torch.device(device or _default_device()), recipe.training.batch_size)
     _check_folder(folder, recipe)
     _check_trackers(report_to)
     metrics_file = folder / "metrics.json"
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
     with quiet():
-        return _train(recipe, folder, torch.device(device or _default_device()), on_log, report_to, allow_code)
+        found = material.read(
+            recipe,
+            where,
+            allow_code=allow_code,
+            trust_remote_code=trust_remote_code,
+        )
+        processes.wait()  # all have looked into the folder before one writes there
+        return _train(recipe, folder, found, processes, on_log, report_to)
 
 
 def _default_device() -> str:
@@ -112,26 +130,37 @@ def _default_device() -> str:
 def _train(
     recipe: Recipe,
     folder: Path,
-    device: torch.device,
+    found: Material,
+    processes: Processes,
     on_log: Callable[[dict[str, Any]], None] | None,
     report_to: Sequence[str],
-    allow_code: bool,
 ) -> TrainResult:
-    found = material.read(recipe, device, allow_code=allow_code)
     base, data, task = found.backbone, found.data, found.task
+    device = next(base.model.parameters()).device
     candidate = recipe.candidate
     method = recipe.method
     model = adapters.peft_model(base, candidate.targets, candidate.rank, method.alpha, recipe.seed, candidate.kind)
-    recipe.save(folder / "recipe.yaml")
     checkpoints = folder / "checkpoints"
+    if processes.first:
+        recipe.save(folder / "recipe.yaml")
+        _last_checkpoint(checkpoints, clean=True)
+    processes.wait()
     start = time.perf_counter()
-    trainer = _RecipeTrainer(recipe, model, task, data, checkpoints, device, on_log, report_to)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # on a GPU's base
+            parameter.data = parameter.data.float()
+    if processes.sharded:
+        model.float()  # weights that are shared out together must be of one type
+    parts = 1 if processes.sharded else _fitting(model, task, data.train, recipe, processes)
+    trainer = _RecipeTrainer(recipe, model, task, data, checkpoints, device, processes, parts, on_log, report_to)
     recorder = Recorder(folder / "resources.parquet", device)
-    trainer.add_callback(_Resources(recorder, data.train, recipe))
+    if processes.first:
+        trainer.add_callback(_Resources(recorder, data.train, recipe))
     try:
         trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     finally:
-        recorder.write()
+        if processes.first:
+            recorder.write()
     best = trainer.state.best_metric
     if best is None or not math.isfinite(best):
         raise RunError(f"{folder}: the full run diverged (select loss {best}); lower the recipe's rates")
@@ -143,10 +172,47 @@ def _train(
         "seconds": round(time.perf_counter() - start, 1),
         "log": trainer.state.log_history,
     }
-    adapter = _save(folder, model, base.tokenizer, recipe, metrics)
-    documents.write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return TrainResult(folder, adapter, metrics)
+    state = processes.gathered(model) if processes.sharded else None
+    if processes.first:
+        _save(folder, model, base.tokenizer, recipe, metrics, state)
+        documents.write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.wait()
+    return TrainResult(folder, folder / "adapter", metrics)
+
+
+def _fitting(model: Any, task: Task, data: TokenSet, recipe: Recipe, processes: Processes) -> int:
+    """Return in how many parts a process's share of a batch fits its device, tried on the longest examples.
+
+    Raises:
+        RunError: one example does not fit.
+    """
+    lengths, first = data.lengths(), next(model.parameters())
+    device, half = first.device, first.dtype == torch.bfloat16
+    share, parts = recipe.training.batch_size // processes.count, 1
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    while True:
+        try:
+            batch = data.collate(longest[: math.ceil(share / parts)])
+            batch = {key: value.to(device) for key, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                losses = task.batch_losses(forward(model, batch), batch["labels"])
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            fits = True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        model.zero_grad(set_to_none=True)
+        release(device)
+        if fits:
+            return processes.most(parts)
+        if parts >= share:
+            raise RunError(
+                f"one text of {max(lengths)} tokens does not fit the device's memory; lower data.max_length, set "
+                "training.checkpointing=true, or take more devices"
+            )
+        parts = min(share, 2 * parts)
 
 
 def holds(folder: Path, recipe: Recipe) -> bool:
@@ -208,22 +274,24 @@ class _RecipeTrainer(Trainer):
         data: Prepared,
         checkpoints: Path,
         device: torch.device,
+        processes: Processes,
+        parts: int,
         on_log: Callable[[dict[str, Any]], None] | None,
         report_to: Sequence[str],
     ) -> None:
         self.recipe = recipe
+        self.processes, self.parts = processes, parts
+        self.order = batch_order(data.train.lengths(), recipe.training.batch_size, recipe.steps, recipe.seed)
         self.task = task
         self.train_data = data.train
         self.select_data = data.select
-        half = next(model.parameters()).dtype == torch.bfloat16  # a GPU's base; what is trained is float32
-        for parameter in model.parameters():
-            if half and parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        half = next(model.parameters()).dtype == torch.bfloat16  # a GPU's base
         every = max(1, math.ceil(recipe.steps / EVALUATIONS))
         arguments = TrainingArguments(
             output_dir=str(checkpoints),
             max_steps=recipe.steps,
-            per_device_train_batch_size=recipe.training.batch_size,
+            per_device_train_batch_size=max(1, recipe.training.batch_size // processes.count // parts),
+            gradient_accumulation_steps=parts,
             max_grad_norm=recipe.training.clip_norm or 0.0,
             eval_strategy="steps",
             eval_steps=every,
@@ -246,7 +314,10 @@ class _RecipeTrainer(Trainer):
             bf16=half,
         )
         if arguments.n_gpu > 1:
-            raise RunError("the full run uses one GPU; show it one with CUDA_VISIBLE_DEVICES=0")
+            raise RunError(
+                f"{arguments.n_gpu} GPUs are in sight: take them all with accelerate launch --num_processes "
+                f"{arguments.n_gpu} -m autolr train ..., or one with CUDA_VISIBLE_DEVICES=0"
+            )
         super().__init__(
             model=model,
             args=arguments,
@@ -255,6 +326,7 @@ class _RecipeTrainer(Trainer):
             data_collator=data.train.collate,
             callbacks=[_Callback(on_log)],
         )
+        self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         if "tensorboard" in report_to and "TENSORBOARD_LOGGING_DIR" not in os.environ:
             from torch.utils.tensorboard import SummaryWriter
@@ -265,18 +337,21 @@ class _RecipeTrainer(Trainer):
             self.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        training = self.recipe.training
-        order = batch_order(self.train_data.lengths(), training.batch_size, self.recipe.steps, self.recipe.seed)
-        loader: DataLoader[Any] = DataLoader(
-            _Rows(len(self.train_data)), batch_sampler=order, collate_fn=self.train_data.collate
-        )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        # Not prepared by accelerate, which would deal out whole batches to the processes.
+        own = self.processes.share(self.order, self.parts)
+        return DataLoader(_Rows(len(self.train_data)), batch_sampler=own, collate_fn=self.train_data.collate)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         # Stock losses all of them; but logits of a language model are computed where they are needed alone.
-        return self.task.batch_losses(forward(model, inputs), inputs["labels"])[0]
+        loss = self.task.batch_losses(forward(model, inputs), inputs["labels"])[0]
+        if self.processes.count == self.parts == 1:
+            return loss
+        # A share of the mean over the global batch; gradients are summed over parts, and averaged over processes.
+        whole = self.train_data.collate(self.order[self.state.global_step])["labels"]
+        share = float(self.task.counts(inputs["labels"])[0]) / float(self.task.counts(whole)[0])
+        return loss * share * self.processes.count
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -316,7 +391,7 @@ class _Callback(TrainerCallback):
             control.should_evaluate = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if self.forward and logs:
+        if self.forward and logs and state.is_world_process_zero:
             self.forward({**logs, "step": state.global_step})
 
 
@@ -368,18 +443,19 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={"evidence", "versions", "commit", "name"})
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint; one that a crash left incomplete is passed over."""
+def _last_checkpoint(folder: Path, *, clean: bool = False) -> str | None:
+    """Return the newest complete checkpoint; those that a crash left incomplete are passed over, or cleaned away."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for path in sorted(found, key=lambda path: _step_of(path.name), reverse=True):
         if _is_whole(path):
             return str(path)
-        shutil.rmtree(path, ignore_errors=True)
+        if clean:
+            shutil.rmtree(path, ignore_errors=True)
     return None
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether all that a run needs to go on is there, and nothing of it cut short.
+    """Tell whether all that a run needs to go on is there, plain tensors and numbers, and nothing of it cut short.
 
     The Trainer writes its state last, but a machine that dies may lose any file's end.
     """
@@ -387,11 +463,14 @@ def _is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         with safe_open(checkpoint / "adapter_model.safetensors", framework="pt") as tensors:
             tensors.keys()
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        of_chance = [path.name for path in checkpoint.glob("rng_state*.pth")] or ["rng_state.pth"]
+        for name in ("optimizer.pt", "scheduler.pt", *of_chance):
             with zipfile.ZipFile(checkpoint / name) as archive:
                 if archive.testzip() is not None:
                     return False
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+            with safe_globals():  # type: ignore[no-untyped-call]  # of the state of chance
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError):
         return False
     return True
 
@@ -400,11 +479,18 @@ def _step_of(checkpoint: str | None) -> int:
     return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, metrics: dict[str, Any]) -> Path:
+def _save(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    metrics: dict[str, Any],
+    state: dict[str, torch.Tensor] | None = None,
+) -> Path:
     target, draft = folder / "adapter", folder / ".adapter"
     shutil.rmtree(draft, ignore_errors=True)
     model.peft_config["default"].base_model_name_or_path = base_name(recipe.model)
-    model.save_pretrained(str(draft))
+    model.save_pretrained(str(draft), **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(str(draft))
     (draft / "README.md").write_text(model_card(recipe, metrics), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)

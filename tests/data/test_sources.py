@@ -54,9 +54,9 @@ def test_the_embedded_set():
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ({"text": TEXTS, "label": [None, *LABELS[1:]]}, "1 of 40 labels"),
+        ({"text": TEXTS, "label": [None] * 3 + [*LABELS[3:]]}, "3 of 40 rows have no label"),
         ({"text": TEXTS, "label": [1] * 40}, "one class only"),
-        ({"text": ["  ", *TEXTS[1:]], "label": LABELS}, "1 of 40 rows have no text"),
+        ({"text": ["  "] * 3 + TEXTS[3:], "label": LABELS}, "3 of 40 rows have no text"),
         ({"text": TEXTS, "label": [n / 7 for n in range(40)]}, "set task=regression"),
         ({"text": TEXTS, "label": range(40)}, "these are no classes"),
         ({"a": TEXTS, "b": TEXTS, "label": LABELS}, "which column holds the texts"),
@@ -157,7 +157,7 @@ def test_numbers_of_a_regression(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (["low", *range(39)], "must be numbers for a regression, not 'low'"),
+        (["low"] * 3 + [n / 10 for n in range(37)], "3 of 40 rows have a label in column 'score' that is no number"),
         ([2.5] * 40, "are all 2.5"),
         ([1000.0 * n for n in range(40)], "standard deviation of 1.15e+04; scale them"),
     ],

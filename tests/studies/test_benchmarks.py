@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("AUTOLR_CACHE", os.environ["AUTOLR_CACHE"])  # a benchmark sets its own
     yield importlib.import_module
-    for name in ("contract", "shapes", "peers", "throughput", "end_to_end", "smollm2"):
+    for name in ("contract", "tiny", "fuzz", "soak", "shapes", "peers", "throughput", "end_to_end", "smollm2"):
         sys.modules.pop(name, None)
 
 
@@ -290,3 +291,35 @@ def test_a_search_on_a_decoder_leaves_its_document(module, model_folders, tmp_pa
     assert any(name.startswith(f"confirm_{metric}_") for name in document["figures"])
     assert document["settings"]["study"]["task"] == task
     assert ("untrained_confirm_loss" in document["figures"]) == (task == "sft")
+
+
+# Fuzz and soak
+
+
+def test_broken_files_are_read_without_traceback_or_hang(module, tmp_path):
+    found = module("fuzz").measure(12, tmp_path, 1)
+    assert found["fuzzed"] == 12 and found["tracebacks"] == found["hangs"] == 0, found["failed"]
+    assert sum(sum(own.values()) for own in found["kinds"].values()) == 12
+
+
+def test_what_is_not_clear_is_counted(module, tmp_path, monkeypatch):
+    fuzz = module("fuzz")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tracebacks").mkdir()
+    outcomes = {"plan": lambda words: None, "message": lambda words: sys.exit(2), "traceback": lambda words: 1 / 0}
+    outcomes["hang"] = lambda words: time.sleep(10)
+    for outcome, run in outcomes.items():
+        monkeypatch.setattr(fuzz.cli, "main", run)
+        assert fuzz.run([], 0.3)[0] == outcome
+
+
+def test_growth_is_the_slope_after_the_warm_up(module):
+    soak = module("soak")
+    assert soak.growth([50] * 20 + [100] * 200, warm=0.1) == pytest.approx(0, abs=1e-9)
+    grown = [1000.0 + 0.1 * n for n in range(100)]
+    assert soak.growth(grown, warm=0.0) == pytest.approx(100 * 0.1 * 100 / 1005, rel=1e-3)
+
+
+def test_a_search_leaves_no_files_open(module, tmp_path):
+    found = module("soak").measure(12, tmp_path)
+    assert found["trials"] == 12 and found["handles"] <= 0 and len(found["mib"]) == 12

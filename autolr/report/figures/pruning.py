@@ -59,7 +59,7 @@ def climbed(result: SearchResult) -> Ladder | None:
     length = max(ends) if ends else told if isinstance(told, int) else max(reached.values())
     climbs = []
     for trial in trials:
-        is_cut = trial.outcome in ("pruned", "diverged")
+        is_cut = trial.outcome in ("pruned", "diverged", "infeasible")
         climbs.append(Climb(trial, reached[trial.number], max(0, length - reached[trial.number]) if is_cut else 0))
     seconds = sum(climb.spared_seconds for climb in climbs)
     climbs.sort(key=lambda c: (-c.steps, c.trial.score if c.trial.score is not None else math.inf))

@@ -17,6 +17,7 @@ SYMBOLS = {
     "finished": "circle",
     "pruned": "x",
     "diverged": "triangle-up",
+    "infeasible": "hash",
     "interrupted": "square",
     "running": "diamond",
 }
@@ -36,6 +37,7 @@ OUTCOMES = {
     "finished": "#2a9d7f",
     "pruned": "#7d848f",
     "diverged": "#d1495b",
+    "infeasible": "#8a6d3b",
     "interrupted": "#c58a2a",
     "running": "#3a76d8",
 }

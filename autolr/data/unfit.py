@@ -1,0 +1,133 @@
+"""Examples that nothing can be learned from: a few are left out one by one, with a report; many are an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from autolr.data.tables import Table
+from autolr.errors import DataError
+from autolr.study import TaskName
+
+# More than this share of examples that are unfit is no accident, but another column than was meant.
+MOST = 0.05
+# Texts longer than this, in characters, are told of: only their beginning is ever read.
+LONG = 100_000
+SHOWN = 5
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether a cell is empty."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+class Sieve:
+    """Looks for unfit examples in a table, column by column.
+
+    Args:
+        table: all examples.
+        where: the source, for messages.
+    """
+
+    def __init__(self, table: Table, where: str) -> None:
+        self.table = table
+        self.where = where
+        self.rows = len(next(iter(table.values()), []))
+        self.unfit: dict[int, str] = {}
+        self._remedy: dict[str, str] = {}
+        self._remarks: dict[str, list[int]] = {}
+
+    def texts(self, column: str) -> None:
+        """Look at texts.
+
+        Raises:
+            DataError: more are unfit than can be an accident.
+        """
+        for row, text in enumerate(self.table[column]):
+            if is_missing(text) or not isinstance(text, str) or not text.replace("\0", "").strip():
+                self._leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
+            elif len(text) > LONG:
+                self._remarks.setdefault(
+                    f"a text of more than {LONG:,} characters, whose beginning is read", []
+                ).append(row)
+            elif "\0" in text:
+                self._remarks.setdefault("a text with NUL characters, which is taken as it is", []).append(row)
+        self._check()
+
+    def labels(self, column: str, task: TaskName, names: Sequence[str] | None) -> None:
+        """Look at labels.
+
+        Args:
+            column: holds them.
+            task: says what they are.
+            names: of the classes, where the source declares them; labels are then their indices, and -1 is how hub
+                data sets mark those of a hidden test split.
+
+        Raises:
+            DataError: more are unfit than can be an accident.
+        """
+        remedy = "remove these rows, or choose a labelled split or label_column"
+        for row, label in enumerate(self.table[column]):
+            if is_missing(label) or (names is not None and label == -1):
+                self._leave_out(row, f"no label in column {column!r}", remedy)
+            elif task == "regression":
+                if not _is_number(label):
+                    self._leave_out(row, f"a label in column {column!r} that is no number", remedy)
+            elif names is not None and not (_is_number(label) and label in range(len(names))):
+                self._leave_out(row, f"a label in column {column!r} that is none of the {len(names)} classes", remedy)
+        self._check()
+
+    def strangers(self, column: str, parts: Sequence[str]) -> None:
+        """Look for labels in *select* or *confirm* that *train* does not have."""
+        labels = self.table[column]
+        if not all(isinstance(label, str | int | float) for label in labels if not is_missing(label)):
+            return
+        known = {label for row, label in enumerate(labels) if parts[row] == "train"}
+        for row, label in enumerate(labels):
+            if row not in self.unfit and label not in known:
+                self._leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
+        self._check()
+
+    def sifted(self, parts: Sequence[str]) -> tuple[Table, list[str], tuple[str, ...]]:
+        """Return the table and the parts without what is unfit, and the report."""
+        kept = [row for row in range(self.rows) if row not in self.unfit]
+        table = {name: [column[row] for row in kept] for name, column in self.table.items()}
+        by_reason: dict[str, list[int]] = {}
+        for row, reason in sorted(self.unfit.items()):
+            by_reason.setdefault(reason, []).append(row)
+        report = [
+            f"{len(rows):,} of {self.rows:,} examples left out: {why} ({_named(rows)})"
+            for why, rows in by_reason.items()
+        ]
+        report += [
+            f"{len(rows):,} of {self.rows:,} examples have {what} ({_named(rows)})"
+            for what, rows in self._remarks.items()
+        ]
+        return table, [parts[row] for row in kept], tuple(report)
+
+    def _leave_out(self, row: int, reason: str, remedy: str) -> None:
+        self._remedy[reason] = remedy
+        self.unfit.setdefault(row, reason)
+
+    def _check(self) -> None:
+        if len(self.unfit) <= MOST * self.rows:
+            return
+        first, reason = min(self.unfit.items())
+        alike = sum(why == reason for why in self.unfit.values())
+        raise DataError(
+            f"{self.where}: {alike} of {self.rows} rows have {reason} (first: row {first + 1}); up to {MOST:.0%} are "
+            f"left out with a note, so many are a mistake: {self._remedy[reason]}"
+        )
+
+
+def _named(rows: Sequence[int]) -> str:
+    shown = ", ".join(str(row + 1) for row in rows[:SHOWN])
+    return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
