@@ -74,7 +74,7 @@ def test_trackio_has_every_trial(small_study, tmp_path):
         [sys.executable, "-m", "autolr", *words], env={**os.environ, "TRACKIO_DIR": str(kept)}, text=True,
         capture_output=True, check=True,
     )  # fmt: skip
-    assert "rackio" not in done.stdout
+    assert "Trackio" not in done.stdout  # what it says of each run
     result = SearchResult.load(run)
     with sqlite3.connect(kept / "small.db") as store:
         facts = [json.loads(config) for (config,) in store.execute("select config from configs order by id")]
