@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import compare, dashboard, predict, report, runs, search, train, validate, watch
+from autolr.cli import compare, dashboard, predict, report, runs, search, train, validate, watch, worker
 from autolr.errors import AutoLRError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _options(
 
 
 app.command("search")(search.search)
+app.command("worker")(worker.worker)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)

@@ -105,23 +105,14 @@ class SearchResult:
 
 
 def _trials(run: RunFolder, others: dict[str, Any]) -> list[TrialRecord]:
-    import optuna
-
-    if not run.journal.is_file():
-        return []
-    storage = run.storage()
-    studies = optuna.get_all_study_names(storage)
-    if not studies:
-        return []
-    study = optuna.load_study(study_name=studies[0], storage=storage)
     curves = {content.get("number"): content for content in records.lines(run.curves)}
-    return [_record(trial, curves.get(trial.number, {}), others) for trial in study.trials if trial.params]
+    return [_record(trial, curves.get(trial.number, {}), others) for trial in run.trials() if trial.params]
 
 
 def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]) -> TrialRecord:
     attributes = trial.user_attrs
     others = {**others, "targets": "qkv"} if attributes.get("rule") == "qkv" else others
-    outcome = attributes.get("outcome") or ("interrupted" if trial.state.is_finished() else "running")
+    outcome = attributes.get("outcome", "interrupted") if trial.state.is_finished() else "running"
     steps = sorted(trial.intermediate_values)
     return TrialRecord.model_validate(
         {
