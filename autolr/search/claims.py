@@ -21,10 +21,10 @@ import psutil
 
 from autolr.search.folder import RunFolder
 
+# Attribute of a trial: the worker that has it, and its clock when it took it. One without is just being proposed.
+CLAIM = "claim"
 # Seconds between signs of life, and of silence after which a worker of another machine is gone.
 BEAT, SILENT = 10.0, 90.0
-# Seconds between looks for what others have left.
-LOOK = 1.0
 
 
 class Alone:

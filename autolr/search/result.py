@@ -12,6 +12,7 @@ from autolr.documents import Document
 from autolr.errors import RunError
 from autolr.recipe import Recipe
 from autolr.search import records
+from autolr.search.claims import CLAIM
 from autolr.search.folder import RunFolder
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.study import Study
@@ -106,7 +107,12 @@ class SearchResult:
 
 def _trials(run: RunFolder, others: dict[str, Any]) -> list[TrialRecord]:
     curves = {content.get("number"): content for content in records.lines(run.curves)}
-    return [_record(trial, curves.get(trial.number, {}), others) for trial in run.trials() if trial.params]
+    return [_record(trial, curves.get(trial.number, {}), others) for trial in run.trials() if _is_proposed(trial)]
+
+
+def _is_proposed(trial: FrozenTrial) -> bool:
+    """Tell whether a trial's candidate is known: not while it waits, or is being proposed."""
+    return bool(trial.params) and (trial.state.is_finished() or CLAIM in trial.user_attrs)
 
 
 def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]) -> TrialRecord:

@@ -15,7 +15,7 @@ from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
 from autolr.search import prior, records
-from autolr.search.claims import Claims
+from autolr.search.claims import CLAIM, Claims
 from autolr.search.folder import RunFolder
 from autolr.search.loop import WINDOW, Job, Keeper, Running, Source, Watcher
 from autolr.search.pruner import ChancePruner
@@ -28,8 +28,6 @@ from autolr.study import Study
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Attribute of the Optuna study: examples that each rung is scored on.
 EXAMPLES = "rung_examples"
-# Attribute of a trial: the worker that has it, and its clock when it took it.
-CLAIM = "claim"
 
 
 class Trials(Source):

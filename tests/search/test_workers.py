@@ -21,20 +21,22 @@ from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.run import join, search, wait_for
 from autolr.search.state import State, read_state
+from tests.report.test_dashboard import ask
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a worker does to the trials' storage, many times and without training.
 WRITER = """
 import sys
 from autolr.search.folder import RunFolder
-from autolr.search.trials import CLAIM
+from autolr.search.claims import CLAIM
 from autolr.study import Study
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 folder = RunFolder(sys.argv[1])
 study = folder.optuna(Study.load(folder.study))
 for _ in range(int(sys.argv[2])):
     with folder.locked():
-        trial = study.ask({"lr_v": FloatDistribution(1e-4, 1e-1, log=True)})
+        rates = {"lr_v": FloatDistribution(1e-4, 1e-1, log=True), "ratio": FloatDistribution(0.5, 8, log=True)}
+        trial = study.ask({**rates, "rank": CategoricalDistribution([2, 4, 8])})
         trial.set_user_attr(CLAIM, [sys.argv[3], 0])
     for step in (4, 8, 12):
         trial.report(1 / (1 + step), step)
@@ -127,13 +129,10 @@ def test_workers_end_with_the_process_that_started_them(small_study, tmp_path):
     more.save(tmp_path / "study.yaml")
     folder = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "autolr", "search", str(tmp_path / "study.yaml"), "--out", str(folder.path)]
-    with subprocess.Popen([*command, "--workers", "1", "--plain"], cwd=ROOT) as single:
-        single.kill()
     with subprocess.Popen([*command, "--workers", "2", "--device", "cpu", "--plain"], cwd=ROOT) as first:
-        while not (children := psutil.Process(first.pid).children(recursive=True)) and first.poll() is None:
-            time.sleep(0.1)
         while not list(folder.workers.glob("*.json")) and first.poll() is None:
             time.sleep(0.1)
+        children = psutil.Process(first.pid).children(recursive=True)
         first.kill()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert children and not alive
@@ -179,29 +178,12 @@ def test_the_dashboard_of_a_search_in_a_database(small_study, postgres, tmp_path
 
 def studies_of(app) -> list[dict]:
     """Return what the dashboard's page is sent of each study."""
-    found = []
-    for study in _get(app, "/api/studies")["studies"]:
-        found.append(_get(app, f"/api/studies/{study['study_id']}"))
-    return found
-
-
-def _get(app, path: str) -> dict:
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": path,
-        "QUERY_STRING": "",
-        "HTTP_HOST": "127.0.0.1",
-        "SERVER_NAME": "127.0.0.1",
-        "SERVER_PORT": "80",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "wsgi.url_scheme": "http",
-        "wsgi.input": None,
-        "wsgi.errors": sys.stderr,
-    }
-    status = []
-    body = b"".join(app(environ, lambda said, headers, *_: status.append(said)))
-    assert status[0].startswith("200"), (status, body[:300])
-    return json.loads(body)
+    status, answer = ask(app, "/api/studies")
+    assert status.startswith("200")
+    studies = json.loads(answer)["study_summaries"]
+    pages = [ask(app, f"/api/studies/{study['study_id']}") for study in studies]
+    assert all(status.startswith("200") for status, _ in pages)
+    return [json.loads(page) for _, page in pages]
 
 
 @pytest.mark.parametrize("where", ["journal", "database"])
