@@ -94,11 +94,13 @@ class RunFolder:
                     f"--out {self.path}: already holds another study ({held.name}; it differs in {changed}); "
                     "choose another --out, or go on with that one: autolr search --out alone"
                 )
-        elif self.path.exists() and any(item.name not in (".lock", ".claims") for item in self.path.iterdir()):
+        elif self.path.exists() and not all(_is_ours(item.name) for item in self.path.iterdir()):
             raise RunError(f"--out {self.path}: is not empty and holds no study; choose another --out")
         if storage is not None:
-            self.use(storage, study)
+            storages.with_driver(storage)
         study.save(self.study)
+        if storage is not None:
+            self.use(storage, study)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -219,6 +221,11 @@ class RunFolder:
             raise RunError(
                 f"{self.database}: is damaged; it should name the database that holds the trials"
             ) from None
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a file is one that a search which was killed at its very beginning has left."""
+    return name in (".lock", ".claims") or name.startswith(".study.yaml.")
 
 
 def _differences(one: Study, other: Study) -> list[str]:

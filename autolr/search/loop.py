@@ -170,10 +170,11 @@ def drive(pack: Pack, source: Source, watcher: Watcher, keeper: Keeper | None = 
             for one in [r for r in running if r.outcome is not None]:
                 if source.ended(one) is not False:
                     watcher.ended(one)
-                keeper.drop(one.job)
+                    keeper.drop(one.job)
                 pack.evict(one.slot)
                 running.remove(one)
             if keeper.due:
+                pack.flush()
                 keeper.save_all(pack, running, source.clock)
     finally:
         for one in running:

@@ -83,7 +83,7 @@ def opened(url: str) -> BaseStorage:
 
     try:
         return optuna.storages.get_storage(with_driver(url))
-    except optuna.exceptions.StorageInternalError as error:
+    except (optuna.exceptions.StorageInternalError, ImportError) as error:
         raise RunError(f"--storage {hidden(url)}: {_reason(error)}") from None
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("sqlalchemy", "psycopg", "pymysql"):
@@ -123,11 +123,15 @@ def locked(url: str | None, path: Path, name: str) -> AbstractContextManager[Non
 def _in_folder(path: Path) -> Iterator[None]:
     from filelock import Timeout
 
+    lock = FileLock(path, timeout=PATIENCE)
     try:
-        with FileLock(path, timeout=PATIENCE):
-            yield
+        lock.acquire()
     except Timeout:
         raise RunError(f"{path}: has been locked by another worker for {PATIENCE} s; end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 _engines: dict[str, sqlalchemy.Engine] = {}

@@ -148,6 +148,8 @@ class _Assault:
                     self._start()
                 elif self.process.poll() == 0:
                     break
+                if self.process is not None and self.process.poll() == 2:
+                    raise RuntimeError((self.work / "search.log").read_text()[-2000:])
                 if len(self.rows) < kills and time.monotonic() > due and self._kill():
                     due = time.monotonic() + self.rng.uniform(*BETWEEN)
                 time.sleep(0.05)
