@@ -29,18 +29,23 @@ class Document(BaseModel):
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace the file `path` by `text` in one step: a reader sees the old file or the new one.
+    """Replace the file `path` by `text` in one step; see `write_bytes`."""
+    write_bytes(path, text.encode(), durable=durable)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace the file `path` by `content` in one step: a reader sees the old file or the new one.
 
     Args:
         path: the file; its folder is made.
-        text: all that it will hold.
+        content: all that it will hold.
         durable: wait until the disk has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -8,7 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import csv
+import importlib.util
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,20 @@ def small_recipe(small_study) -> Recipe:
         training=small_study.training,
         steps=24,
     )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of an empty database of a PostgreSQL of its own."""
+    path = Path(__file__).resolve().parents[1] / "studies" / "benchmarks" / "postgres.py"
+    spec = importlib.util.spec_from_file_location("postgres", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra: postgres)")
+    if module.missing():
+        pytest.skip(module.missing())
+    with module.server() as address:
+        yield address
 
 
 @pytest.fixture

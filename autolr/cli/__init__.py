@@ -29,6 +29,7 @@ from autolr.cli import (
     train,
     validate,
     watch,
+    worker,
 )
 from autolr.errors import AutoLRError, redacted
 
@@ -62,6 +63,7 @@ app.command("init")(init.init)
 app.command("ls")(shipped.ls)
 app.command("cp")(shipped.cp)
 app.command("search")(search.search)
+app.command("worker")(worker.worker)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from autolr.search.loop import Running, Watcher
-from autolr.search.state import Progress
+from autolr.search.state import Progress, State
 from autolr.search.view import View, spell
 
 
@@ -58,6 +58,13 @@ class PlainWatcher(Progress):
             f"{running.slot.step}, {score} | {self.now().summary()}"
         )
 
+    def looked(self, state: object) -> None:
+        """Print how far the workers are, when something has ended."""
+        assert isinstance(state, State)
+        said, self.state = self.state, state
+        if (said.phase, said.done) != (state.phase, state.done):
+            say(f"  {state.summary()}")
+
 
 class LiveWatcher(Progress):
     """A table of the slots, drawn a few times a second."""
@@ -78,6 +85,11 @@ class LiveWatcher(Progress):
             return
         self._drawn = time.monotonic()
         self.live.update(View(self.now()))
+
+    def looked(self, state: object) -> None:
+        """Draw the slots of all workers."""
+        assert isinstance(state, State)
+        self.live.update(View(state))
 
 
 def say(text: str) -> None:

@@ -64,6 +64,24 @@ def search(
         list[str] | None,
         typer.Option(help="Run folder of an earlier search to begin from; may be given again.", show_default=False),
     ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            help="Processes that search together, each on a device of its own; or ray, ray:4: actors of a cluster.",
+            metavar="N|ray[:N]",
+        ),
+    ] = "1",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster; default: this machine's, or a new one on it.", show_default=False),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database for the trials, postgresql://... or mysql://...; default: the run folder.",
+            show_default=False,
+        ),
+    ] = None,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,7 +139,17 @@ def search(
     trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
     try:
         with watch(plain) as watcher:
-            result = run.search(study, folder, device=device, watcher=Watchers([watcher, *trackers]), **code)
+            result = run.search(
+                study,
+                folder,
+                device=device,
+                watcher=Watchers([watcher, *(trackers if workers == "1" else [])]),
+                workers=1 if workers == "1" else workers,
+                ray_address=ray_address,
+                storage=storage,
+                report_to=report_to or (),
+                **code,
+            )
             _report(result)
         _show_result(result)
         if study.train:

@@ -269,11 +269,55 @@ class Pack:
     def values(self, slot: Slot, *, averaged: bool = False) -> dict[str, Tensor]:
         """Return copies of a slot's tensors, named as `autolr.model.adapters.values_of` does."""
         rows = self.averages if averaged else self.rows
-        config, own = slot.config, {n: tuple(p.shape) for n, p in self.backbone.head_parameters().items()}
+        return self.layout.read(rows[self.slots.index(slot)], self._shapes(slot.config))
+
+    def state(self, slot: Slot) -> dict[str, Tensor]:
+        """Return copies of all tensors that a slot's training goes on from, such as `weights.<tensor>`."""
+        index, own = self.slots.index(slot), self._shapes(slot.config)
+        return {
+            f"{part}.{name}": tensor
+            for part, rows in self._buffers().items()
+            for name, tensor in self.layout.read(rows[index], own).items()
+        }
+
+    def restore(
+        self, config: SlotConfig, state: Mapping[str, Tensor], step: int, losses: Sequence[float], tokens: int
+    ) -> Slot:
+        """Let a trial go on in a free slot.
+
+        Args:
+            config: the one it was admitted with.
+            state: what `state` has returned of it.
+            step: optimizer steps it had done by then.
+            losses: of these steps.
+            tokens: it had trained.
+
+        Raises:
+            KeyError: the state lacks a tensor.
+            RuntimeError: a tensor has another shape.
+        """
+        slot = self.admit(config)
+        try:
+            for part, rows in self._buffers().items():
+                for name in self._shapes(config):
+                    self.layout.fill(rows[self.slots.index(slot)], name, state[f"{part}.{name}"])
+        except (KeyError, RuntimeError):
+            self.evict(slot)
+            raise
+        slot.step, slot.losses, slot.tokens = step, list(losses), tokens
+        return slot
+
+    def _buffers(self) -> dict[str, Tensor]:
+        moments = {"mean": self.optimizer.mean, "square": self.optimizer.square}
+        return {"weights": self.rows, "average": self.averages, **moments}
+
+    def _shapes(self, config: SlotConfig) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors that a slot trains."""
+        own = {n: tuple(p.shape) for n, p in self.backbone.head_parameters().items()}
         for site in self.backbone.projections.sites:
             if site.role in config.roles:
                 own |= shapes(site, config.rank, config.kind)
-        return self.layout.read(rows[self.slots.index(slot)], own)
+        return own
 
     def step(self) -> None:
         """Take one optimizer step in every slot, each on its own next batch."""

@@ -85,6 +85,13 @@ class Layout:
         for name, value in values.items():
             self._part(row, name, tuple(value.shape)).copy_(value)
 
+    def fill(self, row: Tensor, name: str, value: Tensor) -> None:
+        """Set one tensor of `row`; all else stays."""
+        part = self._part(row, name, tuple(value.shape))
+        if part.shape != value.shape:
+            raise RuntimeError(f"{name} is {list(value.shape)}, which is more than {list(part.shape)}")
+        part.copy_(value)
+
     def read(self, row: Tensor, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Return copies of the tensors of `row` that a slot owns, of these shapes."""
         return {name: self._part(row, name, shape).detach().clone() for name, shape in tensors.items()}

@@ -19,8 +19,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.study._frozen import FrozenStudy
 
@@ -28,6 +27,7 @@ from autolr.errors import AutoLRError, RunError
 from autolr.report import figures
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
+from autolr.search.storage import Journal, with_driver
 
 # Seconds between looks at a run that may still be searching.
 EVERY = 10.0
@@ -42,19 +42,14 @@ _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation} | {ord("\
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
-class Decorated(JournalStorage):
+class Decorated(BaseStorage):
     """A run's storage with attributes on top that are kept in memory.
 
-    What the dashboard's user writes goes to the run's journal, and wins over what is on top.
-
-    Args:
-        path: the journal.
+    What the dashboard's user writes goes to the run's own storage, and wins over what is on top.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._on_top: dict[str, Any] = {}
-        self._here = threading.local()
-        super().__init__(JournalFileBackend(str(path)))
+    _on_top: dict[str, Any]
+    _here: threading.local
 
     @contextmanager
     def decorating(self) -> Iterator[None]:
@@ -71,15 +66,15 @@ class Decorated(JournalStorage):
         if hasattr(self._here, "attributes"):
             self._here.attributes[key] = value
         else:
-            super().set_study_system_attr(study_id, key, value)
+            super().set_study_system_attr(study_id, key, value)  # type: ignore[safe-super]
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the journal's attributes and those on top."""
-        return self._under(super().get_study_system_attrs(study_id))
+        return self._under(super().get_study_system_attrs(study_id))  # type: ignore[safe-super]
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return the studies with what is on top of them."""
-        studies = super().get_all_studies()
+        studies = super().get_all_studies()  # type: ignore[safe-super]
         for study in studies:
             study.system_attrs = self._under(study.system_attrs)
         return studies
@@ -89,6 +84,30 @@ class Decorated(JournalStorage):
         # A note lies in pieces beside its version, and theirs may have fewer than ours.
         ours = {k: v for k, v in self._on_top.items() if f"{k.partition('note_str:')[0]}note_ver" not in own}
         return {**ours, **own}
+
+
+class DecoratedJournal(Decorated, JournalStorage):
+    """A decorated journal.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._on_top, self._here = {}, threading.local()
+        JournalStorage.__init__(self, Journal(folder.journal))
+
+
+class DecoratedDatabase(Decorated, RDBStorage):
+    """A decorated database.
+
+    Args:
+        url: its address.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._on_top, self._here = {}, threading.local()
+        RDBStorage.__init__(self, with_driver(url))
 
 
 class RunFiles:
@@ -142,7 +161,7 @@ def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
     """Put figures, notes and files of a search on top of its study."""
     from optuna_dashboard import save_note, save_plotly_graph_object
 
-    study = _study(storage, result.folder)
+    study = _study(storage, RunFolder(result.folder))
     if study is None:
         return
     drawn = {name: draw(result) for name, draw in figures.FIGURES.items()}
@@ -184,9 +203,10 @@ def application(folder: RunFolder, host: str = "127.0.0.1") -> tuple[Application
             "autolr dashboard needs optuna-dashboard, which is not installed: pip install optuna-dashboard"
         ) from None
     SearchResult.load(folder.path)
-    if not folder.journal.is_file():
+    if not folder.has_trials:
         raise RunError(f"{folder.path}: no trial has begun here yet; give the same command again when one has")
-    storage, files = Decorated(folder.journal), RunFiles(folder)
+    storage = DecoratedDatabase(folder.url) if folder.url else DecoratedJournal(folder)
+    files = RunFiles(folder)
 
     def update() -> None:
         decorate(storage, SearchResult.load(folder.path), files)
@@ -251,8 +271,8 @@ def _stamp(folder: RunFolder) -> list[float]:
     return [path.stat().st_mtime if path.exists() else 0.0 for path in paths]
 
 
-def _study(storage: Decorated, folder: Path) -> Study | None:
-    names = optuna.get_all_study_names(storage)
+def _study(storage: Decorated, folder: RunFolder) -> Study | None:
+    names = folder.names(storage)
     return optuna.load_study(study_name=names[0], storage=storage) if names else None
 
 

@@ -53,6 +53,7 @@ def check(path: str | Path) -> Check:
     if not run.study.is_file():
         study = False
         damaged.append("study.yaml: is missing; a search needs it: put the study back")
+    look(run.database, _json, "it should name the database that holds the trials")
     journal = look(run.journal, _journal, "what comes after is not read")
     for file, kind, what in (
         (run.curves, TrialRecord, "curves of trials"),

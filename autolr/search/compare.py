@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +23,7 @@ from autolr.pack.rows import ROLES
 from autolr.recipe import Interval, Recipe
 from autolr.search import machine, notebook, provenance, records, scored
 from autolr.search.arms import Arm, read_arms
+from autolr.search.checkpoints import Checkpoints
 from autolr.search.confirm import Confirmation
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Watcher, drive
@@ -183,6 +185,7 @@ def compare(
             commit=provenance.commit(),
         )
         documents.write_text(folder.path / "comparison.json", result.to_json() + "\n")
+        shutil.rmtree(folder.slots, ignore_errors=True)
     return result
 
 
@@ -327,7 +330,7 @@ def _train(
         with quiet():
             material = read(largest, where, other, **code)
         jobs = [
-            Job(arm.label, recipe.candidate, _slot(recipe, material, other, seed, steps), seed)
+            Job(arm.label, recipe.candidate, _slot(recipe, material, other, seed, steps), seed, _key(arm, seed))
             for arm, recipe in zip(group, recipes, strict=True)
             for seed in missing[arm.label]
         ]
@@ -371,7 +374,12 @@ def _drive(
     batch = recipes[0].training.batch_size
     fitted = machine.measured(pack, largest, len(jobs), slots, material.data, batch)
     with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
-        drive(made, Confirmation(jobs, folder.confirm, made, material.data), watcher)
+        keeper = Checkpoints(folder.slots, watcher, "main")
+        drive(made, Confirmation(jobs, folder.confirm, made, material.data), watcher, keeper)
+
+
+def _key(arm: Arm, seed: int) -> str:
+    return f"arm-{hashlib.sha256(arm.label.encode()).hexdigest()[:10]}-seed{seed}"
 
 
 def _slot(recipe: Recipe, material: Material, other: Data | None, seed: int, steps: int | None) -> SlotConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from autolr.data.prepared import Prepared
 from autolr.errors import RunError
 from autolr.pack.pack import Pack
 from autolr.search import records
-from autolr.search.loop import Job, Running
+from autolr.search.claims import Alone
+from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
 from autolr.search.space import SearchSpace
@@ -87,10 +89,17 @@ def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candida
     """
     seeds = range(study.seed + 1, study.seed + 1 + study.search.repeats)
     wanted = [(c, label, seed) for seed in seeds for c, label in candidates.items()]
-    return [Job(label, c, space.slot(c, seed, length), number) for number, (c, label, seed) in enumerate(wanted)]
+    return [
+        Job(label, c, space.slot(c, seed, length), number, f"repeat-{_digest(c)}-seed{seed}")
+        for number, (c, label, seed) in enumerate(wanted)
+    ]
 
 
-class Confirmation:
+def _digest(candidate: Candidate) -> str:
+    return hashlib.sha256(candidate.model_dump_json().encode()).hexdigest()[:10]
+
+
+class Confirmation(Source):
     """Repeats, as a source of jobs for the loop.
 
     Args:
@@ -98,21 +107,46 @@ class Confirmation:
         path: the file of records they are added to.
         pack: scores them.
         data: *select* chooses the winner, *confirm* judges it.
+        claims: on the repeats; None: nobody else trains them.
     """
 
     rungs: tuple[int, ...] = ()
 
-    def __init__(self, jobs: Sequence[Job], path: Path, pack: Pack, data: Prepared) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], path: Path, pack: Pack, data: Prepared, claims: Alone | None = None
+    ) -> None:
         self.path = path
         self.pack = pack
         self.data = data
+        self.claims = claims or Alone()
         self.trained_tokens = self.evaluated_tokens = 0
         self._scores: dict[Running, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._queue = list(jobs)
+        self._taken: set[str] = set()
+
+    def waiting(self) -> bool:
+        """Tell whether there are repeats that others train."""
+        self._forget_recorded()
+        return bool(self._queue)
 
     def next(self) -> Job | None:
-        """Return the next repeat."""
-        return self._queue.pop(0) if self._queue else None
+        """Take the next repeat that is no other worker's."""
+        with self.claims.lock():
+            self._forget_recorded()
+            for job in self._queue:
+                if job.key not in self._taken and self.claims.take(job.key):
+                    self._taken.add(job.key)
+                    return job
+        return None
+
+    def _forget_recorded(self) -> None:
+        """Forget the repeats that somebody has recorded."""
+        there = self._recorded()
+        self._queue = [job for job in self._queue if (job.candidate, job.label, job.config.seed) not in there]
+
+    def _recorded(self) -> set[tuple[Candidate, str, int]]:
+        found = records.parsed(self.path, RepeatRecord)
+        return {(record.candidate, record.label, record.seed) for record in found}
 
     def reached(self, running: list[Running]) -> None:
         """Score those that are through, on both splits, and end them."""
@@ -120,7 +154,7 @@ class Confirmation:
         for one in running:
             one.outcome = "finished"
 
-    def ended(self, running: Running) -> None:
+    def ended(self, running: Running) -> bool:
         """Record a repeat."""
         job = running.job
         if running.outcome == "infeasible":
@@ -131,23 +165,26 @@ class Confirmation:
         score = self.pack.task.score
         running.score = float(select.mean())
         self.trained_tokens += running.slot.tokens
-        records.append(
-            self.path,
-            RepeatRecord(
-                label=job.label,
-                candidate=job.candidate,
-                seed=job.config.seed,
-                diverged=running.outcome == "diverged",
-                select_loss=float(select.mean()),
-                select_metric=score(select_said, self.data.select.labels),
-                confirm_loss=float(confirm.mean()),
-                confirm_metric=score(confirm_said, self.data.confirm.labels),
-                losses=[float(f"{loss:.6g}") for loss in confirm.tolist()],
-                curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
-                tokens=running.slot.tokens,
-                seconds=running.seconds,
-            ),
+        record = RepeatRecord(
+            label=job.label,
+            candidate=job.candidate,
+            seed=job.config.seed,
+            diverged=running.outcome == "diverged",
+            select_loss=float(select.mean()),
+            select_metric=score(select_said, self.data.select.labels),
+            confirm_loss=float(confirm.mean()),
+            confirm_metric=score(confirm_said, self.data.confirm.labels),
+            losses=[float(f"{loss:.6g}") for loss in confirm.tolist()],
+            curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
+            tokens=running.slot.tokens,
+            seconds=running.seconds,
         )
+        self._taken.discard(job.key)
+        with self.claims.lock():
+            if not self.claims.holds(job.key):
+                return False  # this worker was silent for so long that another has taken the repeat over
+            records.append(self.path, record)
+        return True
 
     def _score(self, running: list[Running]) -> None:
         for data in (self.data.select, self.data.confirm):

@@ -2,6 +2,9 @@
 
 study.yaml      the study, every setting spelled out
 journal.log     Optuna's storage: trials, candidates, rungs
+storage.json    where the trials lie instead of the journal: a database, and their name in it
+slots/          checkpoints of the trainings under way
+workers/        what each worker of several has said, how far it is, and what it takes
 curves.jsonl    one trial a line: losses of each step
 confirm.jsonl   one repeat of the confirmation a line
 phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
@@ -16,19 +19,29 @@ train/          the full run
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import json
+import os
+import uuid
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from autolr import documents
 from autolr.errors import DocumentError, RunError
+from autolr.search import storage as storages
 from autolr.study import NOT_IDENTITY, Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import optuna
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+# Environment variable with the address of the database that holds the trials, its password included.
+STORAGE = "AUTOLR_STORAGE"
 
 
 class RunFolder:
@@ -42,6 +55,9 @@ class RunFolder:
         self.path = Path(path)
         self.study = self.path / "study.yaml"
         self.journal = self.path / "journal.log"
+        self.database = self.path / "storage.json"
+        self.slots = self.path / "slots"
+        self.workers = self.path / "workers"
         self.curves = self.path / "curves.jsonl"
         self.confirm = self.path / "confirm.jsonl"
         self.phases = self.path / "phases.jsonl"
@@ -52,8 +68,13 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.train = self.path / "train"
 
-    def open(self, study: Study) -> None:
+    def open(self, study: Study, storage: str | None = None) -> None:
         """Make the folder this study's own, or check that it is.
+
+        Args:
+            study: what is searched.
+            storage: database that shall hold the trials; None: the journal does, or the database of a search that
+                has begun.
 
         Raises:
             RunError: the folder holds another study, or something else.
@@ -73,9 +94,13 @@ class RunFolder:
                     f"--out {self.path}: already holds another study ({held.name}; it differs in {changed}); "
                     "choose another --out, or go on with that one: autolr search --out alone"
                 )
-        elif self.path.exists() and any(item.name != ".lock" for item in self.path.iterdir()):
+        elif self.path.exists() and not all(_is_ours(item.name) for item in self.path.iterdir()):
             raise RunError(f"--out {self.path}: is not empty and holds no study; choose another --out")
+        if storage is not None:
+            storages.with_driver(storage)
         study.save(self.study)
+        if storage is not None:
+            self.use(storage, study)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -99,26 +124,120 @@ class RunFolder:
         finally:
             lock.release()
 
-    def storage(self) -> BaseStorage:
-        """Return Optuna's storage in this folder.
+    @property
+    def url(self) -> str | None:
+        """The database that holds the trials; None: the journal does.
+
+        A password is not kept: the driver finds it (PGPASSWORD, ~/.pgpass), or AUTOLR_STORAGE gives the address
+        with it.
+        """
+        return self._database().get("url")
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether a search has begun here."""
+        return self.journal.is_file() or self.database.is_file()
+
+    def use(self, url: str, study: Study) -> None:
+        """Let the trials lie in a database.
 
         Raises:
-            RunError: it is damaged.
+            RunError: this search has begun elsewhere.
         """
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        shown = storages.hidden(url)
+        if self.journal.is_file():
+            raise RunError(
+                f"--storage {shown}: {self.path} holds trials already, in its journal; choose another --out"
+            )
+        held = self._database()
+        if held and storages.hidden(held["url"]) != shown:
+            raise RunError(f"--storage {shown}: the trials of {self.path} lie in {storages.hidden(held['url'])}")
+        os.environ[STORAGE] = url  # of this process alone: the password goes to no file
+        if not held:
+            name = f"{study.name}-{study.identity()}-{uuid.uuid4().hex[:8]}"
+            documents.write_text(self.database, json.dumps({"url": shown, "name": name}) + "\n")
 
+    def storage(self) -> BaseStorage:
+        """Return Optuna's storage of this search.
+
+        Raises:
+            RunError: its database does not answer, or its journal is damaged.
+        """
         from autolr.search.patience import Patient
 
+        url = self.url
         try:
-            return Patient(  # type: ignore[abstract]  # its methods are made in a loop
-                JournalStorage(JournalFileBackend(str(self.journal))), str(self.journal)
-            )
+            found = storages.opened(url) if url else storages.journal(self.journal)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if url:
+                raise
             raise RunError(
                 f"{self.journal}: is damaged ({type(error).__name__}); what can be saved of it says: autolr runs "
                 f"{self.path} --check"
             ) from None
+        name = storages.hidden(url) if url else str(self.journal)
+        return Patient(found, name)  # type: ignore[abstract]  # its methods are made in a loop
+
+    def optuna(self, study: Study) -> optuna.Study:
+        """Return the search's trials, a study of Optuna; it is made where there is none."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with self.locked():
+            found = self.storage()
+            names = self.names(found) or [self._database().get("name", study.name)]
+            return optuna.create_study(study_name=names[0], storage=found, direction="minimize", load_if_exists=True)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return the search's trials; none before it has begun."""
+        import optuna
+
+        if not self.has_trials:
+            return []
+        found = self.storage()
+        names = self.names(found)
+        return optuna.load_study(study_name=names[0], storage=found).trials if names else []
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock under which workers claim, propose and record."""
+        return storages.locked(self.url, self.path / ".claims", self._database().get("name", ""))
+
+    def mend(self) -> list[str]:
+        """Cut off last lines that were not written to their end, and say so; the lock must be held."""
+        cut = {path.name: storages.cut_last_line(path) for path in (self.curves, self.confirm, self.phases)}
+        return [
+            f"{name}: its last line was cut off when a process was killed; {count} bytes dropped"
+            for name, count in cut.items()
+            if count
+        ]
+
+    def names(self, storage: BaseStorage) -> list[str]:
+        """Return what the search is called in its storage; nothing before it has begun."""
+        import optuna
+
+        there = optuna.get_all_study_names(storage)
+        return [name for name in there if name == self._database()["name"]] if self.url else there
+
+    def _database(self) -> dict[str, str]:
+        if not self.database.is_file():
+            return {}
+        try:
+            held: dict[str, str] = json.loads(self.database.read_text(encoding="utf-8"))
+            # The same address, with a password.
+            given = os.environ.get(STORAGE)
+            return {
+                "name": held["name"],
+                "url": given if given and storages.hidden(given) == held["url"] else held["url"],
+            }
+        except (ValueError, KeyError, TypeError):
+            raise RunError(
+                f"{self.database}: is damaged; it should name the database that holds the trials"
+            ) from None
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a file is one that a search which was killed at its very beginning has left."""
+    return name in (".lock", ".claims") or name.startswith(".study.yaml.")
 
 
 def _differences(one: Study, other: Study) -> list[str]:

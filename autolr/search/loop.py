@@ -1,4 +1,10 @@
-"""The loop that keeps a pack busy: admit, step, report at rungs, end, refill."""
+"""The loop that keeps a pack busy: admit, step, report at rungs, end, refill.
+
+A worker's clock counts the steps it has taken. A search whose process was killed goes on from the checkpoints of its
+jobs, each of which tells the clock of its time: the earliest is stepped alone until the next joins, and so on.
+Between its last checkpoint and the kill nothing was decided on a job, or it would have a later one; so all decisions
+that follow fall in the order in which they would have fallen.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +22,23 @@ DIVERGED_FACTOR = 2.0
 WINDOW = 10
 # Losses are looked at after at most so many steps: to look at each would make a GPU wait.
 LAG = 8
+# Seconds between questions for a job where there was none: another worker may leave one behind.
+ASK_AGAIN = 1.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Something to train in a slot."""
+    """Something to train in a slot.
+
+    Attributes:
+        key: names it in the run folder, in every sitting of a search.
+    """
 
     label: str
     candidate: Candidate
     config: SlotConfig
     number: int
+    key: str = ""
 
 
 @dataclass(eq=False)
@@ -44,10 +57,50 @@ class Running:
     seconds: float = 0.0
 
 
+class Keeper:
+    """Keeps how far jobs are. This one keeps nothing."""
+
+    due = False
+
+    def clock(self, job: Job) -> int | None:
+        """Return this worker's clock when it kept a job; None: it did not."""
+        return None
+
+    def save_all(self, pack: Pack, running: list[Running], clock: int) -> None:
+        """Keep all that are under way."""
+
+    def save(self, pack: Pack, one: Running, clock: int) -> None:
+        """Keep one."""
+
+    def restore(self, pack: Pack, job: Job) -> Running:
+        """Start a job in a free slot, from what was kept of it."""
+        return Running(job, pack.admit(job.config))
+
+    def drop(self, job: Job) -> None:
+        """Forget a job."""
+
+
 class Source(Protocol):
-    """Where jobs come from and where their results go."""
+    """Where jobs come from and where their results go.
+
+    Attributes:
+        clock: steps this worker has taken; the loop keeps it up to date.
+    """
 
     rungs: tuple[int, ...]
+    clock: int = 0
+
+    def resumed(self, keeper: Keeper) -> list[tuple[int, Job]]:
+        """Return the jobs that this worker left under way in an earlier sitting, and its clock when they join.
+
+        Args:
+            keeper: knows how far they were.
+        """
+        return []
+
+    def waiting(self) -> bool:
+        """Tell whether other workers have jobs under way, which they might leave behind."""
+        return False
 
     def next(self) -> Job | None:
         """Return the next job, or None when there is none now or ever."""
@@ -55,8 +108,8 @@ class Source(Protocol):
     def reached(self, running: list[Running]) -> None:
         """Score all jobs that reached a rung or their end in this step, and decide on each."""
 
-    def ended(self, running: Running) -> None:
-        """Keep the result of a job; its slot still holds its weights."""
+    def ended(self, running: Running) -> bool | None:
+        """Keep the result of a job; its slot still holds its weights. False: it had become another worker's."""
 
 
 class Watcher:
@@ -74,47 +127,85 @@ class Watcher:
     def ended(self, running: Running) -> None:
         """A job ended."""
 
+    def looked(self, state: object) -> None:
+        """So far are the workers of a search, an `autolr.search.state.State`; not called where there is but one."""
 
-def drive(pack: Pack, source: Source, watcher: Watcher) -> None:
-    """Train the source's jobs until there are none.
+
+def drive(pack: Pack, source: Source, watcher: Watcher, keeper: Keeper | None = None) -> None:
+    """Train the source's jobs until there are none, here or with other workers.
 
     A freed slot is filled before the next step. However this returns, also by an exception, the
     pack's slots are free.
     """
+    keeper = keeper or Keeper()
     running: list[Running] = []
+    late = sorted(source.resumed(keeper), key=lambda entry: entry[0])
+    source.clock = late[0][0] if late else 0
+    asked = -math.inf  # when there was no job
     try:
         while True:
-            while pack.free and (job := source.next()) is not None:
-                running.append(Running(job, pack.admit(job.config)))
+            while late and late[0][0] <= source.clock and pack.free:
+                running.append(keeper.restore(pack, late.pop(0)[1]))
+            while not late and pack.free and time.monotonic() - asked > ASK_AGAIN:
+                job = source.next()
+                if job is None:
+                    asked = time.monotonic()
+                else:
+                    running.append(keeper.restore(pack, job))
+            if not running and late:
+                source.clock = late[0][0]
+                continue
             if not running:
-                return
-            start = time.perf_counter()
-            pack.step()
-            here = [r for r in running if r.slot.step in source.rungs or r.slot.done]
-            if here or pack.lag >= LAG:
-                pack.flush()
-            for one in running:
-                if one.slot.unfit:
-                    one.outcome = "infeasible"
-            if not pack.lag:
-                for one in [r for r in running if r.outcome is None]:
-                    if diverged(one.slot.losses, pack.task.chance):
-                        one.outcome = "diverged"
-            here = [one for one in here if one.outcome is None]
-            if here:
-                source.reached(here)
-            share = (time.perf_counter() - start) / len(running)
-            for one in running:
-                one.seconds += share
+                over = not source.waiting()
+                if (job := source.next()) is not None:
+                    running.append(keeper.restore(pack, job))
+                elif over:
+                    return
+                else:
+                    time.sleep(ASK_AGAIN / 2)
+                    continue
+            if _step(pack, source, running, keeper):
+                asked = -math.inf
             watcher.stepped(running, pack.capacity)
             for one in [r for r in running if r.outcome is not None]:
-                source.ended(one)
-                watcher.ended(one)
+                if source.ended(one) is not False:
+                    watcher.ended(one)
+                    keeper.drop(one.job)
                 pack.evict(one.slot)
                 running.remove(one)
+            if keeper.due:
+                pack.flush()
+                keeper.save_all(pack, running, source.clock)
     finally:
         for one in running:
             pack.evict(one.slot)
+
+
+def _step(pack: Pack, source: Source, running: list[Running], keeper: Keeper) -> bool:
+    """Take a step in all slots and decide on those that reached a rung; tell whether any has ended."""
+    start = time.perf_counter()
+    pack.step()
+    source.clock += 1
+    here = [r for r in running if r.slot.step in source.rungs or r.slot.done]
+    if here or pack.lag >= LAG or keeper.due:
+        pack.flush()
+    for one in running:
+        if one.slot.unfit:
+            one.outcome = "infeasible"
+    if not pack.lag:
+        for one in [r for r in running if r.outcome is None]:
+            if diverged(one.slot.losses, pack.task.chance):
+                one.outcome = "diverged"
+    here = [one for one in here if one.outcome is None]
+    if here:
+        source.reached(here)
+    share = (time.perf_counter() - start) / len(running)
+    for one in running:
+        one.seconds += share
+    for one in here:
+        if one.outcome is None:
+            keeper.save(pack, one, source.clock)
+    return any(one.outcome is not None for one in running)
 
 
 def diverged(losses: list[float], chance: float) -> bool:

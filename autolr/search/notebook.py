@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from autolr.search.loop import Running, Watcher
-from autolr.search.state import Progress
+from autolr.search.state import Progress, State
 from autolr.search.view import View
 
 # Seconds between drawings, and letters of a line.
@@ -49,11 +49,18 @@ class NotebookWatcher(Progress):
         super().ended(running)
         self._draw()
 
-    def _draw(self) -> None:
+    def looked(self, state: object) -> None:
+        """Draw the slots of all workers."""
+        assert isinstance(state, State)
+        notes = list(dict.fromkeys([*self.state.notes, *state.notes]))
+        self.state = state.model_copy(update={"notes": notes})
+        self._draw(self.state)
+
+    def _draw(self, state: State | None = None) -> None:
         from IPython.display import HTML, display
 
         self._drawn = time.monotonic()
-        state, text = self.now(), io.StringIO()
+        state, text = state or self.now(), io.StringIO()
         # Left to itself rich would see the notebook, and show something of its own.
         console = Console(file=text, width=WIDTH, force_jupyter=False, force_terminal=False, color_system=None)
         console.print(View(state))

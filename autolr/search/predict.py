@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import optuna
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
@@ -58,9 +57,7 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
         searched = ", ".join([*space.targets, *kinds])
         raise RunError(f"{result.folder}: {candidate.describe()} is not what was searched, which is {searched}")
     folder = RunFolder(result.folder)
-    names = optuna.get_all_study_names(folder.storage()) if folder.journal.is_file() else []
-    trials = optuna.load_study(study_name=names[0], storage=folder.storage()).trials if names else []
-    trials = [t for t in trials if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
+    trials = [t for t in folder.trials() if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
     if len(trials) < ENOUGH:
         raise RunError(f"{result.folder}: {len(trials)} trials have a score, a prediction needs {ENOUGH}; search on")
     encoding = Encoding(trials[-1].distributions, {})

@@ -64,6 +64,9 @@ class ChancePruner(BasePruner):
         key = (points.tobytes(), steps.tobytes(), values.tobytes())
         if self._judged is None or self._judged[0] != key:
             surrogate = Surrogate.fit(points, steps, values, last=float(self.length))
+            # Of very many trials the surrogate has left out some that ended badly: none of them is the best.
+            kept = set(map(tuple, surrogate.points))
+            trials = [t for t in trials if not t.state.is_finished() or tuple(encoding.encode(t.params)) in kept]
             own = np.array([encoding.encode(t.params) for t in trials])
             draws = surrogate.draw_many(own, DRAWS, np.random.default_rng(len(points)))
             best = np.bincount(draws.argmin(1), minlength=len(trials)) / DRAWS

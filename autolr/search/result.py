@@ -13,6 +13,7 @@ from autolr.documents import Document
 from autolr.errors import RunError
 from autolr.recipe import Recipe
 from autolr.search import records
+from autolr.search.claims import CLAIM
 from autolr.search.folder import RunFolder
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.study import Study
@@ -119,26 +120,21 @@ class SearchResult:
 
 
 def _trials(run: RunFolder, others: dict[str, Any]) -> list[TrialRecord]:
-    import optuna
-
-    if not run.journal.is_file():
-        return []
-    storage = run.storage()
-    studies = optuna.get_all_study_names(storage)
-    if not studies:
-        return []
-    study = optuna.load_study(study_name=studies[0], storage=storage)
     curves = {content.get("number"): content for content in records.lines(run.curves)}
-    # A search that is under way writes a candidate's values one after the other.
     needed = {name for name, field in Candidate.model_fields.items() if field.is_required()} - set(others)
-    trials = [trial for trial in study.trials if trial.params and needed <= set(trial.params)]
+    trials = [trial for trial in run.trials() if _is_proposed(trial) and needed <= set(trial.params)]
     return [_record(trial, curves.get(trial.number, {}), others) for trial in trials]
+
+
+def _is_proposed(trial: FrozenTrial) -> bool:
+    """Tell whether a trial's candidate is known: not while it waits, or is being proposed."""
+    return bool(trial.params) and (trial.state.is_finished() or CLAIM in trial.user_attrs)
 
 
 def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]) -> TrialRecord:
     attributes = trial.user_attrs
     others = {**others, "targets": "qkv"} if attributes.get("rule") == "qkv" else others
-    outcome = attributes.get("outcome") or ("interrupted" if trial.state.is_finished() else "running")
+    outcome = attributes.get("outcome", "interrupted") if trial.state.is_finished() else "running"
     steps = sorted(trial.intermediate_values)
     return TrialRecord.model_validate(
         {

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolr.candidate import Candidate
-from autolr.errors import RunError
+from autolr.errors import AutoLRError, RunError
 from autolr.pack import memory
+from autolr.pack.pack import Pack
 from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import machine, notebook, provenance, records, verdict
+from autolr.search.checkpoints import Checkpoints
+from autolr.search.claims import MAIN, Claims
+from autolr.search.cluster import RayFleet
 from autolr.search.confirm import Confirmation, confirmation_jobs, finalists, line_up
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher, drive
+from autolr.search.loop import Running, Watcher, drive
 from autolr.search.machine import Machine
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
-from autolr.search.state import observed
+from autolr.search.state import Watchers, observed
+from autolr.search.trackers import tracker
 from autolr.search.trials import Trials
+from autolr.search.workers import Fleet, LocalFleet, Order, coordinate, devices
 from autolr.study import Study
+
+# Attribute of the Optuna study: seconds that the search has taken, those of interrupted sittings too.
+SECONDS = "seconds"
+# Exit code of a worker whose search is gone.
+EX_ORPHANED = 75
+# Seconds between lines of the bill.
+BILL_EVERY = 60.0
 
 
 def search(
@@ -31,11 +49,16 @@ def search(
     watcher: Watcher | None = None,
     allow_code: bool = False,
     trust_remote_code: bool = False,
+    workers: int | str = 1,
+    ray_address: str | None = None,
+    storage: str | None = None,
+    report_to: Sequence[str] = (),
 ) -> SearchResult:
     """Search a study's space and confirm the best.
 
-    A folder that holds the same study already is gone on with: trials that ended count, repeats
-    of the confirmation that are there are not repeated, and a finished search is returned as it is.
+    A folder that holds the same study already is gone on with: trials that ended count, those under way go on from
+    their last checkpoints, repeats of the confirmation that are there are not repeated, and a finished search is
+    returned as it is.
 
     Args:
         study: what to search.
@@ -44,6 +67,10 @@ def search(
         watcher: is told what happens; None: in a notebook a live view, elsewhere nobody.
         allow_code: whether the study's metric may be code of your own, `my_module:function`.
         trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
+        workers: processes of this machine, each with a device of its own; or `ray` or `ray:4`, actors of a cluster.
+        ray_address: of the cluster; None: the one this machine belongs to, or a new one on it.
+        storage: database that holds the trials, such as `postgresql://me@host/autolr`; None: the run folder does.
+        report_to: trackers that several workers report to; that of a single one is the watcher's.
 
     Returns:
         The result, with its recipe.
@@ -53,23 +80,118 @@ def search(
         KeyboardInterrupt: passed on; what ended before is kept.
     """
     folder = RunFolder(out if out is not None else default_folder(study))
+    if workers != 1:
+        order = Order(
+            folder.path.absolute(),
+            (),
+            allow_code=allow_code,
+            trust_remote_code=trust_remote_code,
+            report_to=report_to,
+        )
+        _together(study, folder, watcher or notebook.live(), order, workers, ray_address, device, storage)
+        return SearchResult.load(folder.path)
     where = choose_device(device)
     setting = read_setting(study, where, allow_code=allow_code, trust_remote_code=trust_remote_code)
     with folder.lock(), observed(folder, where, watcher or notebook.live()) as watcher:
-        folder.open(study)
+        folder.open(study, storage)
         if study.search.length != "auto" and setting.length < study.search.length:
             watcher.note(f"trials are {setting.length} steps, not {study.search.length}: the full run has no more")
         for line in setting.data.summary:
             watcher.note(line)
-        found = machine.fit(setting, folder)
-        watcher.note(found.describe())
-        _search(setting, folder, watcher, found)
-        _confirm(setting, folder, watcher, found)
-        machine.keep(found.model_copy(update={"peak_bytes": memory.peak_bytes(where)}), folder)
-        result = SearchResult.load(folder.path)
-        recipe = _recipe(setting, result)
-        recipe.save(folder.recipe)
+        work(setting, folder, watcher, MAIN)
+        shutil.rmtree(folder.slots, ignore_errors=True)
     return SearchResult.load(folder.path)
+
+
+def _together(
+    study: Study,
+    folder: RunFolder,
+    watcher: Watcher | None,
+    order: Order,
+    workers: int | str,
+    ray_address: str | None,
+    device: str | None,
+    storage: str | None,
+) -> None:
+    """Let several workers search; this process trains nothing."""
+    kind, _, count = str(workers).partition(":")
+    if kind == "ray":
+        if count and not count.isdecimal():
+            raise AutoLRError(f"--workers {workers}: give a number, ray, or ray and a number such as ray:4")
+        fleet: Fleet = RayFleet(replace(order, devices=["ray"] * int(count or 0)), _join_ordered, ray_address)
+    elif kind.isdecimal() and not count:
+        fleet = LocalFleet(replace(order, devices=devices(int(kind), device)))
+    else:
+        raise AutoLRError(f"--workers {workers}: give a number, ray, or ray and a number such as ray:4")
+    with folder.lock():
+        folder.open(study, storage)
+        shutil.rmtree(folder.workers, ignore_errors=True)
+        folder.workers.mkdir()
+        coordinate(fleet, folder, watcher or Watcher())
+        shutil.rmtree(folder.slots, ignore_errors=True)
+
+
+def join(
+    folder: RunFolder,
+    *,
+    storage: str | None = None,
+    device: str | None = None,
+    watcher: Watcher | None = None,
+    allow_code: bool = False,
+    trust_remote_code: bool = False,
+    parent: int | None = None,
+) -> None:
+    """Work on a search that has begun, until it is through.
+
+    Args:
+        folder: the run folder, which all workers see.
+        storage: database that holds the trials, where its address has a password.
+        device: such as `cpu` or `cuda:0`; None: the GPU where there is one.
+        watcher: is told what happens here.
+        allow_code: whether the study's metric may be code of your own.
+        trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
+        parent: process that started this one; when it is gone, so is this.
+
+    Raises:
+        AutoLRError: the search cannot be joined.
+    """
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if not folder.study.is_file():
+        raise RunError(f"{folder.path}: no search has begun here; begin it with: autolr search --out {folder.path}")
+    study, where = Study.load(folder.study), choose_device(device)
+    if storage is not None:
+        folder.use(storage, study)
+    setting = read_setting(study, where, allow_code=allow_code, trust_remote_code=trust_remote_code)
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    with observed(folder, where, watcher, name) as told:
+        work(setting, folder, told, name)
+
+
+def wait_for(folder: RunFolder, seconds: float) -> None:
+    """Wait until a search has begun in a folder, but no longer than so many seconds."""
+    until = time.monotonic() + seconds
+    while not (folder.study.is_file() and folder.has_trials) and time.monotonic() < until:
+        time.sleep(1.0)
+
+
+def _join_ordered(order: Order, device: str | None) -> None:
+    """Join as an actor of a cluster."""
+    trackers = [tracker(name, RunFolder(order.folder), order.folder.name) for name in order.report_to]
+    join(
+        RunFolder(order.folder),
+        device=device,
+        watcher=Watchers(trackers),
+        allow_code=order.allow_code,
+        trust_remote_code=order.trust_remote_code,
+    )
+
+
+def _end_with(parent: int) -> None:
+    """End this process at once when the one that started it is gone; all that is needed to go on is on the disk."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(EX_ORPHANED)
 
 
 def default_folder(study: Study) -> Path:
@@ -77,21 +199,106 @@ def default_folder(study: Study) -> Path:
     return Path("runs") / f"{study.name}-{study.identity()}"
 
 
-def _search(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine) -> None:
-    before = SearchResult.load(folder.path)
+def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> None:
+    """Do a worker's part of a search: all that no other worker does, until there is a recipe.
+
+    Args:
+        setting: what is searched.
+        folder: the run folder, which all workers see.
+        watcher: is told what happens.
+        name: of the worker. One that comes back under its name goes on with what it left behind.
+
+    Raises:
+        RunError: no trial gave a score, or a storage does not answer.
+    """
+    claims = Claims(folder, folder.optuna(setting.study), name)
+    with claims.working():
+        with claims.lock():
+            for cut in folder.mend():
+                watcher.note(cut)
+            found = machine.fit(setting, folder)
+        watcher.note(found.describe())
+        task = _Task(setting, folder, claims, watcher, found)
+        _search(task)
+        _confirm(task)
+        with claims.lock():
+            machine.keep(found.model_copy(update={"peak_bytes": memory.peak_bytes(setting.device)}), folder)
+            _recipe(setting, SearchResult.load(folder.path)).save(folder.recipe)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker works on, and with."""
+
+    setting: Setting
+    folder: RunFolder
+    claims: Claims
+    watcher: Watcher
+    found: Machine
+
+    def drive(self, name: str, pack: Pack, source: Trials | Confirmation) -> None:
+        """Train a source's jobs, and write down what that takes, also when it is interrupted."""
+        bill = _Bill(self.folder, self.claims, name, source)
+        keeper = Checkpoints(self.folder.slots, self.watcher, self.claims.me)
+        try:
+            drive(pack, source, Watchers([self.watcher, bill]), keeper)
+        finally:
+            bill.write()
+
+
+class _Bill(Watcher):
+    """Writes down from time to time what a phase has taken since it last did."""
+
+    def __init__(self, folder: RunFolder, claims: Claims, name: str, source: Trials | Confirmation) -> None:
+        self.folder = folder
+        self.claims = claims
+        self.name = name
+        self.source = source
+        self._started = self._written = time.perf_counter()
+        self._trained = self._evaluated = 0
+        self._before = float(claims.study.user_attrs.get(SECONDS, 0.0))
+
+    def stepped(self, running: list[Running], capacity: int) -> None:
+        """Write, if it is time."""
+        if time.perf_counter() - self._written > BILL_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Add a line to the bill."""
+        now, source = time.perf_counter(), self.source
+        phase = Phase(
+            phase=self.name,
+            seconds=round(now - self._written, 3),
+            trained_tokens=source.trained_tokens - self._trained,
+            evaluated_tokens=source.evaluated_tokens - self._evaluated,
+        )
+        self._written, self._trained, self._evaluated = now, source.trained_tokens, source.evaluated_tokens
+        with self.claims.lock():
+            records.append(self.folder.phases, phase)
+            if self.name == "search":
+                spent = self._before + now - self._started
+                study = self.claims.study
+                study.set_user_attr(SECONDS, max(spent, float(study.user_attrs.get(SECONDS, 0.0))))
+
+
+def _search(task: _Task) -> None:
+    setting, folder, found = task.setting, task.folder, task.found
     study = setting.study
-    spent = sum(phase.seconds for phase in before.phases if phase.phase == "search")
+    before = SearchResult.load(folder.path)
     if len(before.ended()) >= study.budget.trials:
         return
+    spent = float(task.claims.study.user_attrs.get(SECONDS, 0.0))
     with setting.pack(min(found.slots, study.budget.trials), found.passes, found.graphs) as pack:
-        trials = Trials(study, setting.space, setting.length, folder, pack, setting.data, watcher, spent)
-        watcher.phase("search", study.budget.trials, len(trials.counted()))
-        with _timed(folder, "search", trials):
-            drive(pack, trials, watcher)
+        trials = Trials(
+            study, setting.space, setting.length, folder, pack, setting.data, task.watcher, task.claims, spent
+        )
+        task.watcher.phase("search", study.budget.trials, len(trials.counted()))
+        task.drive("search", pack, trials)
 
 
-def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine) -> None:
+def _confirm(task: _Task) -> None:
     """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
+    setting, folder = task.setting, task.folder
     result = SearchResult.load(folder.path)
     best = finalists(result.trials, setting.study.search.finalists, setting.space)
     if not best:
@@ -99,25 +306,22 @@ def _confirm(setting: Setting, folder: RunFolder, watcher: Watcher, found: Machi
             f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged or did not fit the "
             "memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
-    candidates = line_up(setting.study, setting.space, best, unfit=_unfit(result))
-    _repeat(setting, folder, watcher, found, candidates)
-    _repeat(setting, folder, watcher, found, _with_winner(setting, folder, best))
+    _repeat(task, line_up(setting.study, setting.space, best, unfit=_unfit(result)))
+    _repeat(task, _with_winner(setting, folder, best))
 
 
-def _repeat(
-    setting: Setting, folder: RunFolder, watcher: Watcher, found: Machine, candidates: dict[Candidate, str]
-) -> None:
-    study, done = setting.study, SearchResult.load(folder.path).repeats
-    jobs = confirmation_jobs(study, setting.space, candidates, setting.length)
+def _repeat(task: _Task, candidates: dict[Candidate, str]) -> None:
+    setting, folder, found = task.setting, task.folder, task.found
+    done = SearchResult.load(folder.path).repeats
+    jobs = confirmation_jobs(setting.study, setting.space, candidates, setting.length)
     there = {(record.candidate, record.seed) for record in done}
     missing = [job for job in jobs if (job.candidate, job.config.seed) not in there]
     if not missing:
         return
     with setting.pack(min(found.slots, len(jobs)), found.passes, found.graphs) as pack:
-        source = Confirmation(missing, folder.confirm, pack, setting.data)
-        watcher.phase("confirmation", len(jobs), len(jobs) - len(missing))
-        with _timed(folder, "confirmation", source):
-            drive(pack, source, watcher)
+        source = Confirmation(missing, folder.confirm, pack, setting.data, task.claims)
+        task.watcher.phase("confirmation", len(jobs), len(jobs) - len(missing))
+        task.drive("confirmation", pack, source)
 
 
 def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> dict[Candidate, str]:
@@ -132,24 +336,6 @@ def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> 
 def _unfit(result: SearchResult) -> set[Candidate]:
     """Return the candidates that did not fit the device's memory."""
     return {trial.candidate for trial in result.trials if trial.outcome == "infeasible"}
-
-
-@contextmanager
-def _timed(folder: RunFolder, name: str, source: Trials | Confirmation) -> Iterator[None]:
-    """Write down what a phase took, also when it is interrupted."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        records.append(
-            folder.phases,
-            Phase(
-                phase=name,
-                seconds=round(time.perf_counter() - start, 3),
-                trained_tokens=source.trained_tokens,
-                evaluated_tokens=source.evaluated_tokens,
-            ),
-        )
 
 
 def _rates(setting: Setting, winner: Candidate) -> Rates:

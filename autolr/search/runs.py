@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import optuna
 
 from autolr.documents import Document
 from autolr.errors import AutoLRError, RunError
@@ -102,7 +101,7 @@ def folders(folder: str | Path, *, damaged: bool = False) -> list[Path]:
     found = [
         path
         for path in (top, *top.iterdir())
-        if (path / "study.yaml").is_file() + RunFolder(path).journal.is_file() > (0 if damaged else 1)
+        if (path / "study.yaml").is_file() + RunFolder(path).has_trials > (0 if damaged else 1)
     ]
     if not found:
         raise RunError(f"{folder}: holds no runs; a search writes one: autolr search --out {folder}/NAME")
@@ -221,9 +220,7 @@ def _changed(path: Path) -> float:
 def _learned(result: SearchResult) -> tuple[Encoding, Surrogate] | None:
     """Return the space as the search saw it, and a surrogate of all its curves; None with too few of them."""
     folder = RunFolder(result.folder)
-    names = optuna.get_all_study_names(folder.storage()) if folder.journal.is_file() else []
-    trials = optuna.load_study(study_name=names[0], storage=folder.storage()).trials if names else []
-    trials = [t for t in trials if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
+    trials = [t for t in folder.trials() if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
     if len(trials) < ENOUGH:
         return None
     encoding = Encoding(trials[-1].distributions, {})

@@ -49,6 +49,12 @@ class Setting:
     length: int
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        found: torch.device = next(self.backbone.model.parameters()).device
+        return found
+
+    @property
     def full_run_tokens(self) -> float:
         """Tokens a full run trains on, padding not counted."""
         mean = self.data.tokens_per_epoch() / len(self.data.train)

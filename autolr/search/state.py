@@ -243,11 +243,28 @@ class Watchers(Watcher):
         for watcher in self.watchers:
             watcher.ended(running)
 
+    def looked(self, state: object) -> None:
+        """Tell all how far the workers are."""
+        for watcher in self.watchers:
+            watcher.looked(state)
+
 
 @contextmanager
-def observed(folder: RunFolder, device: torch.device, watcher: Watcher | None) -> Iterator[Watcher]:
-    """Return a watcher that keeps `live.json` and `resources.parquet` of a folder, and tells another one as well."""
-    state, recorder = StateFile(folder.live), Recorder(folder.resources, device)
+def observed(
+    folder: RunFolder, device: torch.device, watcher: Watcher | None, worker: str | None = None
+) -> Iterator[Watcher]:
+    """Return a watcher that keeps `live.json` and `resources.parquet` of a folder, and tells another one as well.
+
+    Args:
+        folder: the run folder.
+        device: that is sampled.
+        watcher: is told as well.
+        worker: name of one of several workers; its files lie in `workers/`.
+    """
+    if worker is not None:
+        folder.workers.mkdir(parents=True, exist_ok=True)
+    state = StateFile(folder.live if worker is None else folder.workers / f"{worker}.json")
+    recorder = Recorder(folder.resources if worker is None else folder.workers / f"{worker}.parquet", device)
     others = [watcher] if watcher else []
     ended: Ended = "stopped"
     try:
@@ -259,21 +276,21 @@ def observed(folder: RunFolder, device: torch.device, watcher: Watcher | None) -
             recorder.write()
 
 
-def read_state(folder: RunFolder) -> State:
-    """Return how far the search of a folder is.
+def read_state(folder: RunFolder, path: Path | None = None) -> State:
+    """Return how far the search of a folder is, or one of its workers, which writes to `path`.
 
     Raises:
         RunError: no search has begun there, or an older AutoLR's.
     """
     try:
-        return State.model_validate_json(folder.live.read_text(encoding="utf-8"))
+        return State.model_validate_json((path or folder.live).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
             f"{folder.path}: no search that can be watched has begun here (it has no {folder.live.name}); give the "
             "--out of a search"
         ) from None
     except (OSError, ValidationError) as error:
-        raise RunError(f"{folder.live}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise RunError(f"{path or folder.live}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _slot(one: Running) -> SlotState:

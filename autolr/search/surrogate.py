@@ -17,6 +17,9 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+# Of more observations than this the best half and an even pick of the others are kept: what the bad ones would add is
+# how bad they are. Of so many as `LEARNED` the kernel is learned.
+MOST, LEARNED = 320, 96
 # Rungs this factor apart in steps are a unit of the step axis apart.
 STEP_UNIT = math.log(8.0)
 
@@ -69,11 +72,16 @@ class Surrogate:
             length_scale_bounds=[(0.15, 5.0)] * dimensions + [(0.3, 20.0)],
             nu=2.5,
         ) + WhiteKernel(0.05, (1e-3, 1.0))
-        process = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=0)
         targets = _squash((level - middle) / scale)
+        kept, learned = _thinned(level, MOST), _thinned(level, LEARNED)
+        is_many = len(learned) < len(level)
+        process = GaussianProcessRegressor(kernel, n_restarts_optimizer=0 if is_many else 1, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            process.fit(inputs, targets)
+            process.fit(inputs[learned], targets[learned])
+        inputs, targets, points = inputs[kept], targets[kept], points[kept]
+        if is_many:
+            process = GaussianProcessRegressor(process.kernel_, optimizer=None).fit(inputs, targets)
         return cls(process, inputs, targets, np.unique(points, axis=0), last, middle, scale, offsets)
 
     def imagine(self, points: Array) -> Surrogate:
@@ -163,6 +171,16 @@ class Surrogate:
         mean, deviation = self.process.predict(inputs, return_std=True)
         noise = self.process.kernel_.k2.noise_level
         return mean, np.sqrt(np.maximum(deviation**2 - noise, 1e-9))
+
+
+def _thinned(level: Array, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return which observations to keep: all, or the best half of `most` and an even pick of the rest."""
+    if len(level) <= most:
+        return np.arange(len(level))
+    ranked = np.argsort(level, kind="stable")
+    best, rest = ranked[: most // 2], ranked[most // 2 :]
+    even = rest[np.linspace(0, len(rest) - 1, most - most // 2).round().astype(int)]
+    return np.sort(np.concatenate([best, even]))
 
 
 def _squash(z: Array) -> Array:

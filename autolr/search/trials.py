@@ -15,8 +15,9 @@ from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
 from autolr.search import prior, records
+from autolr.search.claims import CLAIM, Claims
 from autolr.search.folder import RunFolder
-from autolr.search.loop import WINDOW, Job, Running, Watcher
+from autolr.search.loop import WINDOW, Job, Keeper, Running, Source, Watcher
 from autolr.search.pruner import ChancePruner
 from autolr.search.records import TrialRecord
 from autolr.search.sampler import CurveSampler
@@ -29,11 +30,11 @@ COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 EXAMPLES = "rung_examples"
 
 
-class Trials:
+class Trials(Source):
     """The trials of a search, as a source of jobs for the loop.
 
-    A new search enqueues the rules first. One that goes on counts what has ended, and enqueues
-    again what an interruption cut short.
+    A new search enqueues the rules first. One that goes on counts what has ended, and goes on with what was under
+    way. Workers propose, claim and record one after another, each of them knowing what the others did.
 
     Args:
         study: what is searched.
@@ -43,7 +44,8 @@ class Trials:
         pack: scores them.
         data: its *select* split judges them.
         watcher: is told what happens.
-        spent: device-seconds that earlier sittings of this search took.
+        claims: on the search's trials.
+        spent: seconds that earlier sittings of this search took.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Trials:
         pack: Pack,
         data: Prepared,
         watcher: Watcher,
+        claims: Claims,
         spent: float = 0.0,
     ) -> None:
         self.study = study
@@ -64,46 +67,84 @@ class Trials:
         self.pack = pack
         self.data = data
         self.watcher = watcher
+        self.claims = claims
         self.rungs = study.search.rung_steps(length)
         self.evaluated_tokens = 0
         self.trained_tokens = 0
         self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.optuna = optuna.create_study(
-            study_name=study.name,
-            storage=folder.storage(),
-            direction="minimize",
-            sampler=CurveSampler(
-                study.seed,
-                space=space.distributions,
-                priors=prior.priors(study.search.prior, space),
-                counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
-            ),
-            pruner=ChancePruner(self.rungs, length, study.search.prune) if study.search.prune else NopPruner(),
-            load_if_exists=True,
+        self.optuna = claims.study
+        self.optuna.sampler = CurveSampler(
+            study.seed,
+            space=space.distributions,
+            priors=prior.priors(study.search.prior, space),
+            counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
         )
-        self._name_axis()
-        known = {int(step): int(count) for step, count in self.optuna.user_attrs.get(EXAMPLES, {}).items()}
-        self.subset = Subset(data.select, study.training.batch_size, study.seed, known)
+        self.optuna.pruner = (
+            ChancePruner(self.rungs, length, study.search.prune) if study.search.prune else NopPruner()
+        )
+        self.subset = Subset(data.select, study.training.batch_size, study.seed)
         self._live: dict[int, optuna.Trial] = {}
-        self._enqueue()
+        with claims.lock():
+            self._name_axis()
+            self._enqueue()
 
     def counted(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that count towards the budget: finished, pruned, diverged."""
         return self.optuna.get_trials(deepcopy=False, states=COUNTED)
 
+    def resumed(self, keeper: Keeper) -> list[tuple[int, Job]]:
+        """Return the trials that this worker had under way, and those that were claimed by nobody yet."""
+        found, proposed = [], []
+        with self.claims.lock():
+            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                owner, clock = _claim(trial)
+                if owner == self.claims.me:
+                    job = self._job(optuna.Trial(self.optuna, trial._trial_id))
+                    found.append((max(clock, keeper.clock(job) or 0), job))
+                elif owner is None:
+                    proposed.append(trial)
+            # One that is unclaimed was just being proposed, after all that is claimed.
+            last = max((clock for clock, _ in found), default=0)
+            return found + [(last, self._job(self._claimed(trial, last))) for trial in proposed]
+
+    def waiting(self) -> bool:
+        """Tell whether there are trials under way."""
+        return bool(self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
     def next(self) -> Job | None:
-        """Ask for the next candidate; None when the budget is spent or the space is used up."""
-        if len(self.counted()) + len(self._live) >= self.study.budget.trials or time.monotonic() > self.deadline:
-            return None
-        trial = self._ask()
-        if trial is None:
-            return None
+        """Take a trial that a worker has left behind, or ask for the next candidate.
+
+        None when the budget is spent, or the space is used up.
+        """
+        with self.claims.lock():
+            under_way = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            signs = self.optuna.user_attrs
+            for trial in under_way:
+                if trial.number not in self._live and not self.claims.alive(_claim(trial)[0], signs):
+                    return self._job(self._claimed(trial))
+            spent = len(self.counted()) + len(under_way)
+            if spent >= self.study.budget.trials or time.monotonic() > self.deadline:
+                return None
+            asked = self._ask()
+            if asked is None:
+                return None
+            asked.set_user_attr(CLAIM, [self.claims.me, self.clock])
+            return self._job(asked)
+
+    def _claimed(self, trial: optuna.trial.FrozenTrial, clock: int | None = None) -> optuna.Trial:
+        """Claim a trial under way; one that died while it was being proposed gets the rest of its parameters."""
+        claimed = optuna.Trial(self.optuna, trial._trial_id)
+        for name, distribution in self.space.distributions.items():
+            claimed._suggest(name, distribution)
+        claimed.set_user_attr(CLAIM, [self.claims.me, self.clock if clock is None else clock])
+        return claimed
+
+    def _job(self, trial: optuna.Trial) -> Job:
         rule = trial.user_attrs.get("rule")
         candidate = self.space.rule("qkv") if rule == "qkv" else self.space.candidate(trial.params)
         self._live[trial.number] = trial
         config = self.space.slot(candidate, self.study.seed, self.length)
-        return Job(rule or f"trial {trial.number}", candidate, config, trial.number)
+        return Job(rule or f"trial {trial.number}", candidate, config, trial.number, f"trial-{trial.number}")
 
     def reached(self, running: list[Running]) -> None:
         """Score those at a rung or at their end; all report before any is judged."""
@@ -119,32 +160,36 @@ class Trials:
             if self._live[one.job.number].should_prune():
                 one.outcome = "pruned"
 
-    def ended(self, running: Running) -> None:
+    def ended(self, running: Running) -> bool:
         """Keep a trial's curve, then tell Optuna. One that diverged, or did not fit the memory, counts as pruned."""
-        trial = self._live[running.job.number]
+        trial = self._live.pop(running.job.number)
         outcome = running.outcome
         assert outcome is not None
         self.trained_tokens += running.slot.tokens
-        record = TrialRecord(
-            number=trial.number,
-            candidate=running.job.candidate,
-            rule=trial.user_attrs.get("rule"),
-            outcome=outcome,
-            curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
-            tokens=running.slot.tokens,
-            seconds=running.seconds,
-        )
-        records.append(self.folder.curves, record)
-        trial.set_user_attr("outcome", outcome)
-        if outcome != "finished":
-            trial.set_user_attr("reason", self._reason(running))
+        with self.claims.lock():
+            now = self.optuna._storage.get_trial(trial._trial_id)
+            if now.state.is_finished() or _claim(now)[0] != self.claims.me:
+                return False  # this worker was silent for so long that another has taken the trial over
+            record = TrialRecord(
+                number=trial.number,
+                candidate=running.job.candidate,
+                rule=trial.user_attrs.get("rule"),
+                outcome=outcome,
+                curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
+                tokens=running.slot.tokens,
+                seconds=running.seconds,
+            )
+            records.append(self.folder.curves, record)
+            trial.set_user_attr("outcome", outcome)
+            if outcome != "finished":
+                trial.set_user_attr("reason", self._reason(running))
+            if outcome == "finished":
+                self.optuna.tell(trial, running.score)
+            else:
+                self.optuna.tell(trial, state=TrialState.PRUNED)
         if outcome == "infeasible":
             self.watcher.note(f"{running.job.label} ({running.job.candidate.describe()}): {running.slot.unfit}")
-        if outcome == "finished":
-            self.optuna.tell(trial, running.score)
-        else:
-            self.optuna.tell(trial, state=TrialState.PRUNED)
-        del self._live[trial.number]
+        return True
 
     def _reason(self, running: Running) -> str:
         """Say why a trial ended before its time."""
@@ -179,25 +224,37 @@ class Trials:
 
         step = slots[0].step
         before = max((rung for rung in self.rungs if rung < step), default=0)
-        is_new = step not in self.subset.counts
-        losses, said, labels = self.subset.score(evaluate, step, step - before)
-        if is_new:
-            self.optuna.set_user_attr(EXAMPLES, {str(at): count for at, count in self.subset.counts.items()})
+        if step in self.subset.counts:
+            losses, said, labels = self.subset.score(evaluate, step, step - before)
+        else:  # the first to come here choose the examples, for all workers
+            with self.claims.lock():
+                known = self.optuna.user_attrs.get(EXAMPLES, {})
+                self.subset.counts |= {int(at): int(count) for at, count in known.items()}
+                losses, said, labels = self.subset.score(evaluate, step, step - before)
+                self.optuna.set_user_attr(EXAMPLES, {str(at): count for at, count in self.subset.counts.items()})
         for one, loss, predictions in zip(group, losses.mean(1).tolist(), said, strict=True):
             if not math.isfinite(loss):
                 one.outcome = "diverged"
                 continue
             one.score = loss
-            trial = self._live[one.job.number]
-            trial.report(loss, one.slot.step)
-            trial.set_user_attr("metric", self.pack.task.score(predictions, labels))
+            self._report(self._live[one.job.number], step, loss, self.pack.task.score(predictions, labels))
+
+    def _report(self, trial: optuna.Trial, step: int, loss: float, metric: float) -> None:
+        """Report a trial's score; one that was reported before the worker was killed stays."""
+        try:
+            trial.set_user_attr("metric", metric)
+            if step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
+                trial.report(loss, step)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return  # another worker has taken the trial over, and ended it
 
     def _ask(self) -> optuna.Trial | None:
         trial = self._propose()
         while trial is not None and (lighter := self._lighter(trial)) is not None:
             # What needs no less memory than a trial that did not fit would not fit either.
+            kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
+            self.optuna.enqueue_trial({**trial.params, "rank": lighter}, user_attrs=kept)
             self.optuna.tell(trial, state=TrialState.FAIL)
-            self.optuna.enqueue_trial({**trial.params, "rank": lighter}, user_attrs=_kept(trial.user_attrs))
             trial = self._propose()
         return trial
 
@@ -231,7 +288,7 @@ class Trials:
         return None if least is None else max((rank for rank in ranks if rank < least), default=None)
 
     def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
-        is_counted = trial.state in COUNTED or trial.number in self._live
+        is_counted = trial.state in (*COUNTED, TrialState.RUNNING)
         return is_counted and trial.user_attrs.get("rule") != "qkv"
 
     def _waiting(self) -> bool:
@@ -239,12 +296,6 @@ class Trials:
 
     def _enqueue(self) -> None:
         trials = self.optuna.get_trials(deepcopy=False)
-        # The folder is locked, so whatever is still marked as running belongs to a search that is gone.
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:
-                self.optuna.tell(trial.number, state=TrialState.FAIL)
-                if trial.params:
-                    self.optuna.enqueue_trial(trial.params, user_attrs=_kept(trial.user_attrs))
         present = {trial.user_attrs.get("rule") for trial in trials}
         known = {trial.user_attrs.get("prior") for trial in trials}
         for name in self.study.baselines:
@@ -264,5 +315,7 @@ class Trials:
                 self.optuna.enqueue_trial(self.space.params(candidate), user_attrs={"prior": number})
 
 
-def _kept(attributes: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in attributes.items() if key in ("rule", "prior")}
+def _claim(trial: optuna.trial.FrozenTrial) -> tuple[str | None, int]:
+    """Return the worker that a trial belongs to, and its clock when it began; None: it was just being proposed."""
+    worker, clock = trial.user_attrs.get(CLAIM, (None, -1))
+    return worker, clock

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from autolr.candidate import Candidate
 from autolr.errors import RunError
 from autolr.search import prior, records
+from autolr.search.claims import CLAIM, MAIN
 from autolr.search.confirm import WORST_LOSS, confirmation_jobs
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
@@ -130,7 +131,9 @@ class Tuning:
             if not unseen:
                 return None
             asked.enqueue_trial(unseen[len(seen) % len(unseen)])
-        return asked.ask(self.space.distributions)
+        trial = asked.ask(self.space.distributions)
+        trial.set_user_attr(CLAIM, [MAIN, 0])
+        return trial
 
     def _try(self, asked: optuna.Study, trial: optuna.Trial) -> None:
         """Train a trial's candidate, score it at the rungs and at its end, and tell Optuna."""

@@ -34,7 +34,7 @@ from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.pack.pack import Pack, SlotConfig
 from autolr.search import provenance, records
-from autolr.search.loop import Job, Running, Watcher, drive
+from autolr.search.loop import Job, Running, Source, Watcher, drive
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study
 
@@ -84,7 +84,7 @@ def points(grid: dict[str, Any]) -> list[tuple[float, float, int]]:
     return [(v, other if "ratio" in grid else float(f"{v / other:.4g}"), rank) for v, other, rank in found]
 
 
-class Grid:
+class Grid(Source):
     """The grid's runs that are not there yet, as a source of jobs for the loop."""
 
     def __init__(

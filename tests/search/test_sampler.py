@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from autolr.search.sampler import CurveSampler, Encoding, Prior
+from autolr.search.surrogate import MOST, Surrogate, _thinned
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RULE = 2e-3
@@ -141,3 +142,27 @@ def test_encoding_there_and_back():
         assert all(d._contains(d.to_internal_repr(params[name])) for name, d in space.items())
     low, middle, high = (encoding.encode_one("rank", rank) for rank in (4, 8, 16))
     assert (low, middle, high) == pytest.approx((0, 0.5, 1))
+
+
+def test_of_very_many_observations_the_best_half_and_an_even_pick_of_the_rest_are_kept():
+    rng = np.random.default_rng(0)
+    level = rng.standard_normal(1000)
+    kept = _thinned(level, 100)
+    assert len(kept) == len(set(kept.tolist())) == 100 and (np.diff(kept) > 0).all()
+    assert set(np.argsort(level)[:50]) <= set(kept.tolist())
+    assert level[kept].max() == level.max()
+    assert (_thinned(level[:100], 100) == np.arange(100)).all()
+
+
+def test_after_many_trials_the_surrogate_is_as_good_and_no_larger():
+    rng = np.random.default_rng(0)
+    points = rng.random((700, 3))
+    truth = ((points - [0.3, 0.6, 0.5]) ** 2).sum(1)
+    values = truth + 0.01 * rng.standard_normal(700)
+    surrogate = Surrogate.fit(points, np.full(700, 64.0), values)
+    assert len(surrogate.inputs) == len(surrogate.points) == MOST
+    assert surrogate.process.alpha_.shape == (MOST,)
+    mean, _ = surrogate.predict(points)
+    near = truth < np.quantile(truth, 0.2)
+    assert np.abs(mean - truth)[near].max() < 0.03
+    assert np.corrcoef(mean, truth)[0, 1] > 0.95

@@ -1,0 +1,70 @@
+"""`autolr worker`: join a search from any machine that sees its run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def worker(
+    run: Annotated[Path, typer.Argument(help="Run folder of the search, which all its workers see.")],
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Database of the search's trials, where its address has a password.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the search to begin.", show_default=False)
+    ] = 0.0,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Report trials to tensorboard, mlflow, wandb or trackio; default: nowhere.", show_default=False
+        ),
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that comes with the model; the study must ask for it as well.",
+        ),
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Train trials and repeats of a search that `autolr search` has begun, until it is through.
+
+    What a worker that dies was training is gone on with by the others.
+    """
+    from autolr.cli.live import watch
+    from autolr.search import run as searching
+    from autolr.search.folder import RunFolder
+    from autolr.search.state import Watchers
+    from autolr.search.trackers import tracker
+
+    folder = RunFolder(run)
+    searching.wait_for(folder, wait)
+    try:
+        with watch(plain) as watcher:
+            trackers = [tracker(name, folder, folder.path.name) for name in report_to or []]
+            searching.join(
+                folder,
+                storage=storage,
+                device=device,
+                watcher=Watchers([watcher, *trackers]),
+                allow_code=allow_code,
+                trust_remote_code=trust_remote_code,
+                parent=parent,
+            )
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the other workers go on with what this one was training", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"the search in {run} is through")

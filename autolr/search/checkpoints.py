@@ -1,0 +1,127 @@
+"""Checkpoints of trainings that are under way: whoever has them goes on where a process ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from autolr import documents
+from autolr.pack.pack import Pack
+from autolr.search.loop import Job, Keeper, Running, Watcher
+
+# Seconds between checkpoints of all slots; and writing them takes at most this share of the time.
+EVERY, SHARE = 30.0, 0.02
+LOSSES = "losses"
+
+
+class Checkpoints(Keeper):
+    """The checkpoints of a run folder: of each job one file, the last.
+
+    A file holds a slot's weights, their average, both moments of its optimizer and its losses so far; its head says
+    how far it is. The order of its batches follows from its seed. A file is there whole or not at all.
+
+    Args:
+        folder: where they lie.
+        watcher: is told of one that cannot be read.
+        worker: who writes them.
+        every: seconds between checkpoints of all slots.
+    """
+
+    def __init__(self, folder: Path, watcher: Watcher, worker: str, every: float | None = None) -> None:
+        self.folder = folder
+        self.watcher = watcher
+        self.worker = worker
+        self.every = EVERY if every is None else every
+        self._wait = self.every
+        self._saved = time.monotonic()
+
+    @property
+    def due(self) -> bool:  # type: ignore[override]
+        """Whether it is time for a checkpoint of all slots."""
+        return time.monotonic() - self._saved >= self._wait
+
+    def save_all(self, pack: Pack, running: list[Running], clock: int) -> None:
+        """Write a checkpoint of all that are under way, and put off the next."""
+        start = time.monotonic()
+        for one in running:
+            self.save(pack, one, clock)
+        self._saved = time.monotonic()
+        self._wait = max(self.every, (self._saved - start) / SHARE)
+
+    def save(self, pack: Pack, one: Running, clock: int) -> None:
+        """Write a checkpoint; losses must have come from the device.
+
+        Args:
+            pack: holds the job's slot.
+            one: the job.
+            clock: steps that the worker has taken by now.
+        """
+        slot = one.slot
+        state = pack.state(slot) | {LOSSES: torch.tensor(slot.losses, dtype=torch.float64)}
+        head = {
+            "job": _identity(one.job),
+            "step": slot.step,
+            "tokens": slot.tokens,
+            "worker": self.worker,
+            "clock": clock,
+            "seconds": one.seconds,
+            "score": one.score,
+        }
+        metadata = {"autolr": json.dumps(head)}
+        documents.write_bytes(
+            self._path(one.job), save({name: t.cpu().contiguous() for name, t in state.items()}, metadata)
+        )
+
+    def clock(self, job: Job) -> int | None:
+        """Return this worker's clock at a job's checkpoint; None: it wrote none."""
+        head = self._head(job)
+        return int(head["clock"]) if head is not None and head["worker"] == self.worker else None
+
+    def restore(self, pack: Pack, job: Job) -> Running:
+        """Start a job in a free slot, from its checkpoint where there is one."""
+        head = self._head(job)
+        if head is not None:
+            try:
+                with safe_open(self._path(job), framework="pt") as file:
+                    state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                losses = state.pop(LOSSES).tolist()
+                slot = pack.restore(job.config, state, head["step"], losses, head["tokens"])
+                return Running(job, slot, score=head["score"], seconds=head["seconds"])
+            except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+                self.watcher.note(f"{self._path(job)}: cannot be gone on from ({error}); {job.label} starts anew")
+        return Running(job, pack.admit(job.config))
+
+    def drop(self, job: Job) -> None:
+        """Remove the checkpoint of a job that has ended."""
+        self._path(job).unlink(missing_ok=True)
+
+    def _path(self, job: Job) -> Path:
+        return self.folder / f"{job.key}.safetensors"
+
+    def _head(self, job: Job) -> dict[str, Any] | None:
+        """Return what a checkpoint says of how far the job is; None where there is none of this very job."""
+        path = self._path(job)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                head: dict[str, Any] = json.loads(file.metadata()["autolr"])
+            is_this = bool(head["job"] == _identity(job))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            self.watcher.note(f"{path}: is damaged ({error}); {job.label} starts anew")
+            return None
+        return head if is_this else None
+
+
+def _identity(job: Job) -> str:
+    """Return what must be the same for a training to be the same."""
+    content = [job.candidate.model_dump(), asdict(job.config)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""Workers as actors of a Ray cluster: one pack each, on a GPU that Ray assigns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from autolr.errors import AutoLRError
+from autolr.search.folder import STORAGE
+from autolr.search.workers import Ended, Order
+
+# Environment variables that an actor gets from here.
+PASSED = (STORAGE, "PYTHONPATH", "HF_HUB_OFFLINE", "AUTOLR_CACHE")
+
+
+@dataclass
+class RayFleet:
+    """One actor for each GPU of the cluster, or for each of so many.
+
+    Args:
+        order: what each is told; of its devices only their number counts, Ray assigns them. None: as many as the
+            cluster has GPUs, or without any as it has cores.
+        join: works on a search, called with the run folder, the device and the order.
+        address: of the cluster; None: the one this machine belongs to, or a new one on it.
+
+    Raises:
+        AutoLRError: Ray is not installed, the cluster does not answer, or it has too few GPUs.
+    """
+
+    order: Order
+    join: Callable[[Order, str | None], None]
+    address: str | None = None
+    _actors: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise AutoLRError("--workers ray: needs ray, which is not installed: pip install ray") from None
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level="error")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise AutoLRError(f"--ray-address {self.address}: no cluster answers there: {reason}") from None
+        there = ray.cluster_resources()
+        self._takes = {"num_gpus": 1} if there.get("GPU") else {"num_cpus": 1}
+        most = int(there.get("GPU") or there.get("CPU", 1))
+        wanted = len(self.order.devices)
+        if wanted > most:
+            kind = "GPUs" if "num_gpus" in self._takes else "cores"
+            raise AutoLRError(f"--workers ray:{wanted}: the cluster has {most} {kind}, and a worker takes one")
+        self.size = wanted or most
+
+    def start(self, place: int) -> None:
+        """Start an actor, where Ray finds room for it."""
+        variables = {name: os.environ[name] for name in PASSED if name in os.environ}
+        actor = self._ray.remote(_Worker).options(**self._takes, runtime_env={"env_vars": variables}).remote()
+        self._actors[place] = actor, actor.work.remote(self.join, self.order, "num_gpus" in self._takes)
+
+    def ended(self, place: int) -> Ended | None:
+        """Tell how an actor has ended."""
+        actor, answer = self._actors[place]
+        ready, _ = self._ray.wait([answer], timeout=0)
+        if not ready:
+            return None
+        try:
+            fault = self._ray.get(answer)
+        except self._ray.exceptions.RayActorError:
+            return Ended(False, None, "its actor was lost")
+        except self._ray.exceptions.RayTaskError as error:
+            self._ray.kill(actor)
+            return Ended(False, None, str(error.cause or error).splitlines()[-1])
+        self._ray.kill(actor)
+        return Ended(fault is None, fault)
+
+    def stop(self) -> None:
+        """End all actors."""
+        for actor, _ in self._actors.values():
+            self._ray.kill(actor)
+        if self._ours:
+            self._ray.shutdown()
+
+
+class _Worker:
+    """An actor; its process sees the GPU that Ray assigned and no other."""
+
+    def work(self, join: Callable[[Order, str | None], None], order: Order, on_gpu: bool) -> str | None:
+        """Work on a search; return what is wrong with the input, if anything is."""
+        try:
+            join(order, "cuda:0" if on_gpu else "cpu")
+        except AutoLRError as error:
+            return str(error)
+        return None

@@ -1,0 +1,42 @@
+"""The fault bench: what it makes of the traces of killed processes, and that its parts run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("contract", "faults", "growth", "kills", "postgres"):
+        sys.modules.pop(name, None)
+
+
+def test_what_is_trained_twice_is_counted_from_the_traces(module, tmp_path):
+    kills = module("kills")
+    first = [f"{at / 10} trial-1 {at}" for at in range(1, 51)] + [f"{at / 10} trial-2 {at}" for at in range(1, 11)]
+    (tmp_path / "100").write_text("\n".join(first) + "\n")
+    # Another goes on with trial 1 from step 40, and with trial 2 from where it was.
+    second = [f"{10 + at / 10} trial-1 {at}" for at in range(41, 61)] + ["20.0 trial-2 11"]
+    (tmp_path / "101").write_text("\n".join(second) + "\n")
+    found = kills._repeated(tmp_path)
+    assert found["repeated_rungs"] == 10 / kills.RUNG
+    assert found["repeated_share_pct"] == pytest.approx(100 * 10 / 81, abs=0.01)
+
+
+def test_a_played_search_goes_through_the_database(module, postgres, monkeypatch, capsys):
+    growth = module("growth")
+    monkeypatch.delenv("AUTOLR_STORAGE", raising=False)
+    found = growth.measure({3: 9})
+    assert found["rows"][0]["trials"] == 9
+    assert found["rows"][0]["workers"] == 3
+    # Nine trials of about ten minutes on three workers.
+    assert 0.2 < found["rows"][0]["hours"] < 1.5
+    assert 0 < found["idle_share_pct"] < 100
