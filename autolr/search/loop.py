@@ -1,9 +1,10 @@
 """The loop that keeps a pack busy: admit, step, report at rungs, end, refill.
 
 A worker's clock counts the steps it has taken. A search whose process was killed goes on from the checkpoints of its
-jobs, each of which tells the clock of its time: the earliest is stepped alone until the next joins, and so on.
-Between its last checkpoint and the kill nothing was decided on a job, or it would have a later one; so all decisions
-that follow fall in the order in which they would have fallen.
+jobs, each of which tells the clock of its time: the earliest is stepped alone until the next joins, and so on; slots
+of jobs that had ended are filled when the clock is where it was then. Between its last checkpoint and the kill
+nothing was decided on a job that goes on, or it would have a later one; so all decisions that follow fall in the
+order in which they would have fallen.
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ class Source(Protocol):
     rungs: tuple[int, ...]
     clock: int = 0
 
-    def resumed(self, keeper: Keeper) -> list[tuple[int, Job]]:
+    def resumed(self, keeper: Keeper) -> list[tuple[int, Job | None]]:
         """Return the jobs that this worker left under way in an earlier sitting, and its clock when they join.
+
+        No job, but a clock: before then no slot is filled, since that of a job that ended then is the next.
 
         Args:
             keeper: knows how far they were.
@@ -145,7 +148,8 @@ def drive(pack: Pack, source: Source, watcher: Watcher, keeper: Keeper | None = 
     try:
         while True:
             while late and late[0][0] <= source.clock and pack.free:
-                running.append(keeper.restore(pack, late.pop(0)[1]))
+                if (job := late.pop(0)[1]) is not None:
+                    running.append(keeper.restore(pack, job))
             while not late and pack.free and time.monotonic() - asked > ASK_AGAIN:
                 job = source.next()
                 if job is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from autolr.errors import RunError
+from autolr.search import patience
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -143,10 +145,8 @@ def _in_database(url: str, name: str) -> Iterator[None]:
     import sqlalchemy
 
     full = with_driver(url)
-    if full not in _engines:  # one connection of its own, which is kept
-        _engines[full] = sqlalchemy.create_engine(full, pool_size=1, pool_pre_ping=True)
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
-    with _engines[full].connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with _connection(full, hidden(url)) as connection:
         if full.startswith("postgresql"):
             take, give = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
         else:
@@ -156,7 +156,31 @@ def _in_database(url: str, name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.execute(sqlalchemy.text(give))
+            try:
+                connection.execute(sqlalchemy.text(give))
+            except Exception as error:
+                if not patience.is_away(error):  # else the lock has ended with the connection
+                    raise
+
+
+def _connection(full: str, shown: str) -> sqlalchemy.Connection:
+    """Return a connection for locks; one that has been there before is waited for when it is lost."""
+    import sqlalchemy
+
+    if is_new := full not in _engines:  # one connection of its own, which is kept
+        _engines[full] = sqlalchemy.create_engine(full, pool_size=1, pool_pre_ping=True)
+    start, wait = time.monotonic(), patience.FIRST
+    while True:
+        try:
+            return _engines[full].connect().execution_options(isolation_level="AUTOCOMMIT")
+        except Exception as error:
+            if not patience.is_away(error):
+                raise
+            if is_new or time.monotonic() - start + wait > patience.PATIENCE:
+                del _engines[full]
+                raise RunError(f"--storage {shown}: {_reason(error)}") from None
+        time.sleep(wait)
+        wait = min(2 * wait, patience.LONGEST)
 
 
 def with_driver(url: str) -> str:

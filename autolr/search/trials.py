@@ -28,6 +28,8 @@ from autolr.study import Study
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Attribute of the Optuna study: examples that each rung is scored on.
 EXAMPLES = "rung_examples"
+# Attribute of a trial: its worker's clock when it ended.
+END = "end"
 
 
 class Trials(Source):
@@ -92,9 +94,10 @@ class Trials(Source):
         """Return the trials that count towards the budget: finished, pruned, diverged."""
         return self.optuna.get_trials(deepcopy=False, states=COUNTED)
 
-    def resumed(self, keeper: Keeper) -> list[tuple[int, Job]]:
+    def resumed(self, keeper: Keeper) -> list[tuple[int, Job | None]]:
         """Return the trials that this worker had under way, and those that were claimed by nobody yet."""
-        found, proposed = [], []
+        found: list[tuple[int, Job | None]] = []
+        proposed = []
         with self.claims.lock():
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 owner, clock = _claim(trial)
@@ -103,7 +106,10 @@ class Trials(Source):
                     found.append((max(clock, keeper.clock(job) or 0), job))
                 elif owner is None:
                     proposed.append(trial)
-            # One that is unclaimed was just being proposed, after all that is claimed.
+            mine = [trial for trial in self.counted() if _claim(trial)[0] == self.claims.me]
+            if mine:
+                found.append((max(int(trial.user_attrs.get(END, 0)) for trial in mine), None))
+            # One that is unclaimed was just being proposed, after all that is claimed and all that has ended.
             last = max((clock for clock, _ in found), default=0)
             return found + [(last, self._job(self._claimed(trial, last))) for trial in proposed]
 
@@ -180,6 +186,7 @@ class Trials(Source):
                 seconds=running.seconds,
             )
             records.append(self.folder.curves, record)
+            trial.set_user_attr(END, self.clock)
             trial.set_user_attr("outcome", outcome)
             if outcome != "finished":
                 trial.set_user_attr("reason", self._reason(running))

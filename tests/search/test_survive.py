@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import torch
 from autolr import documents
 from autolr.data.tasks import task_of
 from autolr.pack.pack import Pack, SlotConfig
-from autolr.search import checkpoints, records, state, storage
+from autolr.search import checkpoints, claims, records, state, storage
 from autolr.search.claims import SILENT, Claims
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
@@ -255,7 +256,7 @@ def test_workers_of_other_machines_are_gone_when_they_are_silent(small_study, tm
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     study, clock = folder.optuna(small_study), [1000.0]
-    monkeypatch.setattr("autolr.search.claims.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     one = Claims(folder, study, "one")
 
     def sign(beat, **other):

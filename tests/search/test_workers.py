@@ -303,7 +303,7 @@ def test_trials_do_not_move(small_study, tmp_path, monkeypatch):
     folder.path.mkdir()
     folder.open(small_study, "postgresql://me@one/autolr")
     monkeypatch.delenv(STORAGE)
-    with pytest.raises(RunError, match="lie in postgresql://me@one/autolr"):
+    with pytest.raises(RunError, match=r"lie in postgresql://\*\*\*@one/autolr"):
         folder.open(small_study, "postgresql://me@two/autolr")
     assert storage.hidden("postgresql://me:secret@one/autolr") == "postgresql://me@one/autolr"
     monkeypatch.setenv(STORAGE, "postgresql://me:secret@one/autolr")
