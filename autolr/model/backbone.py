@@ -140,6 +140,8 @@ def load(
             raise ModelError(_no_class(source, config, of_language))
         if attention == "auto":
             remote.check_config(config, source)
+        else:
+            config._attn_implementation = attention  # whatever its file says
         disable_dropout(config)
         tokenizer = AutoTokenizer.from_pretrained(location, **where, **code)
     except ModelError:
@@ -154,7 +156,10 @@ def load(
     held = getattr(config, "quantization_config", None)
     placed = None
     if held is None:
-        size = placement.count(auto, config, **code)
+        try:
+            size = placement.count(auto, config, **code)
+        except Exception as error:
+            raise ModelError(_cannot_load(source, error)) from None
         placed = placement.place(size, wanted, torch.device(device), source)
         wanted = placed.precision
     few_bits = precision.quantization(wanted, held, source)

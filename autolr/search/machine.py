@@ -108,7 +108,7 @@ def measured(
         return capacity.measure(make_pack, largest, most, wanted)
     except torch.OutOfMemoryError:
         raise RunError(
-            f"a text of {max(data.train.lengths())} tokens does not fit the device's memory, not even in one slot "
+            f"a text of {max(data.train.lengths())} tokens does not fit the device's memory, not even in one slot, "
             f"without the other {batch - 1} of its batch; lower data.max_length or the rank, or use another --device"
         ) from None
 

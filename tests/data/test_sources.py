@@ -157,7 +157,7 @@ def test_numbers_of_a_regression(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (["low"] * 3 + [n / 10 for n in range(37)], "3 of 40 rows have a label in column 'score' that is no number"),
+        (["low"] * 3 + [n / 10 for n in range(37)], "3 of 40 rows have a label in column 'label' that is no number"),
         ([2.5] * 40, "are all 2.5"),
         ([1000.0 * n for n in range(40)], "standard deviation of 1.15e+04; scale them"),
     ],

@@ -40,7 +40,7 @@ def test_a_device_too_small_for_one_slot_is_named(small_study, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(capacity, "measure", full)
-    with pytest.raises(RunError, match="lower training.batch_size or data.max_length"):
+    with pytest.raises(RunError, match="lower data.max_length or the rank"):
         machine.fit(read_setting(small_study, choose_device("cpu")))
 
 
