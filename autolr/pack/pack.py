@@ -534,7 +534,7 @@ class Pack:
     def _bind_leaves(self, group: slice) -> None:
         """Point the hooks at a group of rows, as leaves whose gradients land in one buffer.
 
-        They are copied there: a leaf of several rows has gaps, and torch warns of a gradient with gaps in `grad`.
+        They are added there: a leaf of several rows has gaps, and torch warns of a gradient with gaps in `grad`.
         """
         key = (group.start, group.stop)
         if key not in self._leaves:
@@ -562,7 +562,7 @@ class Pack:
 
 
 def _land(place: Tensor, leaf: Tensor) -> None:
-    """Copy the gradient of a leaf to its place, and give back its memory."""
+    """Add the gradient of a leaf to its place, where that of a batch's earlier parts is, and give back its memory."""
     if leaf.grad is not None:
-        place.copy_(leaf.grad)
+        place.add_(leaf.grad)
         leaf.grad = None
