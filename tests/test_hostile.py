@@ -11,6 +11,7 @@ import zipfile
 from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
@@ -461,7 +462,7 @@ def test_the_dashboard_listens_on_this_machine_alone(tmp_path, small_study):
     bound = []
 
     def look(address):
-        port = int(address.rpartition(":")[2])
+        port = urlsplit(address).port
         bound.append(address)
         own = next((a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)), "127.0.0.1")
         if not own.startswith("127."):
