@@ -30,7 +30,8 @@ from scipy import stats  # noqa: E402
 from autolr.candidate import Candidate  # noqa: E402
 from autolr.data.batches import TokenSet  # noqa: E402
 from autolr.model import adapters  # noqa: E402
-from autolr.pack.pack import Pack, SlotConfig  # noqa: E402
+from autolr.pack.pack import Pack  # noqa: E402
+from autolr.pack.slots import SlotConfig  # noqa: E402
 from autolr.search.setting import Setting, choose_device, read_setting  # noqa: E402
 from autolr.study import Study  # noqa: E402
 

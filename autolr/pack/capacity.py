@@ -16,7 +16,8 @@ import torch
 from autolr.data.batches import CYCLE
 from autolr.pack.graphs import WARM
 from autolr.pack.memory import free_memory, is_out_of_memory, peak_bytes, release, resident_bytes
-from autolr.pack.pack import GIVE_BACK, Pack, SlotConfig
+from autolr.pack.pack import GIVE_BACK, Pack
+from autolr.pack.slots import SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
 SHARE = 0.85

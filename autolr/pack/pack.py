@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -28,6 +27,7 @@ from autolr.pack.hooks import Hooks, Part
 from autolr.pack.memory import give_back, is_out_of_memory, release
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Block, Layout
+from autolr.pack.slots import Slot, SlotConfig
 from autolr.study import MethodKind, Role, Training
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
@@ -37,81 +37,6 @@ GIVE_BACK = 32
 # Slots of a pass are multiplied together, at the largest of their ranks, while that is less than this many times
 # the rank of each: fewer products, and little more work.
 SPREAD = 4
-
-
-@dataclass(frozen=True)
-class SlotConfig:
-    """What sets one slot apart from another.
-
-    Attributes:
-        rates: the rate of each role; 0 freezes it.
-        rank: of the adapters; 0 where the matrices train themselves.
-        seed: of adapter, head and data order.
-        steps: the schedule's end.
-        stop: steps after which the training ends before that; None: it does not.
-        cool: last steps of the training, over which the rates fall to 0 whatever the schedule says.
-        kind: its method.
-        rates_b: of roles whose B has a rate of its own.
-        heads: of sites whose heads learn at multiples of their rate: a factor for the rows of each, of B or of the
-            whole matrix.
-    """
-
-    rates: dict[Role, float]
-    rank: int
-    seed: int
-    steps: int
-    stop: int | None = None
-    cool: int = 0
-    kind: MethodKind = "lora"
-    rates_b: Mapping[Role, float] = field(default_factory=dict)
-    heads: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Steps of the training."""
-        return self.steps if self.stop is None else min(self.stop, self.steps)
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """The roles that are trained."""
-        return tuple(role for role, rate in self.rates.items() if rate > 0)
-
-    @property
-    def place(self) -> tuple[int, str]:
-        """What slots are ordered by: rank and method, so that those multiplied together are neighbours."""
-        return self.rank, self.kind
-
-    def rate(self, block: Block) -> float:
-        """Return the rate of a block before the schedule; below 0 where it is frozen."""
-        role, side = block
-        rate = self.rates.get(role, 0.0)
-        return (self.rates_b.get(role, rate) if side == "B" else rate) if rate > 0 else -1.0
-
-
-@dataclass(eq=False)
-class Slot:
-    """A trial inside a pack: its settings, how far it is, and its losses so far.
-
-    Attributes:
-        step: optimizer steps done.
-        losses: of each step; on a GPU the last ones come with the next `Pack.flush`.
-        tokens: trained so far, padding not counted.
-        parts: passes in which a batch is trained, one after another; more than one where the memory asks for it.
-        unfit: why the training cannot go on, where not even one example at a time fits the memory.
-    """
-
-    config: SlotConfig
-    order: list[list[int]]
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-    parts: int = 1
-    unfit: str | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the training is at its end."""
-        return self.step >= self.config.length
 
 
 class Pack:

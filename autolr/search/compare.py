@@ -18,8 +18,9 @@ from autolr.documents import Document
 from autolr.errors import DocumentError, RunError
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
+from autolr.pack.slots import SlotConfig
 from autolr.recipe import Interval, Recipe
 from autolr.search import machine, notebook, provenance, records, scored
 from autolr.search.arms import Arm, read_arms

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autolr.candidate import Candidate
-from autolr.pack.pack import Pack, Slot, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import Slot, SlotConfig
 from autolr.search.records import Outcome
 
 # A trial has diverged when its last losses are on average this many times its first ones.

@@ -17,7 +17,8 @@ from autolr.errors import RunError
 from autolr.model.projections import Site
 from autolr.pack import capacity
 from autolr.pack.capacity import Capacity
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.search.folder import RunFolder
 from autolr.search.setting import Setting
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autolr.candidate import Candidate
 from autolr.model import adapters
-from autolr.pack.pack import Slot
+from autolr.pack.slots import Slot
 from autolr.search import machine
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.space import describe

@@ -18,8 +18,9 @@ from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
+from autolr.pack.slots import SlotConfig
 from autolr.search.space import SearchSpace
 from autolr.study import MethodKind, Role, Study, Targets, roles_of
 

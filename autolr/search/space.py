@@ -13,7 +13,7 @@ from autolr.candidate import Candidate
 from autolr.errors import ModelError
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.study import BaselineName, Range, Study, has_ratio
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.

@@ -14,7 +14,7 @@ from torch import Tensor
 from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.tasks import Task
 from autolr.model.backbone import Backbone
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.study import Targets, Training
 
 ALPHA = 16.0

@@ -15,8 +15,9 @@ from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.labelled import forward
 from autolr.model.projections import Site
 from autolr.pack.optimizer import schedule_factor
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
+from autolr.pack.slots import SlotConfig
 from autolr.study import Role, Targets
 from autolr.testing.bench import ALPHA, STEPS, Bench, ProblemError, Trained
 from autolr.train.optimizer import grouped

@@ -11,7 +11,7 @@ from pathlib import Path
 from autolr.data.tasks import Classification, Language, Task
 from autolr.errors import AutoLRError
 from autolr.model.backbone import Backbone
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.study import Role, Targets
 from autolr.testing.bench import STEPS, Bench, ProblemError, random_tokens
 from autolr.testing.equal import packed_equals_alone, split_by_hand

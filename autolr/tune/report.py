@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.recipe import Rates
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import postgres
 import torch
 
-from autolr.pack.pack import Slot
+from autolr.pack.slots import Slot
 from autolr.search.claims import Claims
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher

@@ -34,7 +34,8 @@ from autolr.data.batches import CYCLE, TokenSet, batch_order
 from autolr.data.tasks import Classification
 from autolr.model.backbone import Backbone
 from autolr.pack.graphs import WARM, Graphs
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.search.setting import choose_device
 from autolr.study import Study, Training
 

@@ -23,7 +23,7 @@ from scipy import stats
 from autolr.analysis.choose import nearest
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet, by_length
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 
 KNOWN, POOL, TAKEN, EPOCHS = 64, 800, 256, 3
 WAYS = ("pattern", "signed pattern", "embedding", "chance", "sentences alone")

@@ -22,7 +22,7 @@ from autolr.analysis import measures
 from autolr.analysis.combine import Change, combine, mixture
 from autolr.candidate import Candidate
 from autolr.data import sources
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.study import Data, Training
 
 Examples = list[tuple[str, str]]

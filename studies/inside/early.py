@@ -22,7 +22,7 @@ from scipy.stats import rankdata, spearmanr
 
 from autolr.analysis import measures
 from autolr.candidate import Candidate
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.search import records
 
 AT = (8, 24)

@@ -22,7 +22,7 @@ from training import Setting, look, setting_of, some, train
 import contract  # isort: skip
 from autolr.analysis import measures
 from autolr.candidate import Candidate
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "minilm": {

@@ -20,7 +20,7 @@ from scipy import stats
 
 from autolr.analysis import guide
 from autolr.candidate import Candidate
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 
 RATES, RATIO, RANK, PERMUTED = (4e-3,), 2.0, 8, 5
 

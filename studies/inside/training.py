@@ -23,7 +23,8 @@ from autolr.data.tasks import task_of  # noqa: E402
 from autolr.model import adapters, backbone  # noqa: E402
 from autolr.model.backbone import Backbone, fresh_head  # noqa: E402
 from autolr.model.quiet import quiet  # noqa: E402
-from autolr.pack.pack import Pack, SlotConfig  # noqa: E402
+from autolr.pack.pack import Pack  # noqa: E402
+from autolr.pack.slots import SlotConfig  # noqa: E402
 from autolr.search.setting import Setting, read_setting  # noqa: E402
 from autolr.study import Study, Targets, TaskName, Training  # noqa: E402
 

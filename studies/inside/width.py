@@ -27,7 +27,7 @@ from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.model import backbone
 from autolr.model.backbone import Backbone
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.study import Training
 
 WIDTHS = (32, 64, 128, 256)

@@ -32,7 +32,8 @@ import sections
 
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.search import provenance, records
 from autolr.search.loop import Job, Running, Source, Watcher, drive
 from autolr.search.setting import Setting, choose_device, read_setting

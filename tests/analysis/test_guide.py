@@ -12,7 +12,8 @@ from autolr.errors import DocumentError
 from autolr.model import adapters
 from autolr.model.labelled import forward
 from autolr.pack.optimizer import schedule_factor
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.recipe import Recipe
 from autolr.search.run import search
 from autolr.search.setting import read_setting

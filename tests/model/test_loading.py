@@ -10,7 +10,8 @@ from autolr.candidate import Candidate
 from autolr.data.tasks import Classification
 from autolr.errors import ModelError
 from autolr.model import backbone
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.recipe import Rates, Recipe
 from autolr.study import Training
 from autolr.train.run import train

@@ -12,7 +12,8 @@ from autolr.data.tasks import Classification
 from autolr.errors import ModelError
 from autolr.model import backbone, placement
 from autolr.model.placement import GIB, decide
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.search.plan import plan
 from autolr.study import Training
 from tests import tiny

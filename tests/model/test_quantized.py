@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from autolr.errors import ModelError
 from autolr.model import adapters, backbone, precision
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.testing import equal
 from autolr.testing.bench import Bench, random_tokens
 from tests.model.test_loading import TASK

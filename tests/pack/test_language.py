@@ -12,7 +12,8 @@ from autolr.data.batches import TokenSet
 from autolr.data.tasks import Language
 from autolr.model import adapters
 from autolr.model.labelled import forward, watch
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.study import Training
 from tests import tiny
 

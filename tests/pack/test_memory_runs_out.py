@@ -14,7 +14,8 @@ from autolr.data.tasks import Classification, Language
 from autolr.errors import RunError
 from autolr.pack import capacity
 from autolr.pack.memory import is_out_of_memory
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.run import search

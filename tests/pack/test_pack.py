@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autolr.data.tasks import Classification
 from autolr.model import adapters
-from autolr.pack.pack import AVERAGE_C, Pack, SlotConfig
+from autolr.pack.pack import AVERAGE_C, Pack
+from autolr.pack.slots import SlotConfig
 from autolr.study import Training
 from tests import tiny
 

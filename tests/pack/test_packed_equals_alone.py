@@ -12,7 +12,8 @@ from transformers import get_scheduler
 from autolr.data.tasks import Classification
 from autolr.errors import ModelError
 from autolr.model import adapters
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.study import Training
 from tests import tiny
 

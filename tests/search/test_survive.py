@@ -18,7 +18,8 @@ import torch
 
 from autolr import documents
 from autolr.data.tasks import task_of
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.search import checkpoints, claims, records, state, storage
 from autolr.search.claims import SILENT, Claims
 from autolr.search.folder import RunFolder

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from autolr.data.tasks import Classification
-from autolr.pack.pack import SlotConfig
+from autolr.pack.slots import SlotConfig
 from autolr.study import Training
 from tests import tiny
 

@@ -15,7 +15,8 @@ from autolr.data.prepared import prepare
 from autolr.data.tasks import Classification
 from autolr.errors import DataError, ModelError, RunError
 from autolr.model import adapters, backbone, precision
-from autolr.pack.pack import Pack, SlotConfig
+from autolr.pack.pack import Pack
+from autolr.pack.slots import SlotConfig
 from autolr.recipe import Recipe
 from autolr.train import run
 from autolr.train.run import evaluate, train
