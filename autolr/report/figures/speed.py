@@ -250,9 +250,9 @@ def _reached(result: SearchResult, candidate: Candidate) -> str | None:
         reach = next((reach for reach in reaches(result, label) if reach.candidate == candidate), None)
         if reach is None:
             continue
-        seeds = f"{sum(f is not None for f in reach.fractions)} of {len(reach.fractions)} seeds"
+        seeds = f"{sum(f is not None for f in reach.fractions) or 'none'} of {len(reach.fractions)} seeds"
         if reach.median is None:
-            said.append(f"{what} within its length in {seeds} only")
+            said.append(f"{what} within its length in {seeds}")
         else:
             known = [f for f in reach.fractions if f is not None]
             spread = f" ({min(known):.2f} to {max(known):.2f}; {seeds})"
