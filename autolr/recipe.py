@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
-from autolr.study import MOST_STEPS, Data, Method, MetricName, Name, Place, Rate, Ratio, Role, TaskName, Training
+from autolr.places import Name, Place
+from autolr.study import MOST_STEPS, Data, Method, MetricName, Rate, Ratio, Role, TaskName, Training
 
 
 class Rates(Document):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.cli.options import AllowCode, AsJson, BaseModel, Device, Plain, TrustRemoteCode
+
 if TYPE_CHECKING:
     from autolr.search.compare import Comparison
 
@@ -32,10 +34,7 @@ def compare(
     data: Annotated[
         str | None, typer.Option(help="Other data than the recipes': a file or a hub data set.", show_default=False)
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Base model of adapters that came without a recipe.", show_default=False),
-    ] = None,
+    model: BaseModel = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each recipe.")] = 3,
     steps: Annotated[
         int | None, typer.Option(help="Only the first steps of each training; default: all.", show_default=False)
@@ -50,26 +49,15 @@ def compare(
         Path | None,
         typer.Option(help="Folder of the comparison; default: runs/compare-ID.", show_default=False),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
+    device: Device = None,
     slots: Annotated[
         int | None,
         typer.Option(help="Trainings at once; default: as many as pay and fit the memory.", show_default=False),
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let the recipes' metric be code of yours: my_module:function.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that comes with the model; the recipes must ask for it as well.",
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+    allow_code: AllowCode = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+    plain: Plain = False,
 ) -> None:
     """Say which recipe or adapter is better, by how much, how sure that is, and what would settle it.
 

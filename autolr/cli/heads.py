@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autolr.cli.options import AsJson, BaseModel, Device
+from autolr.cli.output import echo_json
 from autolr.study import TaskName
 
 if TYPE_CHECKING:
@@ -59,26 +61,19 @@ def heads(
         ),
     ] = None,
     take: Annotated[int, typer.Option(min=1, help="Samples that --pool chooses.")] = 500,
-    model: Annotated[
-        str | None, typer.Option(help="Base model of adapters that came without a recipe.", show_default=False)
-    ] = None,
+    model: BaseModel = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the result; default: runs/heads. Of --pool: a csv file.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of which samples are taken, and of a new head.")] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say which attention heads a task uses, what training changes, and what the task is made of.
 
     Writes heads.json, the patterns sample by sample, and heads.html.
     """
-    import json
-
     from autolr.heads import heads as look
 
     if pool is not None:
@@ -101,7 +96,10 @@ def heads(
 
     folder = found.save(out or Path("runs") / "heads")
     page = write_heads(found, folder / "heads.html")
-    typer.echo(json.dumps(found.summary()) if as_json else "\n".join([*lines(found), f"page     {page}"]))
+    if as_json:
+        echo_json(found.summary())
+    else:
+        typer.echo("\n".join([*lines(found), f"page     {page}"]))
 
 
 def lines(found: Heads) -> list[str]:

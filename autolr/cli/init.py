@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autolr.cli.options import Data, FullRun, Model, Trials
 from autolr.study import TaskName
 
 WIDTH = 110
@@ -17,19 +18,11 @@ TASKS = ("classification", "regression", "sft", "lm")
 
 def init(
     out: Annotated[Path, typer.Argument(help="The study file to write.")] = Path("study.yaml"),
-    model: Annotated[
-        str | None, typer.Option(help="Local folder or hub id of the model.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A csv, tsv, json, jsonl or parquet file, or a hub data set.", show_default=False),
-    ] = None,
+    model: Model = None,
+    data: Data = None,
     task: Annotated[TaskName | None, typer.Option(help="What is learned.", show_default=False)] = None,
-    trials: Annotated[int | None, typer.Option(help="Total of trials.", show_default=False)] = None,
-    full_run: Annotated[
-        bool | None,
-        typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False),
-    ] = None,
+    trials: Trials = None,
+    full_run: FullRun = None,
     origin: Annotated[
         Path | None,
         typer.Option(

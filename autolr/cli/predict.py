@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autolr.cli import complete
+from autolr.cli.options import AsJson
 from autolr.cli.output import echo_json
 
 
@@ -25,7 +26,7 @@ def predict(
         str | None, typer.Option(help="The method; default: the study's first choice.", show_default=False)
     ] = None,
     rho: Annotated[float, typer.Option(help="ρ = lr_B / lr_A.")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict the score of any candidate from a search's curves, with a 90 % interval.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.cli.options import AsJson
 from autolr.cli.output import echo_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def runs(
         bool,
         typer.Option("--check", help="Read every file of the runs and say what is damaged, and what can be saved."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs of a folder: trials, score, cost and verdict; or propose the next study from them.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autolr.cli import complete, studies
+from autolr.cli.options import AllowCode, Data, Device, FullRun, Model, Plain, Trials, TrustRemoteCode
 from autolr.cli.output import echo_json
 from autolr.errors import AutoLRError
 
@@ -28,14 +29,9 @@ def search(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Local folder or hub id of the model.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A csv, tsv, json, jsonl or parquet file, or a hub data set.", show_default=False),
-    ] = None,
-    trials: Annotated[int | None, typer.Option(help="Total of trials.", show_default=False)] = None,
+    model: Model = None,
+    data: Data = None,
+    trials: Trials = None,
     budget: Annotated[
         str | None,
         typer.Option(help="Time after which no trial starts, such as 90s, 10m, 1.5h.", show_default=False),
@@ -48,14 +44,8 @@ def search(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.", show_default=False)] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
-    full_run: Annotated[
-        bool | None,
-        typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False),
-    ] = None,
+    device: Device = None,
+    full_run: FullRun = None,
     slots: Annotated[
         int | None,
         typer.Option(help="Trials trained at once; default: as many as pay and fit the memory.", show_default=False),
@@ -95,17 +85,9 @@ def search(
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: the plan as JSON on standard output.")
     ] = False,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that comes with the model; the study must ask for it as well.",
-        ),
-    ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+    allow_code: AllowCode = False,
+    trust_remote_code: TrustRemoteCode = False,
+    plain: Plain = False,
 ) -> None:
     """Search the ratio λ = η_V/η_Q, the rate η_V and the rank; confirm the best; write the recipe.
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from autolr.cli import complete
+from autolr.cli.options import AsJson
 from autolr.cli.output import echo_json
 
 
 def ls(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the shipped studies: what each searches, on what; `autolr search NAME` runs one, `autolr cp` copies it."""
     from autolr.cli.live import say

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.cli.options import AsJson, Device
+from autolr.cli.output import echo_json
 from autolr.study import TaskName
 
 if TYPE_CHECKING:
@@ -43,15 +45,10 @@ def theory(
     ] = None,
     ratio: Annotated[float, typer.Option(help="λ of them.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of adapter, head and data.")] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what training W_q and W_v, or other matrices, costs, how theory ranks it, and which learns too slowly."""
-    import json
-
     from autolr.theory import theory as ask
 
     found = ask(
@@ -71,7 +68,10 @@ def theory(
         seed=seed,
         device=device,
     )
-    typer.echo(json.dumps(found.summary()) if as_json else "\n".join(lines(found)))
+    if as_json:
+        echo_json(found.summary())
+    else:
+        typer.echo("\n".join(lines(found)))
 
 
 def lines(found: Theory) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autolr.cli import complete
+from autolr.cli.options import AllowCode, Device, TrustRemoteCode
 
 if TYPE_CHECKING:
     from autolr.recipe import Recipe
@@ -24,10 +25,7 @@ def train(
         Path | None,
         typer.Option(help="Folder of the full run; default: train, beside the recipe.", show_default=False),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
+    device: Device = None,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,16 +37,8 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read recipe, data and model, show what would run, and stop.")
     ] = False,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let the recipe's metric be code of yours: my_module:function.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that comes with the model; the recipe must ask for it as well.",
-        ),
-    ] = False,
+    allow_code: AllowCode = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.
 

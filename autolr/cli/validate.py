@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autolr.cli import complete
+from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
 from autolr.errors import AutoLRError
 from autolr.study import TaskName
@@ -35,11 +36,8 @@ def validate(
     task: Annotated[
         TaskName, typer.Option(help="What the model is for; sft and lm check the language model, without a head.")
     ] = "classification",
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a study's settings, or a model: where its W_q, W_k and W_v are, and that AutoLR trains them rightly.
 

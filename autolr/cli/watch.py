@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr.cli.options import Plain
 from autolr.cli.output import echo_json
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ EVERY, SILENT = 0.5, 30.0
 def watch(
     run: Annotated[Path, typer.Argument(help="Run folder of a search that runs elsewhere.", show_default=False)],
     once: Annotated[bool, typer.Option("--once", help="Show how far it is, and stop.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+    plain: Plain = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="How far it is, as JSON on standard output; implies --once.")
     ] = False,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autolr.cli.options import AllowCode, Device, Plain, TrustRemoteCode
+
 
 def worker(
     run: Annotated[Path, typer.Argument(help="Run folder of the search, which all its workers see.")],
@@ -14,10 +16,7 @@ def worker(
         str | None,
         typer.Option(help="Database of the search's trials, where its address has a password.", show_default=False),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
-    ] = None,
+    device: Device = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for the search to begin.", show_default=False)
     ] = 0.0,
@@ -27,17 +26,9 @@ def worker(
             help="Report trials to tensorboard, mlflow, wandb or trackio; default: nowhere.", show_default=False
         ),
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let the study's metric be code of yours: my_module:function.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that comes with the model; the study must ask for it as well.",
-        ),
-    ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")] = False,
+    allow_code: AllowCode = False,
+    trust_remote_code: TrustRemoteCode = False,
+    plain: Plain = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train trials and repeats of a search that `autolr search` has begun, until it is through.

@@ -95,6 +95,12 @@ def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candida
     ]
 
 
+def missing(jobs: Sequence[Job], done: Sequence[RepeatRecord]) -> list[Job]:
+    """Return the repeats that are not there yet."""
+    there = {(record.candidate, record.seed) for record in done}
+    return [job for job in jobs if (job.candidate, job.config.seed) not in there]
+
+
 def _digest(candidate: Candidate) -> str:
     return hashlib.sha256(candidate.model_dump_json().encode()).hexdigest()[:10]
 

@@ -16,12 +16,12 @@ from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, RunError
 from autolr.pack import memory
 from autolr.pack.pack import Pack
-from autolr.recipe import Cost, Evidence, Rates, Recipe
-from autolr.search import machine, notebook, provenance, records, verdict
+from autolr.recipe import Rates, Recipe
+from autolr.search import evidence, machine, notebook, provenance, records
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
-from autolr.search.confirm import Confirmation, confirmation_jobs, finalists, line_up
+from autolr.search.confirm import Confirmation, confirmation_jobs, missing
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Running, Watcher, drive
 from autolr.search.machine import Machine
@@ -300,42 +300,26 @@ def _confirm(task: _Task) -> None:
     """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
     setting, folder = task.setting, task.folder
     result = SearchResult.load(folder.path)
-    best = finalists(result.trials, setting.study.search.finalists, setting.space)
-    if not best:
+    first = evidence.contenders(result, setting.study, setting.space)
+    if not first:
         raise RunError(
             f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged or did not fit the "
             "memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
-    _repeat(task, line_up(setting.study, setting.space, best, unfit=_unfit(result)))
-    _repeat(task, _with_winner(setting, folder, best))
+    _repeat(task, first)
+    _repeat(task, evidence.everyone(SearchResult.load(folder.path), setting.study, setting.space))
 
 
 def _repeat(task: _Task, candidates: dict[Candidate, str]) -> None:
     setting, folder, found = task.setting, task.folder, task.found
-    done = SearchResult.load(folder.path).repeats
     jobs = confirmation_jobs(setting.study, setting.space, candidates, setting.length)
-    there = {(record.candidate, record.seed) for record in done}
-    missing = [job for job in jobs if (job.candidate, job.config.seed) not in there]
-    if not missing:
+    left = missing(jobs, SearchResult.load(folder.path).repeats)
+    if not left:
         return
     with setting.pack(min(found.slots, len(jobs)), found.passes, found.graphs) as pack:
-        source = Confirmation(missing, folder.confirm, pack, setting.data, task.claims)
-        task.watcher.phase("confirmation", len(jobs), len(jobs) - len(missing))
+        source = Confirmation(left, folder.confirm, pack, setting.data, task.claims)
+        task.watcher.phase("confirmation", len(jobs), len(jobs) - len(left))
         task.drive("confirmation", pack, source)
-
-
-def _with_winner(setting: Setting, folder: RunFolder, best: list[Candidate]) -> dict[Candidate, str]:
-    """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
-    result = SearchResult.load(folder.path)
-    first = line_up(setting.study, setting.space, best, unfit=_unfit(result))
-    repeats = [record for record in result.repeats if record.candidate in first]
-    winner = verdict.choose(repeats, setting.study.space.targets)
-    return line_up(setting.study, setting.space, best, winner, _unfit(result))
-
-
-def _unfit(result: SearchResult) -> set[Candidate]:
-    """Return the candidates that did not fit the device's memory."""
-    return {trial.candidate for trial in result.trials if trial.outcome == "infeasible"}
 
 
 def _rates(setting: Setting, winner: Candidate) -> Rates:
@@ -352,17 +336,8 @@ def _rates(setting: Setting, winner: Candidate) -> Rates:
 
 def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
-    best = finalists(result.trials, study.search.finalists, setting.space)
-    wanted = _with_winner(setting, RunFolder(result.folder), best)
-    repeats = [
-        record.model_copy(update={"label": wanted[record.candidate]})
-        for record in result.repeats
-        if record.candidate in wanted
-    ]
-    winner = verdict.choose(repeats, study.space.targets)
-    found = verdict.scores(repeats, winner)
+    found = evidence.confirmed(result, study, setting.space)
     trained = sum(phase.trained_tokens for phase in result.phases)
-    outcomes = [trial.outcome for trial in result.ended()]
     return Recipe(
         name=study.name,
         model=study.model,
@@ -377,31 +352,16 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
             update={
                 "lr_head": setting.space.lr_head or "auto",
                 "max_lr_b": setting.space.max_lr_b,
-                "kind": [winner.kind],
+                "kind": [found.winner.kind],
             }
         ),
-        candidate=winner,
-        rates=_rates(setting, winner),
+        candidate=found.winner,
+        rates=_rates(setting, found.winner),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,
         seed=study.seed,
-        evidence=Evidence(
-            verdict=verdict.sentence(found),
-            trials={
-                "total": len(outcomes),
-                **{name: outcomes.count(name) for name in ("finished", "pruned", "diverged")},
-                **({"infeasible": len(_unfit(result))} if _unfit(result) else {}),
-            },
-            repeats=study.search.repeats,
-            scores=found,
-            cost=Cost(
-                device_seconds=round(sum(phase.seconds for phase in result.phases), 1),
-                trained_tokens=trained,
-                evaluated_tokens=sum(phase.evaluated_tokens for phase in result.phases),
-                full_run_equivalents=round(trained / setting.full_run_tokens, 2),
-            ),
-        ),
+        evidence=evidence.evidence(result, study, found, trained / setting.full_run_tokens),
         versions=provenance.versions(),
         commit=provenance.commit(),
     )

@@ -7,25 +7,22 @@ import time
 import warnings
 
 import optuna
-from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from torch import Tensor
 
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
-from autolr.search import prior, records
+from autolr.search import proposals, records
 from autolr.search.claims import CLAIM, Claims
 from autolr.search.folder import RunFolder
 from autolr.search.loop import WINDOW, Job, Keeper, Running, Source, Watcher
-from autolr.search.pruner import ChancePruner
+from autolr.search.proposals import COUNTED
 from autolr.search.records import TrialRecord
-from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace
 from autolr.search.subset import Subset
 from autolr.study import Study
 
-COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Attribute of the Optuna study: examples that each rung is scored on.
 EXAMPLES = "rung_examples"
 # Attribute of a trial: its worker's clock when it ended.
@@ -75,20 +72,12 @@ class Trials(Source):
         self.trained_tokens = 0
         self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent
         self.optuna = claims.study
-        self.optuna.sampler = CurveSampler(
-            study.seed,
-            space=space.distributions,
-            priors=prior.priors(study.search.prior, space),
-            counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
-        )
-        self.optuna.pruner = (
-            ChancePruner(self.rungs, length, study.search.prune) if study.search.prune else NopPruner()
-        )
+        proposals.equip(self.optuna, study, space, length)
         self.subset = Subset(data.select, study.training.batch_size, study.seed)
         self._live: dict[int, optuna.Trial] = {}
         with claims.lock():
             self._name_axis()
-            self._enqueue()
+            proposals.enqueue(self.optuna, study, space, watcher)
 
     def counted(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that count towards the budget: finished, pruned, diverged."""
@@ -147,7 +136,7 @@ class Trials(Source):
 
     def _job(self, trial: optuna.Trial) -> Job:
         rule = trial.user_attrs.get("rule")
-        candidate = self.space.rule("qkv") if rule == "qkv" else self.space.candidate(trial.params)
+        candidate = proposals.candidate_of(trial, self.space)
         self._live[trial.number] = trial
         config = self.space.slot(candidate, self.study.seed, self.length)
         return Job(rule or f"trial {trial.number}", candidate, config, trial.number, f"trial-{trial.number}")
@@ -256,29 +245,14 @@ class Trials(Source):
             return  # another worker has taken the trial over, and ended it
 
     def _ask(self) -> optuna.Trial | None:
-        trial = self._propose()
+        trial = proposals.propose(self.optuna, self.space)
         while trial is not None and (lighter := self._lighter(trial)) is not None:
             # What needs no less memory than a trial that did not fit would not fit either.
             kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
             self.optuna.enqueue_trial({**trial.params, "rank": lighter}, user_attrs=kept)
             self.optuna.tell(trial, state=TrialState.FAIL)
-            trial = self._propose()
+            trial = proposals.propose(self.optuna, self.space)
         return trial
-
-    def _propose(self) -> optuna.Trial | None:
-        points = self.space.points()
-        if points is not None and not self._waiting():
-            seen = [t.params for t in self.optuna.get_trials(deepcopy=False) if self._counts(t)]
-            unseen = [point for point in points if point not in seen]
-            if not unseen:
-                return None
-            trial = self.optuna.ask(self.space.distributions)
-            if trial.params not in seen:
-                return trial
-            # The sampler proposed a point again; in a space of choices take another one.
-            self.optuna.tell(trial, state=TrialState.FAIL)
-            self.optuna.enqueue_trial(unseen[trial.number % len(unseen)])
-        return self.optuna.ask(self.space.distributions)
 
     def _lighter(self, trial: optuna.Trial) -> int | None:
         """Return a rank that may fit the memory, where trials that did not fit say that the trial's own does not."""
@@ -293,33 +267,6 @@ class Trials(Source):
         own = self.space.candidate(trial.params)
         least = min((other.rank for other in unfit if own.is_as_large_as(other)), default=None)
         return None if least is None else max((rank for rank in ranks if rank < least), default=None)
-
-    def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
-        is_counted = trial.state in (*COUNTED, TrialState.RUNNING)
-        return is_counted and trial.user_attrs.get("rule") != "qkv"
-
-    def _waiting(self) -> bool:
-        return bool(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-
-    def _enqueue(self) -> None:
-        trials = self.optuna.get_trials(deepcopy=False)
-        present = {trial.user_attrs.get("rule") for trial in trials}
-        known = {trial.user_attrs.get("prior") for trial in trials}
-        for name in self.study.baselines:
-            # winner_lr is known only when there is a winner: it joins at the confirmation.
-            if name == "winner_lr" or name in present:
-                continue
-            candidate = self.space.rule(name)
-            # Beside a space of fixed targets W_k may be trained as well; as a choice it must be one of them.
-            targets = self.space.fixed.get("targets", candidate.targets)
-            if self.space.holds(candidate.model_copy(update={"targets": targets})):
-                self.optuna.enqueue_trial(self.space.params(candidate), user_attrs={"rule": name})
-            else:
-                self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
-        for number, found in enumerate(self.study.search.prior):
-            if number not in known:
-                candidate = prior.carried(found, self.space)
-                self.optuna.enqueue_trial(self.space.params(candidate), user_attrs={"prior": number})
 
 
 def _claim(trial: optuna.trial.FrozenTrial) -> tuple[str | None, int]:

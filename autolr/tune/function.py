@@ -19,17 +19,14 @@ result = autolr.tune(train, lr=2e-4, steps=400)
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from autolr import documents
-from autolr.candidate import Candidate
 from autolr.data.tables import OWN
 from autolr.errors import RunError
-from autolr.recipe import Cost, Evidence, Rates, Recipe
-from autolr.search import provenance, verdict
-from autolr.search.confirm import finalists, line_up
+from autolr.recipe import Rates, Recipe
+from autolr.search import evidence, provenance
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
@@ -93,12 +90,12 @@ def tune(
         folder.open(found)
         work = Tuning(function, found, space, steps, folder, watcher)
         work.search()
-        best = finalists(SearchResult.load(folder.path).trials, found.search.finalists, space)
-        if not best:
+        first = evidence.contenders(SearchResult.load(folder.path), found, space)
+        if not first:
             raise RunError(f"{folder.path}: no trial gave a score, all diverged; lower lr or space.lr_v")
-        work.confirm(line_up(found, space, best))
-        work.confirm(_everyone(folder, found, space, best))
-        _recipe(folder, found, space, best, steps).save(folder.recipe)
+        work.confirm(first)
+        work.confirm(evidence.everyone(SearchResult.load(folder.path), found, space))
+        _recipe(SearchResult.load(folder.path), found, space, steps).save(folder.recipe)
     return SearchResult.load(folder.path)
 
 
@@ -133,23 +130,11 @@ def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[
     return found
 
 
-def _everyone(folder: RunFolder, study: Study, space: SearchSpace, best: list[Candidate]) -> dict[Candidate, str]:
-    """Return everyone who belongs in the confirmation, once all but the winner's own rule are through."""
-    first = line_up(study, space, best)
-    repeats = [record for record in SearchResult.load(folder.path).repeats if record.candidate in first]
-    return line_up(study, space, best, verdict.choose(repeats, study.space.targets))
-
-
-def _recipe(folder: RunFolder, study: Study, space: SearchSpace, best: list[Candidate], length: int) -> Recipe:
-    result = SearchResult.load(folder.path)
-    wanted = _everyone(folder, study, space, best)
-    repeats = [r.model_copy(update={"label": wanted[r.candidate]}) for r in result.repeats if r.candidate in wanted]
-    winner = verdict.choose(repeats, study.space.targets)
-    scores = verdict.scores(repeats, winner)
-    sentence = verdict.sentence(scores)
-    if all(record.losses == [float(f"{record.select_loss:.6g}")] for record in repeats if not record.diverged):
-        sentence += " Judged by the losses that also chose the winner: the function returned none of other examples."
-    outcomes = Counter(trial.outcome for trial in result.ended())
+def _recipe(result: SearchResult, study: Study, space: SearchSpace, length: int) -> Recipe:
+    found = evidence.confirmed(result, study, space)
+    winner, more = found.winner, ""
+    if all(record.losses == [float(f"{record.select_loss:.6g}")] for record in found.repeats if not record.diverged):
+        more = " Judged by the losses that also chose the winner: the function returned none of other examples."
     rates = {role: rate for role, rate in winner.rates(space.lr_head).items() if rate > 0}
     trained = sum(max(trial.rungs, default=0) for trial in result.ended()) + len(result.repeats) * length
     return Recipe(
@@ -166,20 +151,6 @@ def _recipe(folder: RunFolder, study: Study, space: SearchSpace, best: list[Cand
         steps=space.steps,
         split_seed=study.seed,
         seed=study.seed,
-        evidence=Evidence(
-            verdict=sentence,
-            trials={
-                "total": outcomes.total(),
-                **{name: outcomes[name] for name in ("finished", "pruned", "diverged")},
-            },
-            repeats=study.search.repeats,
-            scores=scores,
-            cost=Cost(
-                device_seconds=round(sum(phase.seconds for phase in result.phases), 1),
-                trained_tokens=0,
-                evaluated_tokens=0,
-                full_run_equivalents=round(trained / space.steps, 2),
-            ),
-        ),
+        evidence=evidence.evidence(result, study, found, trained / space.steps, more),
         versions=provenance.versions(),
     )

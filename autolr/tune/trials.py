@@ -9,27 +9,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
-from autolr.search import prior, records
+from autolr.search import proposals, records
 from autolr.search.claims import CLAIM, MAIN
-from autolr.search.confirm import WORST_LOSS, confirmation_jobs
+from autolr.search.confirm import WORST_LOSS, confirmation_jobs, missing
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
-from autolr.search.pruner import ChancePruner
+from autolr.search.proposals import COUNTED
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.result import Phase, SearchResult
-from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace
 from autolr.study import Study
 from autolr.tune.report import Report, Steps, judged
 
 # Trains a candidate; returns losses of examples that no choice has seen, one mean of them, or None.
 TrainFunction = Callable[[Candidate, Report], float | Sequence[float] | None]
-COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Tuning:
@@ -63,81 +60,46 @@ class Tuning:
 
     def search(self) -> None:
         """Run trials until the budget is spent; those that ended before count."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         spent = sum(p.seconds for p in SearchResult.load(self.folder.path).phases if p.phase == "search")
         budget = self.study.budget
         deadline = math.inf if budget.time is None else time.monotonic() + budget.time - spent
-        asked = self._study()
-        self._enqueue(asked)
+        asked = self._trials()
         done = len(asked.get_trials(deepcopy=False, states=COUNTED))
         self.watcher.phase("search", budget.trials, done)
         with self._timed("search"):
             while done < budget.trials and time.monotonic() < deadline:
-                trial = self._ask(asked)
+                trial = proposals.propose(asked, self.space)
                 if trial is None:
                     break
+                trial.set_user_attr(CLAIM, [MAIN, 0])
                 self._try(asked, trial)
                 done += 1
 
     def confirm(self, candidates: dict[Candidate, str]) -> None:
         """Train candidates again, several seeds each; those that are there are not repeated."""
         jobs = confirmation_jobs(self.study, self.space, candidates, self.length)
-        there = {(record.candidate, record.seed) for record in SearchResult.load(self.folder.path).repeats}
-        missing = [job for job in jobs if (job.candidate, job.config.seed) not in there]
-        if not missing:
+        left = missing(jobs, SearchResult.load(self.folder.path).repeats)
+        if not left:
             return
-        self.watcher.phase("confirmation", len(jobs), len(jobs) - len(missing))
+        self.watcher.phase("confirmation", len(jobs), len(jobs) - len(left))
         with self._timed("confirmation"):
-            for job in missing:
+            for job in left:
                 self._repeat(job)
 
-    def _study(self) -> optuna.Study:
-        study, space = self.study, self.space
-        return optuna.create_study(
-            study_name=study.name,
-            storage=self.folder.storage(),
-            direction="minimize",
-            sampler=CurveSampler(
-                study.seed, space=space.distributions, priors=prior.priors(study.search.prior, space)
-            ),
-            pruner=ChancePruner(self.rungs, self.length, study.search.prune) if study.search.prune else NopPruner(),
-            load_if_exists=True,
-        )
-
-    def _enqueue(self, asked: optuna.Study) -> None:
-        """Put the rules first, once, and what an interruption cut short again."""
-        trials = asked.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:
-                asked.tell(trial.number, state=TrialState.FAIL)
-                kept = {key: value for key, value in trial.user_attrs.items() if key == "rule"}
-                asked.enqueue_trial(trial.params, user_attrs=kept)
-        present = {trial.user_attrs.get("rule") for trial in trials}
-        for name in self.study.baselines:
-            if name == "winner_lr" or name in present:
-                continue
-            candidate = self.space.rule(name)
-            if self.space.holds(candidate):
-                asked.enqueue_trial(self.space.params(candidate), user_attrs={"rule": name})
-            else:
-                self.watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
-
-    def _ask(self, asked: optuna.Study) -> optuna.Trial | None:
-        """Return the next trial; None where every point of a space of choices has been tried."""
-        points = self.space.points()
-        if points is not None and not asked.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            seen = [trial.params for trial in asked.get_trials(deepcopy=False, states=COUNTED)]
-            unseen = [point for point in points if point not in seen]
-            if not unseen:
-                return None
-            asked.enqueue_trial(unseen[len(seen) % len(unseen)])
-        trial = asked.ask(self.space.distributions)
-        trial.set_user_attr(CLAIM, [MAIN, 0])
-        return trial
+    def _trials(self) -> optuna.Study:
+        """Return the search's trials, the rules first, and what an interruption cut short again."""
+        trials = self.folder.optuna(self.study)
+        proposals.equip(trials, self.study, self.space, self.length)
+        for trial in trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trials.tell(trial.number, state=TrialState.FAIL)
+            kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
+            trials.enqueue_trial(trial.params, user_attrs=kept)
+        proposals.enqueue(trials, self.study, self.space, self.watcher)
+        return trials
 
     def _try(self, asked: optuna.Study, trial: optuna.Trial) -> None:
         """Train a trial's candidate, score it at the rungs and at its end, and tell Optuna."""
-        candidate = self.space.candidate(trial.params)
+        candidate = proposals.candidate_of(trial, self.space)
         config = self.space.slot(candidate, self.study.seed, self.length)
         rule = trial.user_attrs.get("rule")
         running = self._running(Job(rule or f"trial {trial.number}", candidate, config, trial.number))

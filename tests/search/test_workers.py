@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from optuna.trial import TrialState
 
 from autolr.errors import AutoLRError, RunError
 from autolr.search import storage, workers
+from autolr.search.claims import CLAIM
 from autolr.search.folder import STORAGE, RunFolder
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
@@ -93,16 +95,18 @@ def check(result: SearchResult, alone: SearchResult) -> None:
 
 
 def kill_one(folder: RunFolder, done: threading.Event) -> None:
-    """Kill the first worker that trains."""
+    """Kill the first worker that has a trial."""
     while not done.wait(0.02):
         for path in folder.workers.glob("*.json"):
-            try:
-                state = read_state(folder, path)
-            except RunError:
-                continue
-            if state.slots:
-                os.kill(state.pid, signal.SIGKILL)
+            if _training(folder, path):
+                os.kill(read_state(folder, path).pid, signal.SIGKILL)
                 return
+
+
+def _training(folder: RunFolder, path: Path) -> bool:
+    """Tell whether the worker of a state file has claimed a trial that is under way."""
+    running = [trial for trial in folder.trials() if trial.state == TrialState.RUNNING]
+    return any(trial.user_attrs[CLAIM][0] == path.stem for trial in running if CLAIM in trial.user_attrs)
 
 
 def test_two_workers_one_of_which_dies(alone, small_study, tmp_path):
@@ -227,14 +231,9 @@ def test_a_ray_cluster_with_two_workers(alone, small_study, tmp_path):
         start(self, place)
         started.append(place)
 
-    def assassin() -> None:
-        while not [path for path in folder.workers.glob("*.json") if _training(folder, path)]:
-            time.sleep(0.05)
-        path = next(path for path in folder.workers.glob("*.json") if _training(folder, path))
-        os.kill(read_state(folder, path).pid, signal.SIGKILL)
-
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    thread = threading.Thread(target=assassin, daemon=True)
+    done = threading.Event()
+    thread = threading.Thread(target=kill_one, args=(folder, done), daemon=True)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RayFleet, "start", counted)
@@ -243,17 +242,11 @@ def test_a_ray_cluster_with_two_workers(alone, small_study, tmp_path):
         with pytest.raises(AutoLRError, match="the cluster has 2 cores"):
             search(small_study, tmp_path / "more", workers="ray:3")
     finally:
+        done.set()
         ray.shutdown()
     check(result, alone)
     assert started[:2] == [0, 1] and len(started) == 3
     assert [note for note in told.notes if "its actor was lost" in note]
-
-
-def _training(folder: RunFolder, path: Path) -> bool:
-    try:
-        return bool(read_state(folder, path).slots)
-    except RunError:
-        return False
 
 
 @pytest.mark.parametrize(
