@@ -50,11 +50,11 @@ class Interval(Document):
 
 
 class Score(Document):
-    """Scores of a candidate over the confirmation's seeds: lower loss is better."""
+    """Scores of a candidate, the mean over seeds: lower loss is better."""
 
     label: str = Field(description="finalist 1, rule, winner_lr, paper, qkv, ...")
     candidate: Candidate
-    select_loss: float = Field(description="mean over seeds; the winner was chosen by it")
+    select_loss: float = Field(description="for choosing")
     confirm_loss: float
     confirm_metric: float = Field(description="accuracy, or the study's own metric")
     gain: Interval | None = Field(
@@ -77,7 +77,10 @@ class Evidence(Document):
     verdict: str
     trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")
     repeats: int = Field(description="seeds of each candidate in the confirmation")
-    scores: list[Score]
+    finals: list[Score] = Field(
+        [], description="at the end of the full run, one seed each, the best on select first: they chose the winner"
+    )
+    scores: list[Score] = Field(description="of the confirmation")
     cost: Cost
 
 

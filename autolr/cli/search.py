@@ -198,7 +198,13 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
         f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}"
         + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
         *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
-        f"confirmation  {found.repeats} repeats ({study.search.finalists} finalists and the rules, "
+        *(
+            [f"finals        {found.finals} trainings to the end ({study.search.finalists} finalists and the rule)"]
+            if found.finals
+            else []
+        ),
+        f"confirmation  {found.repeats} repeats "
+        f"({'the winner' if found.finals else f'{study.search.finalists} finalists'} and the rules, "
         f"{study.search.repeats} seeds each)",
         f"full run      {found.horizon} steps, batch {study.training.batch_size}"
         + ("" if study.train else " (not started: train is false)"),

@@ -21,8 +21,9 @@ from autolr.pack.slots import SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
 SHARE = 0.85
-# On a CPU as many slots train side by side as it has threads; this many give a rung enough to compare.
-CPU_SLOTS = 8
+# On a CPU as many slots train side by side as it has threads; with few cores there are so many slots all the same, to
+# compare at a rung. More would only begin before the first have taught the sampler anything.
+CPU_SLOTS = 4
 # Twice the slots must train this much faster in sum to be worth their memory.
 WORTHWHILE = 1.1
 MOST_SLOTS = 256

@@ -23,6 +23,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.study._frozen import FrozenStudy
 
+from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, RunError
 from autolr.report import figures
 from autolr.search.folder import RunFolder
@@ -267,7 +268,14 @@ def _keep(folder: RunFolder, update: Callable[[], None], stop: threading.Event) 
 
 
 def _stamp(folder: RunFolder) -> list[float]:
-    paths = (folder.journal, folder.curves, folder.confirm, folder.recipe, folder.train / "metrics.json")
+    paths = (
+        folder.journal,
+        folder.curves,
+        folder.finals,
+        folder.confirm,
+        folder.recipe,
+        folder.train / "metrics.json",
+    )
     return [path.stat().st_mtime if path.exists() else 0.0 for path in paths]
 
 
@@ -283,13 +291,15 @@ def _note(result: SearchResult) -> str:
         ended = len(result.ended())
         return "\n".join([*lines, f"This search is not finished: {ended} of {study.budget.trials} trials have ended"])
     lines += ["## Verdict", "", plain(recipe.evidence.verdict), "", "## Recipe", ""]
-    lines += [
-        f"- {plain(recipe.candidate.describe())}",
-        f"- {plain(recipe.rates.describe())}",
-        "",
-        "## Confirmed",
-        "",
-    ]
+    lines += [f"- {plain(recipe.candidate.describe())}", f"- {plain(recipe.rates.describe())}", ""]
+    if recipe.evidence.finals:
+        lines += ["## At the end of the full run", "", "| who | candidate | select loss | confirm loss |"]
+        lines += ["|---|---|---|---|"]
+        for score in recipe.evidence.finals:
+            who, what = plain(score.label), plain(score.candidate.describe())
+            lines.append(f"| {who} | {what} | {score.select_loss:.4f} | {score.confirm_loss:.4f} |")
+        lines += [""]
+    lines += ["## Confirmed", ""]
     lines += ["| who | candidate | confirm loss | above the winner |", "|---|---|---|---|"]
     for score in recipe.evidence.scores:
         above = "winner" if score.gain is None else f"{score.gain.mean:+.4f}"
@@ -299,16 +309,19 @@ def _note(result: SearchResult) -> str:
 
 
 def _trial_notes(result: SearchResult) -> dict[int, str]:
-    """Return what is to be said on the trials whose candidates were confirmed, by their numbers."""
+    """Return what is to be said on the trials whose candidates were finalists or confirmed, by their numbers."""
     evidence = result.recipe.evidence if result.recipe else None
-    notes = {}
-    for score in evidence.scores if evidence else []:
-        trial = next((t for t in result.trials if t.candidate == score.candidate), None)
-        if trial is not None:
-            what = "the winner" if score.gain is None else f"{score.gain.mean:+.4f} above the winner"
-            text = f"{score.label}: confirm loss {score.confirm_loss:.4f}, {what}"
-            notes[trial.number] = plain(text)
-    return notes
+    if evidence is None:
+        return {}
+    said: dict[Candidate, list[str]] = {}
+    for score in evidence.finals:
+        said[score.candidate] = [f"{score.label}: at the end of the full run confirm loss {score.confirm_loss:.4f}"]
+    for score in evidence.scores:
+        what = "the winner" if score.gain is None else f"{score.gain.mean:+.4f} above the winner"
+        said.setdefault(score.candidate, [score.label])
+        said[score.candidate].append(f"confirm loss {score.confirm_loss:.4f} after a trial's steps, {what}")
+    trials = {trial.candidate: trial.number for trial in reversed(result.trials)}
+    return {trials[one]: plain("; ".join(parts)) for one, parts in said.items() if one in trials}
 
 
 class _Server(ThreadingMixIn, WSGIServer):

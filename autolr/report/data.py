@@ -159,14 +159,23 @@ def comparable_scores(result: SearchResult) -> dict[int, float]:
 
 def repeats(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
     """Return the confirmation's repeats of each candidate, in the order of their seeds."""
+    return _by_candidate(result.repeats)
+
+
+def judged(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
+    """Return what the winner was chosen by: the finals of each candidate, or its repeats where there were none."""
+    return _by_candidate(result.finals or result.repeats)
+
+
+def _by_candidate(trained: list[RepeatRecord]) -> dict[Candidate, list[RepeatRecord]]:
     groups: dict[Candidate, list[RepeatRecord]] = defaultdict(list)
-    for record in sorted(result.repeats, key=lambda record: record.seed):
+    for record in sorted(trained, key=lambda record: record.seed):
         groups[record.candidate].append(record)
     return dict(groups)
 
 
 def own_winner(result: SearchResult) -> Candidate | None:
-    """Return the candidate that the confirmation chose; None before it has."""
+    """Return the winner; None before the search is through."""
     evidence = result.recipe.evidence if result.recipe else None
     return next((score.candidate for score in evidence.scores if score.gain is None), None) if evidence else None
 

@@ -143,9 +143,15 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "Effect of rank",
             figures.rank_effect(result),
             "Trials of each rank, brought to the last rung by the median change of those that went on, and their "
-            "median; under a rank: what its adapters train, where the run tells. Diamonds: mean select loss of "
-            "the confirmed; a bar is one standard error of the difference to the best, paired by seed. A bar that "
-            "reaches the dashed line is as good as the best: of those the smallest rank is chosen.",
+            "median; under a rank: what its adapters train, where the run tells. Diamonds: "
+            + (
+                "select loss of the finalists at the end of the full run"
+                if result.finals
+                else "mean select loss of the confirmed"
+            )
+            + "; a bar is one standard error of the difference to the best, paired by "
+            + ("example" if result.finals else "seed")
+            + ". A bar that reaches the dashed line is as good as the best: of those the smallest rank is chosen.",
             "There is no rank: matrices are trained whole."
             if result.study.method.full
             else "No trial has a score yet.",
@@ -156,7 +162,8 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
                 name,
                 f"Effect of the {title}",
                 figures.effect(result, name),
-                f"Trials of each {title}, and their median; diamonds: the confirmed.",
+                f"Trials of each {title}, and their median; diamonds: "
+                f"{'the finalists, at the end of the full run' if result.finals else 'the confirmed'}.",
                 "No trial has a score yet.",
             )
             for name, title in _choices(result.study).items()
@@ -183,8 +190,8 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "confirm",
             "Winner against the rules",
             figures.gains(result),
-            "Paired differences on the confirm split, over seeds and examples, with 90 % intervals. Right of "
-            "the line the winner is better.",
+            "Paired differences on the confirm split after the steps of a trial, over seeds and examples, with 90 % "
+            "intervals. Right of the line the winner is better.",
             "The confirmation is not through yet.",
         ),
         section(

@@ -57,6 +57,7 @@ def check(path: str | Path) -> Check:
     journal = look(run.journal, _journal, "what comes after is not read")
     for file, kind, what in (
         (run.curves, TrialRecord, "curves of trials"),
+        (run.finals, RepeatRecord, "trainings of the finals"),
         (run.confirm, RepeatRecord, "repeats of the confirmation"),
         (run.phases, Phase, "visits to phases"),
     ):

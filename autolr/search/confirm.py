@@ -1,4 +1,4 @@
-"""Confirmation: the finalists and the rules again, several seeds each, on unseen examples."""
+"""Finals and confirmation: finalists trained to the end; the winner and the rules again, several seeds each."""
 
 from __future__ import annotations
 
@@ -95,10 +95,22 @@ def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candida
     ]
 
 
+def final_jobs(study: Study, space: SearchSpace, candidates: dict[Candidate, str]) -> list[Job]:
+    """Return the trainings of a search's finals: each candidate with the trials' seed, to the end of the full run."""
+    return [
+        Job(label, c, space.slot(c, study.seed, space.steps), number, f"final-{_digest(c)}")
+        for number, (c, label) in enumerate(candidates.items())
+    ]
+
+
 def missing(jobs: Sequence[Job], done: Sequence[RepeatRecord]) -> list[Job]:
     """Return the repeats that are not there yet."""
     there = {(record.candidate, record.seed) for record in done}
     return [job for job in jobs if (job.candidate, job.config.seed) not in there]
+
+
+def _rounded(losses: torch.Tensor) -> list[float]:
+    return [float(f"{loss:.6g}") for loss in losses.tolist()]
 
 
 def _digest(candidate: Candidate) -> str:
@@ -106,10 +118,10 @@ def _digest(candidate: Candidate) -> str:
 
 
 class Confirmation(Source):
-    """Repeats, as a source of jobs for the loop.
+    """Repeats, or the trainings of the finals, as a source of jobs for the loop.
 
     Args:
-        jobs: the repeats to be trained.
+        jobs: what is to be trained.
         path: the file of records they are added to.
         pack: scores them.
         data: *select* chooses the winner, *confirm* judges it.
@@ -180,7 +192,8 @@ class Confirmation(Source):
             select_metric=score(select_said, self.data.select.labels),
             confirm_loss=float(confirm.mean()),
             confirm_metric=score(confirm_said, self.data.confirm.labels),
-            losses=[float(f"{loss:.6g}") for loss in confirm.tolist()],
+            losses=_rounded(confirm),
+            select_losses=_rounded(select),
             curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
             tokens=running.slot.tokens,
             seconds=running.seconds,

@@ -30,6 +30,7 @@ class Plan:
     rungs: tuple[int, ...]
     rules: dict[str, Candidate]
     space: dict[str, str]
+    finals: int
     repeats: int
     trained_tokens: int
     full_run_equivalents: float
@@ -48,13 +49,14 @@ def plan(
     setting = read_setting(study, choose_device(device), allow_code=allow_code, trust_remote_code=trust_remote_code)
     rungs = study.search.rung_steps(setting.length)
     names = [name for name in study.baselines if name != "winner_lr"]
-    repeats = (study.search.finalists + len(study.baselines)) * study.search.repeats
-    steps = (study.budget.trials + repeats) * setting.length  # at most: who is pruned takes less
+    finals = study.search.finalists + ("rule" in study.baselines) if setting.has_finals else 0
+    repeats = ((1 if finals else study.search.finalists) + len(study.baselines)) * study.search.repeats
+    steps = (study.budget.trials + repeats) * setting.length + finals * setting.steps  # at most: some are pruned
     found = machine.fit(setting)
     per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
     data = setting.data
     evaluated = study.budget.trials * (len(rungs) + 1) * sum(data.select.lengths())
-    evaluated += repeats * sum(data.select.lengths() + data.confirm.lengths())
+    evaluated += (finals + repeats) * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
     return Plan(
         coverage=setting.backbone.projections.coverage,
@@ -68,6 +70,7 @@ def plan(
         rungs=rungs,
         rules={name: setting.space.rule(name) for name in names},
         space={name: describe(d) for name, d in setting.space.distributions.items()},
+        finals=finals,
         repeats=repeats,
         trained_tokens=round(tokens),
         full_run_equivalents=tokens / setting.full_run_tokens,

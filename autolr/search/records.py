@@ -48,11 +48,12 @@ class TrialRecord(Document):
 
 
 class RepeatRecord(Document):
-    """One candidate trained once more in the confirmation, with a seed of its own.
+    """One candidate trained once more: in the finals to its end, in the confirmation with a seed of its own.
 
     Attributes:
         label: `finalist 1`, ..., or the rule's name; several where a candidate is both.
         losses: loss of each example of *confirm*, in the split's order.
+        select_losses: of each example of *select*, where they choose the winner: in the finals.
     """
 
     label: str
@@ -64,6 +65,7 @@ class RepeatRecord(Document):
     confirm_loss: float
     confirm_metric: float
     losses: list[float] = Field(repr=False)
+    select_losses: list[float] = Field([], repr=False)
     curve: list[float] = Field([], repr=False)
     tokens: int = 0
     seconds: float = 0.0

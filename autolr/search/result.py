@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class SearchResult:
         repeats: every training of the confirmation.
         phases: time and tokens, phase by phase.
         recipe: the result; None until the confirmation is through.
+        finals: finalists and the rule of thumb, trained to the end of the full run.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class SearchResult:
     repeats: list[RepeatRecord]
     phases: list[Phase]
     recipe: Recipe | None
+    finals: list[RepeatRecord] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: str | Path) -> SearchResult:
@@ -70,6 +72,7 @@ class SearchResult:
             repeats=records.parsed(run.confirm, RepeatRecord),
             phases=records.parsed(run.phases, Phase),
             recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
+            finals=records.parsed(run.finals, RepeatRecord),
         )
 
     def _repr_html_(self) -> str:
@@ -103,12 +106,14 @@ class SearchResult:
         return display.table(evidence.verdict, rows) + display.grid(heads, confirmed)
 
     def to_json(self) -> str:
-        """Return the search as JSON; of the confirmation's repeats all but the losses of single examples."""
+        """Return the search as JSON; of finals and repeats all but the losses of single examples."""
+        single = {"losses", "select_losses"}
         content = {
             "folder": str(self.folder),
             "study": self.study.model_dump(mode="json"),
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
-            "repeats": [repeat.model_dump(mode="json", exclude={"losses"}) for repeat in self.repeats],
+            "finals": [final.model_dump(mode="json", exclude=single) for final in self.finals],
+            "repeats": [repeat.model_dump(mode="json", exclude=single) for repeat in self.repeats],
             "phases": [phase.model_dump(mode="json") for phase in self.phases],
             "recipe": self.recipe.model_dump(mode="json") if self.recipe else None,
         }

@@ -17,14 +17,15 @@ from autolr.errors import AutoLRError, RunError
 from autolr.pack import memory
 from autolr.pack.pack import Pack
 from autolr.recipe import Rates, Recipe
-from autolr.search import evidence, machine, notebook, provenance, records
+from autolr.search import evidence, machine, notebook, provenance, records, verdict
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
-from autolr.search.confirm import Confirmation, confirmation_jobs, missing
+from autolr.search.confirm import Confirmation, confirmation_jobs, final_jobs, missing
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Running, Watcher, drive
+from autolr.search.loop import Job, Running, Watcher, drive
 from autolr.search.machine import Machine
+from autolr.search.records import RepeatRecord
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.state import Watchers, observed
@@ -297,7 +298,7 @@ def _search(task: _Task) -> None:
 
 
 def _confirm(task: _Task) -> None:
-    """Confirm the finalists and the rules, then the rule that is λ = 1 at the winner's rate."""
+    """Train the finalists to the end, then confirm who won and the rules; without finals, first all finalists."""
     setting, folder = task.setting, task.folder
     result = SearchResult.load(folder.path)
     first = evidence.contenders(result, setting.study, setting.space)
@@ -306,20 +307,32 @@ def _confirm(task: _Task) -> None:
             f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged or did not fit the "
             "memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
-    _repeat(task, first)
-    _repeat(task, evidence.everyone(SearchResult.load(folder.path), setting.study, setting.space))
+    if setting.has_finals:
+        finals = final_jobs(
+            setting.study, setting.space, evidence.in_the_finals(result, setting.study, setting.space)
+        )
+        _repeat(task, "finals", finals, result.finals, folder.finals)
+    else:
+        _repeat_with_seeds(task, first)
+    _repeat_with_seeds(task, evidence.everyone(SearchResult.load(folder.path), setting.study, setting.space))
 
 
-def _repeat(task: _Task, candidates: dict[Candidate, str]) -> None:
-    setting, folder, found = task.setting, task.folder, task.found
+def _repeat_with_seeds(task: _Task, candidates: dict[Candidate, str]) -> None:
+    setting, folder = task.setting, task.folder
     jobs = confirmation_jobs(setting.study, setting.space, candidates, setting.length)
-    left = missing(jobs, SearchResult.load(folder.path).repeats)
+    _repeat(task, "confirmation", jobs, SearchResult.load(folder.path).repeats, folder.confirm)
+
+
+def _repeat(task: _Task, phase: str, jobs: list[Job], done: list[RepeatRecord], path: Path) -> None:
+    """Do those of a phase's jobs that are not done."""
+    setting, found = task.setting, task.found
+    left = missing(jobs, done)
     if not left:
         return
     with setting.pack(min(found.slots, len(jobs)), found.passes, found.graphs) as pack:
-        source = Confirmation(left, folder.confirm, pack, setting.data, task.claims)
-        task.watcher.phase("confirmation", len(jobs), len(jobs) - len(left))
-        task.drive("confirmation", pack, source)
+        source = Confirmation(left, path, pack, setting.data, task.claims)
+        task.watcher.phase(phase, len(jobs), len(jobs) - len(left))
+        task.drive(phase, pack, source)
 
 
 def _rates(setting: Setting, winner: Candidate) -> Rates:
@@ -338,6 +351,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
     study = setting.study
     found = evidence.confirmed(result, study, setting.space)
     trained = sum(phase.trained_tokens for phase in result.phases)
+    more = verdict.at_the_end(found.finals, found.winner, setting.length, setting.steps)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -361,7 +375,7 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
         steps=setting.steps,
         split_seed=study.seed,
         seed=study.seed,
-        evidence=evidence.evidence(result, study, found, trained / setting.full_run_tokens),
+        evidence=evidence.evidence(result, study, found, trained / setting.full_run_tokens, more),
         versions=provenance.versions(),
         commit=provenance.commit(),
     )

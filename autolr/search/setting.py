@@ -62,6 +62,11 @@ class Setting:
         return mean * self.study.training.batch_size * self.steps
 
     @property
+    def has_finals(self) -> bool:
+        """Whether the winner is chosen at the end of the full run: there are several, and trials are shorter."""
+        return self.study.search.finalists > 1 and self.length < self.steps
+
+    @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
         targets = max(self._targets, key=lambda targets: len(roles_of(targets)))

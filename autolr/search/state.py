@@ -23,6 +23,8 @@ from autolr.search.loop import Running, Watcher
 # Losses of a slot that are kept for its line, and seconds between writes.
 CURVE, EVERY = 200, 1.0
 NOTES = 20
+# Of a search, in their order.
+PHASES = ("search", "finals", "confirmation")
 
 Ended = Literal["finished", "stopped"]
 

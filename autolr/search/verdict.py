@@ -30,24 +30,36 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
 def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
     """Return the candidate with the lowest mean *select* loss, or one of smaller rank that is as good.
 
-    As good is what lies within one standard error of the best, of the paired differences over seeds; of those
-    with the smallest rank the best is taken (the one-standard-error rule). A comparison that trains other
-    matrices than the study's is for the verdict only: `among` says which are the study's.
+    As good is what lies within one standard error of the best; of those with the smallest rank the best is taken
+    (the one-standard-error rule). A comparison that trains other matrices than the study's is for the verdict only:
+    `among` says which are the study's.
     """
-    groups = {c: np.array([r.select_loss for r in rs]) for c, rs in _by_candidate(repeats).items()}
-    losses = {c: group for c, group in groups.items() if c.targets in among}
-    ranked = sorted(losses, key=lambda c: (losses[c].mean(), c.describe()))
+    groups = {c: group for c, group in _by_candidate(repeats).items() if c.targets in among}
+    ranked = sorted(groups, key=lambda c: (np.mean([r.select_loss for r in groups[c]]), c.describe()))
     best = ranked[0]
-    as_good = [c for c in ranked if c == best or (c.rank < best.rank and _within(losses[c], losses[best]))]
+    as_good = [c for c in ranked if c == best or (c.rank < best.rank and is_as_good(groups[c], groups[best]))]
     return min(as_good, key=lambda c: c.rank)  # the first of them, so the best
 
 
-def _within(losses: np.ndarray, best: np.ndarray) -> bool:
-    """Tell whether losses lie within one standard error of the best, seed by seed."""
-    if losses.shape != best.shape or len(best) < 2:
-        return False
-    differences = losses - best
-    return bool(differences.mean() <= differences.std(ddof=1) / np.sqrt(len(differences)))
+def standard_error(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> float | None:
+    """Return the standard error of the mean difference of *select* losses, paired by seed; of one seed, by example.
+
+    None where there is nothing to pair.
+    """
+    if len(own) == len(best) == 1:
+        values = [np.array(one[0].select_losses) for one in (own, best)]
+    else:
+        values = [np.array([record.select_loss for record in group]) for group in (own, best)]
+    if values[0].shape != values[1].shape or len(values[0]) < 2:
+        return None
+    return float((values[0] - values[1]).std(ddof=1) / np.sqrt(len(values[0])))
+
+
+def is_as_good(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> bool:
+    """Tell whether *select* losses lie within one standard error of the best."""
+    error = standard_error(own, best)
+    apart = np.mean([r.select_loss for r in own]) - np.mean([r.select_loss for r in best])
+    return error is not None and bool(apart <= error)
 
 
 def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
@@ -68,6 +80,28 @@ def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
             )
         )
     return sorted(found, key=lambda score: (score.gain is not None, score.confirm_loss))
+
+
+def final_scores(finals: Sequence[RepeatRecord]) -> list[Score]:
+    """Return the scores of the finals, the best on *select* first."""
+    shown = set(Score.model_fields)
+    found = [Score.model_validate(record.model_dump(include=shown)) for record in finals]
+    return sorted(found, key=lambda score: score.select_loss)
+
+
+def at_the_end(finals: Sequence[RepeatRecord], winner: Candidate, length: int, steps: int) -> str:
+    """Say where the finals have ended; nothing where there were none."""
+    if not finals:
+        return ""
+    told = {
+        record.candidate: "diverges" if record.diverged else f"comes to a confirm loss of {record.confirm_loss:.4f}"
+        for record in finals
+    }
+    others = ", ".join(f"{one.describe()} {end}" for one, end in told.items() if one != winner)
+    return (
+        f" All this after {length} of {steps} steps. Trained to the end, one seed each, the winner {told[winner]}"
+        f"{', ' + others if others else ''}."
+    )
 
 
 def sentence(found: Sequence[Score]) -> str:

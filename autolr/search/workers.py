@@ -17,8 +17,8 @@ from autolr.errors import AutoLRError, RunError
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
+from autolr.search.state import PHASES, State, StateFile, read_state
 from autolr.search.state import Ended as StateEnded
-from autolr.search.state import State, StateFile, read_state
 
 # Seconds between looks at the workers, and for which one that is told to end may take to do so.
 LOOK, GRACE = 0.5, 15.0
@@ -238,8 +238,8 @@ class Together(StateFile):
         there = [state for state in there if state.phase]
         if not there:
             return self.state
-        # A worker enters the confirmation when the search is through.
-        phase = next((name for name in ("confirmation", "search") if any(s.phase == name for s in there)), "")
+        # A worker enters a phase when the one before is through.
+        phase = next((name for name in reversed(PHASES) if any(s.phase == name for s in there)), "")
         those = [state for state in there if state.phase == phase]
         at_work = [state for state in those if state.ended is None and state.is_alive() is not False]
         outcomes, best = self._outcomes(phase), [state.best for state in those if state.best is not None]
@@ -263,7 +263,7 @@ class Together(StateFile):
             ended = {line.get("number"): str(line.get("outcome")) for line in records.lines(self.folder.curves)}
             found = list(ended.values())
         else:
-            repeats = records.lines(self.folder.confirm)
+            repeats = records.lines(self.folder.finals if phase == "finals" else self.folder.confirm)
             found = ["diverged" if line.get("diverged") else "finished" for line in repeats]
         return {name: found.count(name) for name in dict.fromkeys(found)}
 

@@ -51,14 +51,15 @@ class Plan:
         repeats: of each strategy on each surface.
         slow_repeats: of Optuna's GP sampler, whose proposals take about 0.3 s each.
         budget: of all searches in full runs; what is not reached within it is censored.
-        packed_budget: after so many full runs ours stop, as a user would; they keep what they have found.
+        packed_budget: after so many full runs ours stop, as a user would; they keep what they have found. The last
+            three are those of the finals.
         surfaces: at most so many of a family; 0: all.
     """
 
     repeats: int = 20
     slow_repeats: int = 10
     budget: float = 16.0
-    packed_budget: float = 4.0
+    packed_budget: float = 7.0
     surfaces: int = 0
 
     def repeats_of(self, strategy: str) -> int:
@@ -71,7 +72,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(repeats=2, slow_repeats=1, budget=8.0, packed_budget=2.0, surfaces=2)
+QUICK = Plan(repeats=2, slow_repeats=1, budget=8.0, packed_budget=5.0, surfaces=2)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 All but the grid try the rule of thumb first. Stock searches train one trial after another, on the schedule of the
 full run, and see raw losses at rungs: the best case for pruners that judge by order. Ours train the first part of
-full runs in eight slots, refilled at once, and see averaged losses; trials that reach a rung in the same step all
-report before any is judged.
+full runs in four slots, as on a CPU, refilled at once, and see averaged losses; trials that reach a rung in the same
+step all report before any is judged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from autolr.study import Search
 
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
 RUNG_SHARES = (24 / 479, 64 / 479, 128 / 479, 256 / 479)
-SLOTS = 8
+SLOTS = 4
+# Of the finals, beside the rule.
+FINALISTS = 2
 # Rates of the paper's grid (RoBERTa, Figure 1): (lr_v, lr_q).
 PAPER_POINTS = [
     (lr_v, lr_q) for lr_v in (1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 2e-3) for lr_q in (2e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
@@ -140,11 +142,15 @@ def packed(
     budget: float,
     seed: int,
     sampler: Callable[[Surface, int], BaseSampler],
-    pick: Callable[[Surface, list[optuna.trial.FrozenTrial]], Candidate],
+    pick: Callable[[Surface, list[optuna.trial.FrozenTrial]], list[Candidate]],
     own_decay: bool = False,
     pruner: Callable[[tuple[int, ...], int], BasePruner] | None = None,
+    finals: bool = False,
 ) -> Ledger:
-    """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried."""
+    """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried.
+
+    With finals the last of the budget trains the first two, and the rule, to the end: the lowest loss wins.
+    """
     steps, settings = surface.bounds.steps, Search()
     length = max(1, round(OWN_PART * steps / CYCLE)) * CYCLE if own_decay else trial_length(steps)
     rungs = settings.rung_steps(length)
@@ -159,13 +165,15 @@ def packed(
     study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length))
     study.enqueue_trial(rule_params(surface))
     ledger, running, now = Ledger(budget), [], 0
+    kept = FINALISTS + 1.0 if finals else 0.0
     while True:
         while len(running) < SLOTS:
             trial = study.ask(surface.bounds.distributions)
             running.append(Running(trial, Candidate(**trial.params), now))
         ahead = min(one.since + ends[one.passed] for one in running) - now
-        if not ledger.spend(len(running) * ahead / steps):
-            return ledger
+        if ledger.spent + len(running) * ahead / steps > budget - kept:
+            break
+        ledger.spend(len(running) * ahead / steps)
         now += ahead
         here = [one for one in running if one.since + ends[one.passed] == now]
         for one in here:
@@ -182,8 +190,12 @@ def packed(
                 study.tell(one.trial, state=TrialState.PRUNED)
             else:
                 study.tell(one.trial, one.loss)
-        if finished:  # whoever stops before that has the rule
-            ledger.recommend(pick(surface, study.get_trials(deepcopy=False)))
+        ledger.recommend(pick(surface, study.get_trials(deepcopy=False))[0])
+    if finals:
+        best = [*pick(surface, study.get_trials(deepcopy=False))[:FINALISTS], surface.bounds.rule_candidate]
+        ends = {candidate: surface.loss(candidate, steps, seed) for candidate in best if ledger.spend(1.0)}
+        ledger.recommend(min(ends, key=ends.__getitem__))
+    return ledger
 
 
 class RungPruner(BasePruner):
@@ -236,15 +248,15 @@ def by_chance(rungs: tuple[int, ...], length: int) -> BasePruner:
     return ChancePruner(rungs, length)
 
 
-def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> Candidate:
-    """Return the candidate with the lowest loss at the highest rung that was reached."""
+def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> list[Candidate]:
+    """Return candidates by their loss at the highest rung that was reached, the lowest first."""
     seen = [trial for trial in trials if trial.intermediate_values]
-    best = min(seen, key=lambda t: (-t.last_step, t.intermediate_values[t.last_step], t.number))
-    return Candidate(**best.params)
+    ranked = sorted(seen, key=lambda t: (-t.last_step, t.intermediate_values[t.last_step], t.number))
+    return list(dict.fromkeys(Candidate(**trial.params) for trial in ranked))
 
 
-def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> Candidate:
-    """Return what the search hands on first: of those that went furthest, the lowest expected by all curves."""
+def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> list[Candidate]:
+    """Return the search's finalists: of those that went furthest the lowest expected by all curves first."""
     from autolr.search.sampler import Encoding, observations
     from autolr.search.surrogate import Surrogate
 
@@ -256,7 +268,7 @@ def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) ->
     finalists = [trial for trial in seen if trial.last_step == furthest]
     points = np.array([encoding.encode(trial.params) for trial in finalists])
     mean, _ = Surrogate.fit(*observations(seen, encoding, 1.0)).predict(points)
-    return Candidate(**finalists[int(np.argmin(mean))].params)
+    return list(dict.fromkeys(Candidate(**finalists[place].params) for place in np.argsort(mean)))
 
 
 def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
@@ -313,7 +325,7 @@ STRATEGIES: dict[str, Strategy] = {
     "own_decay_tpe": partial(packed, sampler=tpe_in_slots, pick=lowest_seen, own_decay=True),
     "rung_tpe": partial(packed, sampler=tpe_in_slots, pick=lowest_seen),
     "halving_curves": partial(packed, sampler=curve_sampler, pick=lowest_expected),
-    "ours": partial(packed, sampler=curve_sampler, pick=lowest_expected, pruner=by_chance),
+    "ours": partial(packed, sampler=curve_sampler, pick=lowest_expected, pruner=by_chance, finals=True),
 }
 STOCK = ("random", "asha", "tpe_asha", "tpe_median", "tpe_hyperband", "gp")
 PACKED = ("own_decay_tpe", "rung_tpe", "halving_curves", "ours")

@@ -32,7 +32,7 @@ from autolr.study import Training
 
 WIDTHS = (32, 64, 128, 256)
 LR_V, LR_Q = (1e-3, 4e-3, 1.6e-2, 6.4e-2), (2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2)
-VOCABULARY, TOKENS, RANK, STEPS, SEEDS, LR_HEAD = 64, 11, 8, 48, 2, 1e-3
+VOCABULARY, TOKENS, RANK, STEPS, SEEDS, LR_HEAD = 16, 11, 8, 120, 2, 1e-3
 TRAINING = Training(batch_size=16, schedule="linear", precision="fp32")
 
 

@@ -73,7 +73,9 @@ def test_on_a_cpu():
     assert capacity.measure(make_pack, CONFIG, most=24, wanted=40).slots == 40
 
 
-@pytest.mark.parametrize(("cores", "room", "passes", "slots"), [(16, 3.5, 3, 3), (2, 5.5, 2, 5), (4, 999, 4, 8)])
+@pytest.mark.parametrize(
+    ("cores", "room", "passes", "slots"), [(16, 3.5, 3, 3), (2, 3.5, 2, 3), (2, 999, 2, 4), (16, 999, 16, 16)]
+)
 def test_little_memory_means_few_slots(monkeypatch, cores, room, passes, slots):
     with make_pack(1) as pack:
         row = 5 * 4 * pack.rows.shape[1]

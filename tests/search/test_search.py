@@ -9,12 +9,13 @@ import pytest
 from autolr.candidate import Candidate
 from autolr.errors import ModelError, RunError
 from autolr.recipe import Recipe
+from autolr.search import verdict
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, diverged
 from autolr.search.plan import plan
 from autolr.search.result import SearchResult
 from autolr.search.run import search
-from autolr.study import Horizon, Search
+from autolr.study import Horizon, Search, Study
 
 
 class Stop(Watcher):
@@ -47,7 +48,8 @@ class Slots(Watcher):
 def facts(result: SearchResult):
     """All that must not differ between two equal searches."""
     trials = [(t.candidate, t.rule, t.outcome, t.rungs, t.curve, t.tokens) for t in result.trials]
-    repeats = sorted((r.label, r.seed, r.select_loss, r.confirm_loss, r.losses) for r in result.repeats)
+    retrained = [*result.finals, *result.repeats]
+    repeats = sorted((r.label, r.seed, r.select_loss, r.confirm_loss, r.losses) for r in retrained)
     evidence = result.recipe.evidence.model_copy(update={"cost": None})
     return trials, repeats, result.recipe.model_copy(update={"evidence": evidence})
 
@@ -77,13 +79,50 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     evidence = recipe.evidence
     assert evidence.trials == {"total": 9, **{n: outcomes.count(n) for n in ("finished", "pruned", "diverged")}}
     labels = " + ".join(score.label for score in evidence.scores)
-    assert all(name in labels for name in ("finalist 1", "finalist 2", "rule", "winner_lr", "paper", "qkv"))
+    assert all(name in labels for name in ("finalist 1", "rule", "winner_lr", "paper", "qkv"))
     assert len(result.repeats) == 2 * len(evidence.scores)
-    assert evidence.cost.trained_tokens == sum(t.tokens for t in result.trials) + sum(
-        r.tokens for r in result.repeats
+    assert evidence.cost.trained_tokens == sum(
+        one.tokens for one in (*result.trials, *result.finals, *result.repeats)
     )
-    winner = min((s for s in evidence.scores if s.candidate.targets == "qv"), key=lambda s: s.select_loss)
-    assert recipe.candidate == winner.candidate
+
+
+def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
+    result, _ = finished
+    finals, evidence = result.finals, result.recipe.evidence
+    assert sorted(" + ".join(one.label for one in finals).split(" + ")) == ["finalist 1", "finalist 2", "rule"]
+    assert all(len(one.curve) == result.recipe.steps == 24 and one.seed == 0 for one in finals)
+    assert [(s.candidate, s.confirm_loss) for s in evidence.finals] == [
+        (one.candidate, one.confirm_loss) for one in sorted(finals, key=lambda one: one.select_loss)
+    ]
+    best = verdict.choose([one for one in finals if "finalist" in one.label])
+    losses = {one.candidate: one.select_loss for one in finals}
+    rule = next(one for one in finals if "rule" in one.label)
+    assert result.recipe.candidate == (best if losses[best] <= rule.select_loss else rule.candidate)
+    # A final begins as the trial of the same candidate did: it is the same training.
+    trial = next(t for t in result.ended() if t.rule == "rule")
+    assert rule.curve[: len(trial.curve)] == pytest.approx(trial.curve, rel=1e-4)
+    for one in finals:
+        assert f"comes to a confirm loss of {one.confirm_loss:.4f}" in evidence.verdict
+    assert "All this after 12 of 24 steps." in evidence.verdict
+
+
+@pytest.mark.parametrize(
+    "changed", [{"search": {"finalists": 1}}, {"training": {"horizon": {"steps": 12}}}], ids=["one", "whole"]
+)
+def test_without_finals_the_confirmation_chooses(changed, small_study, tmp_path):
+    content = small_study.model_dump()
+    for part, values in changed.items():
+        content[part] |= values
+    result = search(Study.model_validate(content), tmp_path / "run", device="cpu")
+    evidence = result.recipe.evidence
+    assert not result.finals and not evidence.finals and "All this" not in evidence.verdict
+    finalists = content["search"]["finalists"]
+    labels = " + ".join(score.label for score in evidence.scores).split(" + ")
+    assert [f"finalist {n}" for n in (1, 2, 3) if f"finalist {n}" in labels] == [
+        f"finalist {n}" for n in range(1, finalists + 1)
+    ]
+    own = [record for record in result.repeats if record.candidate.targets == "qv" and record.label != "winner_lr"]
+    assert result.recipe.candidate == verdict.choose(own)
 
 
 def test_the_same_seed_gives_the_same_search(finished, tmp_path):
@@ -92,7 +131,7 @@ def test_the_same_seed_gives_the_same_search(finished, tmp_path):
     assert facts(again) == facts(result)
 
 
-@pytest.mark.parametrize("steps", [1, 10, 40])
+@pytest.mark.parametrize("steps", [1, 10, 40, 60])
 def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path, steps):
     result, _ = finished
     with pytest.raises(KeyboardInterrupt):
@@ -103,6 +142,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path,
     ended = {trial.number: trial for trial in resumed.ended()}
     assert all(ended[trial.number] == trial for trial in before.ended())
     assert all(record in resumed.repeats for record in before.repeats)
+    assert all(record in resumed.finals for record in before.finals)
     assert {trial.rule for trial in resumed.ended()} == {"rule", "paper", "qkv", None}
     assert resumed.recipe is not None
 

@@ -73,6 +73,24 @@ def test_the_smallest_rank_that_is_as_good_is_taken():
     assert verdict.choose([*best, *[r.model_copy(update={"candidate": large}) for r in as_good]]) == A
 
 
+def test_of_one_seed_the_examples_say_what_is_as_good():
+    rng = np.random.default_rng(0)
+    best = rng.normal(0.5, 0.2, 400)
+    small = best + rng.normal(0.002, 0.1, 400)
+
+    def final(rank: int, losses: np.ndarray) -> RepeatRecord:
+        one = record(A.model_copy(update={"rank": rank}), 0, float(losses.mean()), 0.5, "finalist 1")
+        return one.model_copy(update={"select_losses": losses.tolist()})
+
+    error = verdict.standard_error([final(4, small)], [final(16, best)])
+    assert error == pytest.approx(stats.sem(small - best)) and 0 < (small - best).mean() < error
+    assert verdict.choose([final(16, best), final(4, small)]).rank == 4
+    assert verdict.choose([final(16, best), final(4, small + 0.05)]).rank == 16
+    # Nothing is known of the examples: the best is taken.
+    unknown = [one.model_copy(update={"select_losses": []}) for one in (final(16, best), final(4, small))]
+    assert verdict.choose(unknown).rank == 16
+
+
 def test_the_sentence_says_no_gain_where_there_is_none():
     rng = np.random.default_rng(0)
     close = [record(A, s, 0.40, 0.400, "finalist 1") for s in (1, 2, 3)]

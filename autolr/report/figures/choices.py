@@ -11,6 +11,7 @@ import numpy as np
 from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.figures.style import ACCENT, GREY, INK, blank, describe
+from autolr.search import verdict
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
 
@@ -32,11 +33,11 @@ class Value(NamedTuple):
 
 
 class Confirmed(NamedTuple):
-    """A confirmed candidate of the study's own.
+    """A candidate of the study's own that was in the finals; where there were none, in the confirmation.
 
     Attributes:
         loss: mean select loss over seeds.
-        error: standard error of its difference to the best, paired by seed; None: it is the best, or nobody can say.
+        error: standard error of its difference to the best; None: it is the best, or nobody can say.
         as_good: whether that difference is within one standard error.
     """
 
@@ -73,27 +74,28 @@ def parameters(result: SearchResult, candidate: Candidate) -> int | None:
 
 
 def confirmed(result: SearchResult) -> list[Confirmed]:
-    """Return the confirmed candidates of the study's own, the best on *select* first."""
+    """Return those among whom the winner was chosen, the best on *select* first."""
     groups = {
         candidate: group
-        for candidate, group in data.repeats(result).items()
+        for candidate, group in data.judged(result).items()
         if candidate.targets in result.study.space.targets
     }
-    losses = {candidate: np.array([r.select_loss for r in group]) for candidate, group in groups.items()}
-    ranked = sorted(losses, key=lambda candidate: float(losses[candidate].mean()))
+    losses = {candidate: float(np.mean([r.select_loss for r in group])) for candidate, group in groups.items()}
+    ranked = sorted(losses, key=lambda candidate: losses[candidate])
     winner, found = data.own_winner(result), []
     for candidate in ranked:
-        own, best, error = losses[candidate], losses[ranked[0]], None
-        if candidate != ranked[0] and len(own) == len(best) > 1:
-            error = float((own - best).std(ddof=1) / np.sqrt(len(own)))
-        as_good = candidate == ranked[0] or (error is not None and float((own - best).mean()) <= error)
-        label, loss = groups[candidate][0].label, float(losses[candidate].mean())
-        found.append(Confirmed(label, candidate, loss, error, as_good, candidate == winner))
+        own, best = groups[candidate], groups[ranked[0]]
+        is_best = candidate == ranked[0]
+        error = None if is_best else verdict.standard_error(own, best)
+        as_good = is_best or verdict.is_as_good(own, best)
+        found.append(Confirmed(own[0].label, candidate, losses[candidate], error, as_good, candidate == winner))
     return found
 
 
 def effect(result: SearchResult, name: str) -> Any:
-    """Score against a choice such as the rank: trials, their median, and the confirmed; None where nothing is chosen.
+    """Score against a choice such as the rank: trials, their median, and those among whom the winner was chosen.
+
+    None where nothing is chosen.
 
     Args:
         result: the search.
@@ -134,7 +136,7 @@ def effect(result: SearchResult, name: str) -> Any:
             x=[labels[getattr(one.candidate, name)] for one in some],
             y=[one.loss for one in some],
             mode="markers",
-            name="chosen" if chosen else "confirmed",
+            name="chosen" if chosen else "finalist" if result.finals else "confirmed",
             showlegend=bool(some),
             marker={"symbol": "star" if chosen else "diamond", "size": 15 if chosen else 9, "color": ACCENT},
             error_y={"type": "data", "array": [one.error or 0.0 for one in some], "color": ACCENT, "thickness": 1.5},
@@ -164,7 +166,7 @@ def kind_effect(result: SearchResult) -> Any:
 
 
 def headline(result: SearchResult) -> str | None:
-    """Say what the one-standard-error rule chose; None before the confirmation."""
+    """Say what the one-standard-error rule chose; None before there is a winner."""
     judged = confirmed(result)
     chosen = next((one for one in judged if one.chosen), None)
     if chosen is None or not chosen.candidate.rank:
