@@ -281,7 +281,7 @@ def test_the_grid_is_the_papers(strategies, tables):
     assert len({round(math.log(candidate.lr_q), 6) for candidate in tried}) == 6
 
 
-def test_eight_trials_report_before_any_is_judged(strategies, tables, monkeypatch):
+def test_the_slots_report_before_any_is_judged(strategies, tables, monkeypatch):
     pruner = strategies.RungPruner
     reported = []
 
@@ -292,7 +292,19 @@ def test_eight_trials_report_before_any_is_judged(strategies, tables, monkeypatc
 
     monkeypatch.setattr(strategies, "RungPruner", Watching)
     strategies.STRATEGIES["rung_tpe"](tables.surface("crossing/0"), 1.0, 0)
-    assert reported[:8] == [8] * 8
+    assert reported[: strategies.SLOTS] == [strategies.SLOTS] * strategies.SLOTS
+
+
+def test_the_finals_are_paid_for_and_end_no_worse_than_the_rule(strategies, tables):
+    surface = tables.surface("crossing/1")
+    steps, rule = surface.bounds.steps, surface.bounds.rule_candidate
+    ledger = strategies.STRATEGIES["ours"](surface, 5.0, 3)
+    whole = strategies.FINALISTS + 1
+    assert 5.0 - whole < ledger.spent <= 5.0
+    searched = [moment for moment, _ in ledger.incumbents if moment <= 5.0 - whole]
+    assert searched and len(ledger.incumbents) - len(searched) <= 1
+    final = ledger.incumbents[-1][1]
+    assert surface.loss(final, steps, 3) <= surface.loss(rule, steps, 3)
 
 
 @pytest.mark.parametrize("order", itertools.permutations([0.5, 0.1, 0.9, 0.3]))
