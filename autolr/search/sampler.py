@@ -63,7 +63,7 @@ class CurveSampler(BaseSampler):
         space: Mapping[str, BaseDistribution] | None = None,
         priors: Mapping[str, Prior] | None = None,
         counts: Callable[[FrozenTrial], bool] | None = None,
-        startup: int = 6,
+        startup: int = 4,
     ) -> None:
         self.seed = seed
         self.space = dict(space) if space is not None else None
