@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores, and models this small are slower with more
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
 import importlib.util
