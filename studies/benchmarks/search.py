@@ -302,7 +302,9 @@ def main() -> None:
 
     options = contract.parser(__doc__)
     options.add_argument("--part", choices=PARTS, default=PARTS[0], help="of the tables")
-    options.add_argument("--only", help="strategies, such as ours,gp")
+    options.add_argument(
+        "--only", help=f"strategies, such as ours,gp, or parts of ours: {','.join(strategies.ABLATIONS)}"
+    )
     options.add_argument("--surfaces", help="words in the names of surfaces, such as oracle,crossing")
     options.add_argument("--repeats", type=int)
     options.add_argument("--budget", type=float, help="of the stock searches, in full runs")
@@ -313,7 +315,9 @@ def main() -> None:
     changed = {"repeats": given.repeats, "budget": given.budget, "packed_budget": given.packed_budget}
     settings = {**vars(plan), **{name: value for name, value in changed.items() if value is not None}}
     plan = Plan(**settings)
-    wanted = given.only.split(",") if given.only else list(strategies.STRATEGIES)
+    wanted = (
+        given.only.split(",") if given.only else [n for n in strategies.STRATEGIES if n not in strategies.ABLATIONS]
+    )
     names = [name for name in strategies.available() if name in wanted]
     surfaces, notes = chosen(given.part, given.surfaces, plan.surfaces)
     for note in notes:
