@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import contract
 import pandas as pd
 import tiny
 import yaml
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 
 from autolr import cli
 
-CASES, QUICK = 200, 20
+CASES = 200
 # Seconds that a case may take; a plan of the tiny study takes about one.
 LIMIT = 30
 TEXTS = [
@@ -202,8 +201,8 @@ def measure(cases: int = CASES, folder: Path | None = None, number: int = 0) -> 
         number: seed of what is drawn.
 
     Returns:
-        `fuzzed`, `tracebacks` and `hangs`; `kinds`: of each kind of file how many ended how; `slowest`: seconds;
-        `failed`: the files that did, and what was said.
+        `fuzzed`, `tracebacks` and `hangs`; `slowest_s`: seconds of the slowest; a row for each kind of file, how many
+        of it ended how, and for each file that failed, with what was said.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="fuzz-"))
     here = Path.cwd()
@@ -253,32 +252,6 @@ def measure(cases: int = CASES, folder: Path | None = None, number: int = 0) -> 
         "fuzzed": sum(sum(own.values()) for own in counts.values()),
         "tracebacks": total["traceback"],
         "hangs": total["hang"],
-        "kinds": counts,
-        "slowest": round(slowest[0], 2),
-        "failed": failed,
+        "slowest_s": round(slowest[0], 2),
+        "rows": [{"files": kind, **own} for kind, own in counts.items()] + failed,
     }
-
-
-def main() -> None:
-    """Measure, and deliver as the contract says."""
-    options = contract.parser(__doc__)
-    options.add_argument("--cases", type=int, help="files that are drawn")
-    options.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    given_options = options.parse_args()
-    import torch
-
-    cases = given_options.cases or (QUICK if given_options.quick else CASES)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        found = measure(cases, Path(folder), given_options.seed)
-    result = contract.Result("fuzz", settings={"cases": cases, "seed": given_options.seed, "limit_seconds": LIMIT})
-    for name in ("fuzzed", "tracebacks", "hangs", "slowest"):
-        result.figure(name, found[name])
-    for kind, outcomes in found["kinds"].items():
-        result.row("files", what=kind, **outcomes)
-    for row in found["failed"]:
-        result.row("failed", **row)
-    contract.deliver(result, torch.device("cpu"), keep=not given_options.quick, out=given_options.out)
-
-
-if __name__ == "__main__":
-    main()
