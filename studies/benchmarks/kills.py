@@ -28,8 +28,11 @@ from autolr.search.setting import read_setting
 from autolr.search.state import read_state
 from autolr.study import Study
 
-# Seconds between two kills, evenly drawn; and the share of them that hit the process that starts the others.
-BETWEEN, FIRST = (0.5, 8.0), 0.1
+# Steps of slots between two kills, evenly drawn, so that as much gets done on a slow machine as on a fast one; and
+# the share of the kills that hit the process that starts the others.
+BETWEEN, FIRST = (10, 500), 0.1
+# Bytes of a step's line in a trace, about.
+LINE = 26
 LENGTH, RUNG = 320, 40
 # Seconds without an end after which a search counts as hanging.
 PATIENCE = 1800.0
@@ -141,7 +144,7 @@ class _Assault:
 
     def run(self, kills: int) -> dict[str, Any]:
         start = time.monotonic()
-        due = start + 20.0
+        due = 0.0
         try:
             while time.monotonic() - start < PATIENCE:
                 if self.process is None or self.process.poll() not in (None, 0):
@@ -150,9 +153,9 @@ class _Assault:
                     break
                 if self.process is not None and self.process.poll() == 2:
                     raise RuntimeError((self.work / "search.log").read_text()[-2000:])
-                if len(self.rows) < kills and time.monotonic() > due and self._kill():
-                    due = time.monotonic() + self.rng.uniform(*BETWEEN)
-                time.sleep(0.05)
+                if len(self.rows) < kills and self._steps() > due and self._kill():
+                    due = self._steps() + self.rng.uniform(*BETWEEN)
+                time.sleep(0.02)
             ended = self.process is not None and self.process.poll() == 0
         finally:
             self._stop()
@@ -196,6 +199,10 @@ class _Assault:
         self.rows.append(row)
         print(f"kill {len(self.rows)}: {row}", flush=True)
         return True
+
+    def _steps(self) -> float:
+        """Return about how many steps all slots have taken."""
+        return sum(path.stat().st_size for path in self.trace.iterdir()) / LINE
 
     def _states(self) -> dict[int, Any]:
         """Return how far the workers are that train, by process."""
