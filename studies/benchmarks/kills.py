@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import databases
 import numpy as np
 import optuna
-import postgres
 import torch
 from contract import ROOT
 
@@ -71,7 +71,7 @@ def measure(kills: int = 50, trials: int = 160, workers: int = 4, seed: int = 0)
     Returns:
         Figures; and a row for each kill.
     """
-    with tempfile.TemporaryDirectory() as name, postgres.server() as address:
+    with tempfile.TemporaryDirectory() as name, databases.server() as address:
         work = Path(name)
         study = small_study(work, trials)
         study.save(work / "study.yaml")

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
 def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("contract", "faults", "growth", "kills", "postgres"):
+    for name in ("contract", "faults", "growth", "kills", "databases"):
         sys.modules.pop(name, None)
 
 
