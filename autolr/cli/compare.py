@@ -71,6 +71,8 @@ def compare(
 
     changes = vary or []
     folder = out or comparison.folder_of(arms, changes, data, steps)
+    if not as_json:
+        say(f"comparison of {', '.join([*arms, *changes])}, folder {folder}")
     try:
         with watch(plain, Watcher() if as_json else None) as watcher:
             found = comparison.compare(

@@ -18,7 +18,7 @@ from autolr.search.state import Progress, State
 from autolr.search.view import View, spell
 
 # A line such as "verdict  No gain ...": what follows the head is folded under itself.
-HEAD = re.compile(r"\s*\S+\s{2,}|\s*-?\s*")
+HEAD = re.compile(r"\s*\S.{0,40}?\s{2,}|\s*-?\s*")
 
 
 def is_live(console: Console) -> bool:

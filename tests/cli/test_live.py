@@ -92,6 +92,8 @@ def test_long_lines_are_folded_between_words_and_commands_are_not():
     assert len(lines) > 2 and all(len(line) <= 60 for line in lines) and lines[1].startswith(" " * 9 + "word")
     assert " ".join(" ".join(lines).split()) == " ".join(text.split("\n")[0].split())
     assert command == text.split("\n")[1]
+    assert fold("two words  and more of it", 24) == "two words  and more of\n           it"
+    assert fold("- a reason that is long", 20) == "- a reason that is\n  long"
 
 
 def test_letters():

@@ -310,7 +310,7 @@ def test_what_is_not_clear_is_counted(module, tmp_path, monkeypatch):
     outcomes["hang"] = lambda words: time.sleep(10)
     for outcome, run in outcomes.items():
         monkeypatch.setattr(fuzz.cli, "main", run)
-        assert fuzz.run([], 0.3)[0] == outcome
+        assert fuzz.run([], 0.1)[0] == outcome
 
 
 def test_growth_is_the_slope_after_the_warm_up(module):
