@@ -190,7 +190,8 @@ def steps_to_target(result: SearchResult) -> Any:
     )
     figure.add_hline(y=1, line={"color": INK, "width": 1.5}, annotation_text="λ=1 rule")
     figure.add_vline(x=1, line={"color": FAINT, "dash": "dot"})
-    figure.update_layout(showlegend=True, yaxis_rangemode="tozero")
+    # Below 0, so that its label and the leftmost one of λ do not meet in the corner.
+    figure.update_layout(showlegend=True, yaxis_range=[-0.06 * top, 1.06 * top])
     return figure
 
 
