@@ -35,7 +35,7 @@ BETWEEN, FIRST = (10, 500), 0.1
 LINE = 26
 LENGTH, RUNG = 320, 40
 # Seconds without an end after which a search counts as hanging.
-PATIENCE = 1800.0
+PATIENCE = 3600.0
 RECHECKED = 6
 # Runs in every Python process of the search: each step of each trial leaves a line, whatever happens next.
 TRACE = """
