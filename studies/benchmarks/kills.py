@@ -264,7 +264,7 @@ def _judged(folder: RunFolder, study: Study) -> dict[str, Any]:
 
 def _difference(result: SearchResult, study: Study) -> float:
     """Return the largest difference of a loss between trials of the search and the same, trained undisturbed."""
-    # As the search's passes on a CPU: another number of threads sums in another order, and a high rate makes much of it.
+    # As the search on a CPU: other threads sum in another order, and a high rate makes much of it.
     torch.set_num_threads(1)
     setting = read_setting(study, torch.device("cpu"))
     trials = [trial for trial in result.ended() if trial.outcome == "finished"]
