@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +106,9 @@ def parse(text: str, source: str) -> Any:
     raise DocumentError(source, [problem])
 
 
-def validate(kind: type[D], content: Mapping[str, Any], source: str, text: str = "") -> D:
+def validate(
+    kind: type[D], content: Mapping[str, Any], source: str, text: str = "", typed: Collection[str] = ()
+) -> D:
     """Return `content` as a document of type `kind`.
 
     Args:
@@ -114,6 +116,7 @@ def validate(kind: type[D], content: Mapping[str, Any], source: str, text: str =
         content: what `yaml.safe_load` made of the file, or keyword arguments.
         source: where it came from, for the message.
         text: the YAML text, to name the line of each problem.
+        typed: dotted keys whose values are from the command line, not from the file.
 
     Raises:
         DocumentError: one problem a line, all of them.
@@ -121,16 +124,18 @@ def validate(kind: type[D], content: Mapping[str, Any], source: str, text: str =
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
-        raise DocumentError(source, _problems(kind, error, text)) from None
+        raise DocumentError(source, _problems(kind, error, text, typed)) from None
 
 
-def _problems(kind: type[BaseModel], error: ValidationError, text: str) -> list[str]:
+def _problems(kind: type[BaseModel], error: ValidationError, text: str, typed: Collection[str]) -> list[str]:
     problems: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path = tuple(part for part in item["loc"] if _is_key(part))
         key = ".".join(str(part) for part in path)
-        line = _line_of(text, path)
+        is_typed = any(key == one or key.startswith(f"{one}.") for one in typed)
+        line = None if is_typed else _line_of(text, path)
         where = f"line {line}: {key}" if line and key else key or "document"
+        where += " (from the command line)" * is_typed
         if item["type"] == "extra_forbidden":
             message = f"unknown key; known here: {', '.join(_known_keys(kind, path[:-1]))}"
         elif item["type"] == "missing":

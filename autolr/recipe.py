@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from autolr import display, documents
 from autolr.candidate import Candidate
 from autolr.documents import Document
+from autolr.errors import DocumentError
 from autolr.places import Name, Place
 from autolr.study import MOST_STEPS, Data, Method, MetricName, Rate, Ratio, Role, TaskName, Training
 
@@ -134,6 +135,8 @@ class Recipe(Document):
         path = Path(path)
         path = path / "recipe.yaml" if path.is_dir() else path
         content, text = documents.read_yaml(path)
+        if "candidate" not in content and "space" in content:
+            raise DocumentError(str(path), [f"is a study, not a recipe; it becomes one by: autolr search {path}"])
         return documents.validate(cls, content, str(path), text)
 
     def save(self, path: str | Path) -> None:

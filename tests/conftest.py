@@ -119,14 +119,25 @@ def small_recipe(small_study) -> Recipe:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The address of an empty database of a PostgreSQL of its own."""
-    path = Path(__file__).resolve().parents[1] / "studies" / "benchmarks" / "postgres.py"
-    spec = importlib.util.spec_from_file_location("postgres", path)
+    yield from served("postgresql", "psycopg", "postgres")
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[str]:
+    """The address of an empty database of a MariaDB of its own."""
+    yield from served("mysql", "pymysql", "mysql")
+
+
+def served(kind: str, driver: str, extra: str) -> Iterator[str]:
+    """Run a database's server; where it or its driver is not installed the test is skipped, and says so."""
+    path = Path(__file__).resolve().parents[1] / "studies" / "benchmarks" / "databases.py"
+    spec = importlib.util.spec_from_file_location("databases", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    pytest.importorskip("psycopg", reason="psycopg is not installed (extra: postgres)")
-    if module.missing():
-        pytest.skip(module.missing())
-    with module.server() as address:
+    pytest.importorskip(driver, reason=f"{driver} is not installed (extra: {extra})")
+    if module.missing(kind):
+        pytest.skip(module.missing(kind))
+    with module.server(kind) as address:
         yield address
 
 

@@ -64,13 +64,15 @@ def compare(
     Recipes are trained side by side with the same seeds and judged on confirm. Writes comparison.json and
     comparison.html; given again, it trains only what is missing.
     """
-    from autolr.cli.live import watch
+    from autolr.cli.live import say, watch
     from autolr.report.comparison import write_comparison
     from autolr.search import compare as comparison
     from autolr.search.loop import Watcher
 
     changes = vary or []
     folder = out or comparison.folder_of(arms, changes, data, steps)
+    if not as_json:
+        say(f"comparison of {', '.join([*arms, *changes])}, folder {folder}")
     try:
         with watch(plain, Watcher() if as_json else None) as watcher:
             found = comparison.compare(
@@ -92,7 +94,10 @@ def compare(
         typer.echo("\nstopped; all that ended is kept. The same command goes on", err=True)
         raise typer.Exit(130) from None
     page = write_comparison(found, folder / "comparison.html")
-    typer.echo(found.to_json() if as_json else "\n".join([*_lines(found), f"page     {page}"]))
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        say("\n".join([*_lines(found), f"page     {page}"]))
 
 
 def _lines(found: Comparison) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,9 @@ from rich.live import Live
 from autolr.search.loop import Running, Watcher
 from autolr.search.state import Progress, State
 from autolr.search.view import View, spell
+
+# A line such as "verdict  No gain ...": what follows the head is folded under itself.
+HEAD = re.compile(r"\s*\S.{0,40}?\s{2,}|\s*-?\s*")
 
 
 def is_live(console: Console) -> bool:
@@ -66,17 +72,44 @@ class PlainWatcher(Progress):
             say(f"  {state.summary()}")
 
 
+class Screen:
+    """A table that is drawn over and over, on a clean screen where the terminal has another width than before.
+
+    Terminals fold the lines that stand there anew when they are resized, so nobody knows how many there are.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self._width = live.console.width
+
+    def draw(self, state: State) -> None:
+        """Draw a state."""
+        if self.live.console.width != self._width:
+            self._width = self.live.console.width
+            self.live.console.clear()
+            for text in state.notes:
+                self.note(text)
+        self.live.update(View(state), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Print a note above the table."""
+        console = self.live.console
+        console.print(f"note: {spell(text, console.encoding)}", markup=False, highlight=False)
+
+
 class LiveWatcher(Progress):
     """A table of the slots, drawn a few times a second."""
 
     def __init__(self, live: Live) -> None:
         super().__init__()
-        self.live = live
+        self.screen = Screen(live)
         self._drawn = 0.0
 
     def note(self, text: str) -> None:
         """Print a note above the table."""
-        self.live.console.print(f"note: {spell(text, self.live.console.encoding)}", markup=False)
+        super().note(text)
+        self.screen.note(text)
+        self.screen.draw(self.now())
 
     def stepped(self, running: list[Running], capacity: int) -> None:
         """Draw the slots, at most four times a second."""
@@ -84,14 +117,30 @@ class LiveWatcher(Progress):
         if time.monotonic() - self._drawn < 0.25:
             return
         self._drawn = time.monotonic()
-        self.live.update(View(self.now()))
+        self.screen.draw(self.now())
 
     def looked(self, state: object) -> None:
         """Draw the slots of all workers."""
         assert isinstance(state, State)
-        self.live.update(View(state))
+        self.screen.draw(state)
 
 
 def say(text: str) -> None:
-    """Print a line at once, in letters that the output has."""
+    """Print lines at once, in letters that the output has, and in a terminal folded between words."""
+    if sys.stdout.isatty():
+        text = fold(text, shutil.get_terminal_size().columns)
     print(spell(text, sys.stdout.encoding), flush=True)
+
+
+def fold(text: str, width: int) -> str:
+    """Return a text whose lines fit a width; one with a command in it stays as it is, to be copied."""
+    lines = []
+    for line in text.split("\n"):
+        head = HEAD.match(line)
+        indent = " " * min(len(head.group()) if head else 0, width // 2)
+        is_short = len(line) <= width or "autolr " in line
+        folded = textwrap.wrap(
+            line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [line] if is_short else folded
+    return "\n".join(lines)

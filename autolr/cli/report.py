@@ -41,9 +41,13 @@ def report(
     ] = False,
 ) -> None:
     """Write one self-contained HTML page about a search, or its figures as pictures."""
+    from autolr.errors import RunError
+    from autolr.search.folder import RunFolder
     from autolr.search.result import SearchResult
 
     result = SearchResult.load(run)
+    if not RunFolder(run).has_trials:
+        raise RunError(f"{run}: holds a study, but no search of it has begun: autolr search --out {run}")
     if as_json:
         typer.echo(result.to_json())
         return

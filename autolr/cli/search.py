@@ -217,12 +217,14 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
 
 
 def _show_result(result: SearchResult) -> None:
+    from autolr.cli.live import say
+
     recipe = result.recipe
     assert recipe is not None and recipe.evidence is not None
     cost = recipe.evidence.cost
     counts = recipe.evidence.trials
     unfit = f", {counts['infeasible']} infeasible" if "infeasible" in counts else ""
-    typer.echo(
+    say(
         f"\nverdict  {recipe.evidence.verdict}\n"
         f"recipe   {result.folder / 'recipe.yaml'}: {recipe.candidate.describe()}; {recipe.rates.describe()}\n"
         f"trials   {counts['total']}: {counts['finished']} finished, {counts['pruned']} pruned, "

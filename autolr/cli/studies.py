@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autolr import documents
-from autolr.errors import AutoLRError
+from autolr.errors import AutoLRError, DocumentError
 from autolr.study import Study, apply_overrides
 
 DEFAULT = "sentiment"
@@ -44,6 +44,8 @@ def read(path: Path, variant: str | None = None) -> tuple[dict[str, Any], str]:
         AutoLRError: the file cannot be read, or it has variants and none is named.
     """
     content, text = documents.read_yaml(path)
+    if "candidate" in content and "space" not in content:
+        raise DocumentError(str(path), [f"is a recipe, not a study; what it says is trained by: autolr train {path}"])
     variants = content.pop("variants", None)
     if variants is None:
         return content, text
@@ -83,7 +85,7 @@ def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Stud
     # JSON is YAML on one line.
     apply_overrides(content, [f"{key}={json.dumps(value)}" for key, value in given.items()])
     apply_overrides(content, overrides)
-    return documents.validate(Study, content, str(path), text)
+    return documents.validate(Study, content, str(path), text, {*given, *(o.partition("=")[0] for o in overrides)})
 
 
 def load(named: str) -> tuple[Study, str]:

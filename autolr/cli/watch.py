@@ -34,7 +34,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from autolr.cli.live import is_live, say
+    from autolr.cli.live import Screen, is_live, say
     from autolr.search.folder import RunFolder
     from autolr.search.state import read_state
     from autolr.search.view import View
@@ -60,10 +60,11 @@ def watch(
                 state = read_state(folder)
         else:
             with Live(View(state), console=console, refresh_per_second=4) as live:
+                screen = Screen(live)
                 while not state.ended and state.is_alive() is not False:
                     time.sleep(EVERY)
                     state = read_state(folder)
-                    live.update(View(state))
+                    screen.draw(state)
     except KeyboardInterrupt:
         say("watching stopped; the search goes on")
         raise typer.Exit(130) from None

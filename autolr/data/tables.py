@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +121,28 @@ def _read_file(path: Path, source: str) -> Table:
         else:
             from datasets import Dataset
 
-            frame = Dataset.from_json(str(path), keep_in_memory=True, cache_dir=None).to_pandas()
+            with _no_bars():
+                frame = Dataset.from_json(str(path), keep_in_memory=True, cache_dir=None).to_pandas()
     except Exception as error:
         # Parsers raise what they like on a damaged file; whatever it is, the file is at fault.
         first = str(error).strip().splitlines()[:1]
         reason = str(error.__cause__ or "").strip().splitlines()[:1] or first or [type(error).__name__]
         raise DataError(f"data {source!r}: cannot be read as {path.suffix[1:]}: {reason[0][:200]}") from None
     return {str(name): frame[name].tolist() for name in frame.columns}
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Read without the progress bars of `datasets`: a file of this machine is read at once."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
 
 
 def _read_folder(path: Path, source: str, split: str, key: str) -> tuple[Table, list[str] | None]:

@@ -170,7 +170,9 @@ def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
         for name, figure in drawn.items():
             if figure is not None and figure.data:
                 title = {"text": name.replace("_", " "), "x": 0.02, "y": 0.98, "yanchor": "top"}
-                figure.update_layout(title=title, margin_t=84, height=min(figure.layout.height, CARD))
+                # A legend above would grow into the title.
+                legend = {"yref": "container", "y": 0.01, "yanchor": "bottom"}
+                figure.update_layout(title=title, margin_t=48, legend=legend, height=min(figure.layout.height, CARD))
                 save_plotly_graph_object(study, figure, graph_object_id=f"autolr-{name}")
         save_note(study, _note(result))
         identities = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}

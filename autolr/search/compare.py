@@ -152,7 +152,7 @@ def compare(
         AutoLRError: input is at fault; nothing has been trained.
     """
     found = read_arms(arms, vary)
-    _check(seeds, steps, worth)
+    _check(seeds, steps, worth, slots)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     where = choose_device(device)
     other = _other(data, found)
@@ -238,7 +238,7 @@ def _say(first: str, pair: Pair, worth: float, *, trained: bool) -> str:
     return f"{text} Neither more seeds nor more examples alone would settle {pair.size:.2g}: take more of both."
 
 
-def _check(seeds: int, steps: int | None, worth: float | None) -> None:
+def _check(seeds: int, steps: int | None, worth: float | None, slots: int | None) -> None:
     problems = []
     if not 2 <= seeds <= 1000:
         problems.append(f"--seeds {seeds}: must lie between 2 and 1000; one training says nothing about the next")
@@ -246,6 +246,8 @@ def _check(seeds: int, steps: int | None, worth: float | None) -> None:
         problems.append(f"--steps {steps}: must be at least 2")
     if worth is not None and not 0 < worth < np.inf:
         problems.append(f"--worth {worth:g}: must be a loss above 0")
+    if slots is not None and slots < 1:
+        problems.append(f"--slots {slots}: must be at least 1")
     if problems:
         raise DocumentError("comparison", problems)
 

@@ -214,6 +214,8 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
     """
     claims = Claims(folder, folder.optuna(setting.study), name)
     with claims.working():
+        if not folder.machine.is_file():
+            watcher.note("trying what fits this machine and pays, with the longest texts")
         with claims.lock():
             for cut in folder.mend():
                 watcher.note(cut)

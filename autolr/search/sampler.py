@@ -254,9 +254,10 @@ def observations(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float)
     """Return points, steps and losses of all rungs of all trials; losses that are no numbers are left out."""
     points, steps, values = [], [], []
     for trial in trials:
+        point = encoding.encode(trial.params)
         for step, value in sorted(trial.intermediate_values.items()):
             if math.isfinite(value):
-                points.append(encoding.encode(trial.params))
+                points.append(point)
                 steps.append(float(step))
                 values.append(sign * value)
     return np.array(points).reshape(len(points), len(encoding)), np.array(steps), np.array(values)

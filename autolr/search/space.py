@@ -103,9 +103,8 @@ class SearchSpace:
             steps: of the full run.
         """
         method, dimensions = study.method, _distributions(study, rate)
-        max_lr_b = AUTO_FACTOR * rate if method.max_lr_b == "auto" else method.max_lr_b
-        if method.max_lr_b == "auto":
-            max_lr_b = max(max_lr_b, _largest(dimensions["lr_v"]))
+        most = max(_decimal(AUTO_FACTOR * rate), _largest(dimensions["lr_v"]))
+        max_lr_b = most if method.max_lr_b == "auto" else method.max_lr_b
         return cls(dimensions, study.fixed(), study.usual(), rate, lr_head, max_lr_b, steps)
 
     def candidate(self, params: Mapping[str, Any]) -> Candidate:
@@ -181,7 +180,8 @@ def _largest(distribution: BaseDistribution) -> float:
 
 def _distributions(study: Study, rate: float) -> dict[str, BaseDistribution]:
     space = study.space
-    lr_v = Range(low=rate / AUTO_FACTOR, high=rate * AUTO_FACTOR) if isinstance(space.lr_v, str) else space.lr_v
+    auto = Range(low=_decimal(rate / AUTO_FACTOR), high=_decimal(rate * AUTO_FACTOR))
+    lr_v = auto if isinstance(space.lr_v, str) else space.lr_v
     found: dict[str, BaseDistribution] = {"lr_v": _distribution(lr_v)}
     if any(map(has_ratio, space.targets)):
         found["ratio"] = _distribution(space.ratio)
@@ -196,6 +196,11 @@ def _distributions(study: Study, rate: float) -> dict[str, BaseDistribution]:
     if isinstance(space.rho, Range) or len(space.rho) > 1:
         found["rho"] = _distribution(space.rho)
     return found
+
+
+def _decimal(rate: float) -> float:
+    """Return a rate as it is written: 0.0181, not 0.018099999999999998."""
+    return float(f"{rate:.6g}")
 
 
 def _distribution(values: Range | list[float]) -> BaseDistribution:

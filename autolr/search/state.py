@@ -75,6 +75,8 @@ class State(Document):
 
     def summary(self) -> str:
         """Say how far the phase is."""
+        if not self.phase:
+            return self.ended or "preparation"
         parts = [f"{self.phase} {self.done}/{self.total}"]
         parts += [
             f"{self.outcomes[name]} {name}"
@@ -169,6 +171,11 @@ class StateFile(Progress):
     def phase(self, name: str, total: int, done: int) -> None:
         """Start counting anew."""
         super().phase(name, total, done)
+        self.write()
+
+    def note(self, text: str) -> None:
+        """Keep a note; what is there before the first phase is worth a look as well."""
+        super().note(text)
         self.write()
 
     def stepped(self, running: list[Running], capacity: int) -> None:
@@ -273,8 +280,9 @@ def observed(
         yield Watchers([state, ResourceWatcher(recorder), *others])
         ended = "finished"
     finally:
-        if state.state.phase:
+        if state.state.phase or state.state.notes:
             state.write(ended)
+        if state.state.phase:
             recorder.write()
 
 

@@ -44,6 +44,8 @@ class View:
         for _ in range(min(self.state.capacity, room) - len(self.state.slots)):
             table.add_row("-", *[""] * (len(names) - 1))
         yield Text(spell(self.state.summary(), encoding))
+        if self.state.capacity == 0 or (self.state.ended and not self.state.slots):
+            return
         yield table
         if len(self.state.slots) > room:
             yield Text(f"and {len(self.state.slots) - room} more")

@@ -165,6 +165,7 @@ def coordinate(fleet: Fleet, folder: RunFolder, watcher: Watcher) -> None:
     through: set[int] = set()
     deaths, before = 0, together.progress()
     ended: StateEnded = "stopped"
+    together.write()
     try:
         for place in range(fleet.size):
             fleet.start(place)

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import databases
 import kills
 import numpy as np
-import postgres
 import torch
 
 from autolr.pack.slots import Slot
@@ -51,7 +51,7 @@ def measure(plan: dict[int, int] | None = None) -> dict[str, Any]:
         Figures; and a row for each size.
     """
     found: dict[str, Any] = {"rows": []}
-    with tempfile.TemporaryDirectory() as name, postgres.server() as address:
+    with tempfile.TemporaryDirectory() as name, databases.server() as address:
         os.environ["AUTOLR_STORAGE"] = address
         for workers, trials in (plan or PLAN).items():
             work = Path(name) / str(workers)

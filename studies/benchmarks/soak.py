@@ -7,18 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import contract
 import numpy as np
 import psutil
 import tiny
-import torch
 
 from autolr.pack.memory import give_back, resident_bytes
 from autolr.search.loop import Running, Watcher
 from autolr.search.run import search
 from autolr.study import Study
 
-TRIALS, QUICK = 300, 30
+TRIALS = 300
 # Of the trials, the share after which memory is looked at: caches fill and libraries load before.
 WARM = 1 / 3
 
@@ -64,8 +62,8 @@ def measure(trials: int = TRIALS, folder: Path | None = None) -> dict[str, Any]:
         folder: to work in; None: a temporary one.
 
     Returns:
-        `memory_growth_pct_per_100_trials`; `handles`: left open by the search; `most_handles`: more than before it,
-        at the most; `trials`: that ended; `mib`: memory in use after each trial.
+        `memory_growth_pct_per_100_trials`; `handles_left_open` by the search; `handles_at_most`: more than before it;
+        `soaked`: trials that ended; a row with the memory in use after each trial.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="soak-"))
     content, _ = tiny.world(folder)
@@ -81,27 +79,8 @@ def measure(trials: int = TRIALS, folder: Path | None = None) -> dict[str, Any]:
     gc.collect()
     return {
         "memory_growth_pct_per_100_trials": round(growth(samples.bytes), 3),
-        "handles": handles() - before,
-        "most_handles": max(samples.handles) - before,
-        "trials": len(result.ended()),
-        "mib": [round(sample / 2**20, 2) for sample in samples.bytes],
+        "handles_left_open": handles() - before,
+        "handles_at_most": max(samples.handles) - before,
+        "soaked": len(result.ended()),
+        "rows": [{"mib": [round(sample / 2**20, 2) for sample in samples.bytes]}],
     }
-
-
-def main() -> None:
-    """Measure, and deliver as the contract says."""
-    options = contract.parser(__doc__)
-    options.add_argument("--trials", type=int, help="of the search")
-    given = options.parse_args()
-    trials = given.trials or (QUICK if given.quick else TRIALS)
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        found = measure(trials, Path(folder))
-    result = contract.Result("soak", settings={"trials": trials, "slots": 4, "warm_up": round(WARM, 3)})
-    for name in ("memory_growth_pct_per_100_trials", "handles", "most_handles", "trials"):
-        result.figure(name, found[name])
-    result.row("memory", mib=found["mib"])
-    contract.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,9 +12,10 @@ import time
 import psutil
 import pytest
 from rich.console import Console
+from rich.live import Live
 
 from autolr import cli
-from autolr.cli.live import is_live
+from autolr.cli.live import Screen, fold, is_live
 from autolr.search.run import search
 from autolr.search.state import Best, SlotState, State
 from autolr.search.view import View, spell
@@ -68,6 +69,33 @@ def test_terminals_without_greek_letters(encoding):
     assert "ratio=12.3" in text and "?" not in text
 
 
+def test_before_the_first_trial_and_after_the_last_there_is_no_table():
+    raw = io.StringIO()
+    Console(file=raw, width=80).print(View(State()), View(State(phase="search", capacity=4, ended="finished")))
+    assert raw.getvalue().split("\n") == ["preparation", "search 0/0", ""]
+
+
+def test_a_resized_terminal_is_drawn_anew():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=80, height=24)
+    screen = Screen(Live(console=console, auto_refresh=False))
+    screen.draw(STATE.model_copy(update={"notes": ["said before"]}))
+    assert "said before" not in file.getvalue()
+    console.width = 120
+    screen.draw(STATE.model_copy(update={"notes": ["said before"]}))
+    assert "\x1b[2J" in file.getvalue() and "note: said before" in file.getvalue().rpartition("\x1b[2J")[2]
+
+
+def test_long_lines_are_folded_between_words_and_commands_are_not():
+    text = f"verdict  {'word ' * 30}end\n  next: autolr search {'x' * 100}"
+    *lines, command = fold(text, 60).split("\n")
+    assert len(lines) > 2 and all(len(line) <= 60 for line in lines) and lines[1].startswith(" " * 9 + "word")
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split("\n")[0].split())
+    assert command == text.split("\n")[1]
+    assert fold("two words  and more of it", 24) == "two words  and more of\n           it"
+    assert fold("- a reason that is long", 20) == "- a reason that is\n  long"
+
+
 def test_letters():
     assert spell("λ=4 η_V", "ascii") == "ratio=4 lr_V"
     assert spell("λ=4", "utf-8") == "λ=4"
@@ -109,6 +137,8 @@ def test_a_search_in_another_process_is_watched_to_its_end(small_study, tmp_path
             env={**os.environ, "PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1"},
         )  # fmt: skip
         first = watched.stdout.readline()
+        while first == "preparation\n":
+            first = watched.stdout.readline()
         assert first.startswith("search ") and "/60" in first
         psutil.Process(process.pid).kill()
         process.wait()

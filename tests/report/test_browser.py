@@ -23,6 +23,10 @@ CHROME = os.environ.get("BROWSER_PATH") or next(
 )
 pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium on this machine")
 ALL_DRAWN = "html[data-drawn=all]"
+STARTED = "html[data-drawn]"
+SCROLL = """async () => { for (const box of document.querySelectorAll(".figure")) {
+    box.scrollIntoView(); for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame); }
+    scrollTo(0, 0); }"""
 DRAWINGS = "[...document.querySelectorAll('.main-svg')]"
 
 
@@ -60,6 +64,8 @@ def open_page(browser, pages):
         page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.goto(pages[name].as_uri())
+        page.wait_for_selector(STARTED, state="attached", timeout=120_000)
+        page.evaluate(SCROLL)
         page.wait_for_selector(ALL_DRAWN, state="attached", timeout=120_000)
         return page
 
@@ -84,8 +90,22 @@ def test_the_text_is_there_to_read_before_the_figures(browser, pages):
     page = browser.new_page()
     page.add_init_script("addEventListener('load', () => { window.atLoad = typeof Plotly; });")
     page.goto(pages["many"].as_uri())
-    page.wait_for_selector(ALL_DRAWN, state="attached", timeout=120_000)
+    page.wait_for_selector(STARTED, state="attached", timeout=120_000)
     assert page.evaluate("[atLoad, typeof Plotly]") == ["undefined", "object"]
+    page.close()
+
+
+def test_figures_are_drawn_when_they_come_near(browser, pages):
+    page = browser.new_page(viewport={"width": 1100, "height": 844})
+    page.goto(pages["whole"].as_uri())
+    page.wait_for_selector(STARTED, state="attached", timeout=120_000)
+    has = "key => document.querySelectorAll(`#figure-${key} .main-svg`).length > 0"
+    assert not page.evaluate(has, "history")
+    page.locator("nav a[href='#history']").click()
+    page.wait_for_selector("#figure-history .main-svg", state="attached", timeout=60_000)
+    assert not page.evaluate(has, "rank")
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.wait_for_selector(ALL_DRAWN, state="attached", timeout=60_000)
     page.close()
 
 

@@ -154,6 +154,13 @@ def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     assert "its own lr_v" not in speed.headline(found)
 
 
+@pytest.mark.parametrize("ratios", [[1.0], [0.5, 32], [0.1, 100], [4, 8], [1.1, 1.3], [1e-3, 1e4]])
+def test_ticks_of_the_ratio_enclose_it_and_are_few(ratios):
+    ticks = speed.ratio_ticks(ratios)
+    assert ticks[0] <= min(ratios) <= max(ratios) <= ticks[-1] and 1.0 in ticks
+    assert len(ticks) <= 8 and len(set(f"{tick:.3g}" for tick in ticks)) == len(ticks)
+
+
 def test_the_ladder_counts_what_was_spared(tmp_path):
     found = pruning.climbed(
         result(

@@ -144,7 +144,9 @@ def test_workers_end_with_the_process_that_started_them(small_study, tmp_path):
     assert children and not alive
 
 
-def test_a_worker_joins_a_search_in_a_database(alone, small_study, postgres, tmp_path):
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+def test_a_worker_joins_a_search_in_a_database(alone, small_study, kind, request, tmp_path):
+    address = request.getfixturevalue(kind)
     small_study.save(tmp_path / "study.yaml")
     folder = RunFolder(tmp_path / "run")
     command = [
@@ -159,15 +161,15 @@ def test_a_worker_joins_a_search_in_a_database(alone, small_study, postgres, tmp
         "cpu",
         "--plain",
     ]
-    with subprocess.Popen([*command, "--storage", postgres], cwd=ROOT, stdout=subprocess.PIPE, text=True) as joined:
-        result = search(small_study, folder.path, device="cpu", storage=postgres)
+    with subprocess.Popen([*command, "--storage", address], cwd=ROOT, stdout=subprocess.PIPE, text=True) as joined:
+        result = search(small_study, folder.path, device="cpu", storage=address)
         said = joined.communicate(timeout=120)[0]
     assert joined.returncode == 0 and "is through" in said
     check(result, alone)
     assert not folder.journal.exists()
     # The address is kept without its password, and another search of the same study has trials of its own.
-    assert json.loads(folder.database.read_text())["url"] == postgres
-    again = search(small_study, tmp_path / "again", device="cpu", storage=postgres)
+    assert json.loads(folder.database.read_text())["url"] == address
+    again = search(small_study, tmp_path / "again", device="cpu", storage=address)
     assert [t.candidate for t in again.trials] == [t.candidate for t in alone.trials]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -15,8 +16,25 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
 def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("contract", "faults", "growth", "kills", "postgres"):
+    for name in ("contract", "faults", "growth", "kills", "databases"):
         sys.modules.pop(name, None)
+
+
+def test_parts_are_measured_in_sittings_and_delivered_together(module, tmp_path, monkeypatch, capsys):
+    faults = module("faults")
+    part = "def measure(number=0): return {'number_of_NAME': number, 'rows': [{'row': 1}]}"
+    monkeypatch.setattr(faults, "__file__", str(tmp_path / "faults.py"))
+    monkeypatch.setattr(faults, "PARTS", {name: ({"number": 2}, {"number": 1}) for name in ("one", "other")})
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(part.replace("NAME", name))
+    for words in (["--part", "one"], []):
+        monkeypatch.setattr(sys, "argv", ["faults", "--kept", str(tmp_path / "kept"), *words])
+        monkeypatch.setattr(faults.contract, "RESULTS", tmp_path / "results")
+        faults.main()
+        (tmp_path / "one.py").unlink(missing_ok=True)  # it is not measured again
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["figures"] == {"number_of_one": 2, "number_of_other": 2}
+    assert len(list((tmp_path / "results").glob("faults-*.json"))) == 1
 
 
 def test_what_is_trained_twice_is_counted_from_the_traces(module, tmp_path):

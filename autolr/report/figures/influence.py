@@ -167,11 +167,13 @@ def foresight(result: SearchResult) -> Any:
 
 
 def headline(result: SearchResult) -> str | None:
-    """Say how well early ranks foretell late ones; None where nothing can be said."""
+    """Say how well early ranks foretell late ones, of three rungs at the most; None where nothing can be said."""
+    found = [one for one in foresights(result) if one.correlation is not None]
+    rungs = [one for one in found if one.late.startswith("step")]
+    told = [rungs[0], rungs[len(rungs) // 2], rungs[-1]] if len(rungs) > 3 else rungs
     said = [
         f"from {one.early} to {one.late} ranks correlate with {one.correlation:.2f} ({len(one.x)} trials)"
-        for one in foresights(result)
-        if one.correlation is not None
+        for one in [*told, *(one for one in found if one not in rungs)]
     ]
     full = _full(result)
     if full is not None:

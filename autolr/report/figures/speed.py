@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from autolr.search.result import SearchResult
 BAND = (0.25, 0.75)
 # Of so many curves the single one matters less than where they lie.
 MANY = 60
-RATIO_TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+# Of the labels under the λ axis; more would overlap on a phone.
+MOST_TICKS = 8
 
 
 class Band(NamedTuple):
@@ -149,7 +151,8 @@ def steps_to_target(result: SearchResult) -> Any:
     target, rows = found
     rows = [row for row in rows if row.trial.candidate.has_ratio]
     figure = blank("λ = η_V / η_Q", "share of the λ=1 rule's steps")
-    figure.update_xaxes(type="log", tickvals=RATIO_TICKS, ticktext=[f"{tick:g}" for tick in RATIO_TICKS])
+    ticks = ratio_ticks([row.trial.candidate.ratio for row in rows])
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
     again = [reach for reach in reaches(result, "rule") if reach.candidate.has_ratio]
     top = 1.15 * max([row.fraction or 0 for row in rows] + [f or 0 for r in again for f in r.fractions] + [1.0])
     for there in (True, False):
@@ -187,8 +190,17 @@ def steps_to_target(result: SearchResult) -> Any:
     )
     figure.add_hline(y=1, line={"color": INK, "width": 1.5}, annotation_text="λ=1 rule")
     figure.add_vline(x=1, line={"color": FAINT, "dash": "dot"})
-    figure.update_layout(showlegend=True, yaxis_rangemode="tozero")
+    # Below 0, so that its label and the leftmost one of λ do not meet in the corner.
+    figure.update_layout(showlegend=True, yaxis_range=[-0.06 * top, 1.06 * top])
     return figure
+
+
+def ratio_ticks(ratios: Sequence[float]) -> list[float]:
+    """Return powers of 2 that enclose ratios, at most `MOST_TICKS` of them, 1 always among them."""
+    logs = np.log2([1.0, *ratios])
+    low, high = int(np.floor(logs.min())), int(np.ceil(logs.max()))
+    ends = next((low // n, -(-high // n), n) for n in itertools.count(1) if -(-high // n) - low // n < MOST_TICKS)
+    return [2.0 ** (ends[2] * place) for place in range(ends[0], ends[1] + 1)]
 
 
 def targets(result: SearchResult) -> tuple[float, list[Target]] | None:
