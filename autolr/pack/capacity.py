@@ -21,9 +21,9 @@ from autolr.pack.slots import SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
 SHARE = 0.85
-# On a CPU as many slots train side by side as it has threads; with few cores there are so many slots all the same, to
-# compare at a rung. More would only begin before the first have taught the sampler anything.
-CPU_SLOTS = 4
+# On a CPU as many slots train side by side as it has threads, and so many at least. More would train no faster, and
+# begin before the first have taught the sampler anything.
+CPU_SLOTS = 2
 # Twice the slots must train this much faster in sum to be worth their memory.
 WORTHWHILE = 1.1
 MOST_SLOTS = 256

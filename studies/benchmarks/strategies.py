@@ -2,7 +2,7 @@
 
 All but the grid try the rule of thumb first. Stock searches train one trial after another, on the schedule of the
 full run, and see raw losses at rungs: the best case for pruners that judge by order. Ours train the first part of
-full runs in four slots, as on a CPU, refilled at once, and see averaged losses; trials that reach a rung in the same
+full runs in two slots, as on a CPU, refilled at once, and see averaged losses; trials that reach a rung in the same
 step all report before any is judged.
 """
 
@@ -30,7 +30,7 @@ from autolr.study import Search
 
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
 RUNG_SHARES = (24 / 479, 64 / 479, 128 / 479, 256 / 479)
-SLOTS = 4
+SLOTS = 2
 # Of the finals, beside the rule.
 FINALISTS = 2
 # Rates of the paper's grid (RoBERTa, Figure 1): (lr_v, lr_q).
