@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autolr.study import Study as Study
     from autolr.theory import Theory as Theory
     from autolr.theory import theory as theory
+    from autolr.train.hub import push_to_hub as push_to_hub
     from autolr.train.optimizer import create_optimizer as create_optimizer
     from autolr.train.optimizer import parameter_groups as parameter_groups
     from autolr.train.run import TrainResult as TrainResult
@@ -63,6 +64,7 @@ _HOMES = {
     "heads": "autolr.heads",
     "lora_config": "autolr.foreign.terms",
     "parameter_groups": "autolr.train.optimizer",
+    "push_to_hub": "autolr.train.hub",
     "search": "autolr.search.run",
     "theory": "autolr.theory",
     "train": "autolr.train.run",

@@ -9,9 +9,11 @@ import typer
 
 from autolr.cli import complete
 from autolr.cli.options import AllowCode, Device, TrustRemoteCode
+from autolr.errors import AutoLRError
 
 if TYPE_CHECKING:
     from autolr.recipe import Recipe
+    from autolr.train.run import TrainResult
 
 
 def train(
@@ -34,6 +36,22 @@ def train(
             show_default=False,
         ),
     ] = None,
+    push_to_hub: Annotated[
+        bool,
+        typer.Option(
+            "--push-to-hub",
+            help="Upload the adapter and its card to the hub when the run is through, into a private repository.",
+        ),
+    ] = False,
+    hub_model_id: Annotated[
+        str | None,
+        typer.Option(
+            help="Repository of --push-to-hub; default: the recipe's name, of your account.", show_default=False
+        ),
+    ] = None,
+    hub_public: Annotated[
+        bool, typer.Option("--hub-public", help="A new repository of --push-to-hub is for everybody to see.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read recipe, data and model, show what would run, and stop.")
     ] = False,
@@ -46,17 +64,32 @@ def train(
     """
     from autolr.recipe import Recipe
 
+    if (hub_model_id or hub_public) and not push_to_hub:
+        raise AutoLRError(f"{'--hub-model-id' if hub_model_id else '--hub-public'}: goes with --push-to-hub")
     found = Recipe.load(recipe)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     if dry_run:
         _show_plan(found, device, **code)
         return
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
+    repository = _repository(hub_model_id or found.name, not hub_public) if push_to_hub else None
     try:
-        full_run(found, folder, device, report_to, **code)
+        result = full_run(found, folder, device, report_to, **code)
     except KeyboardInterrupt:
         typer.echo("\nstopped; give the same command again to go on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
+    if repository:
+        from autolr.train.hub import upload
+
+        typer.echo(f"hub      {upload(result.adapter, repository)}")
+
+
+def _repository(name: str, private: bool) -> str | None:
+    """Return the repository that the first process uploads to; it is there before anything is trained."""
+    from autolr.train.hub import claim
+    from autolr.train.processes import Processes
+
+    return claim(name, private=private) if Processes.here().first else None
 
 
 def _show_plan(recipe: Recipe, device: str | None, **code: bool) -> None:
@@ -86,7 +119,7 @@ def full_run(
     device: str | None,
     report_to: list[str] | None = None,
     **code: bool,
-) -> None:
+) -> TrainResult:
     """Do the full run and print what it comes to."""
     from autolr.search.setting import choose_device
     from autolr.train.processes import Processes
@@ -111,6 +144,7 @@ def full_run(
         f"(best checkpoint on select: step {result.metrics['best_step']})\n"
         f"adapter  {result.adapter}"
     )
+    return result
 
 
 def _log(entry: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from autolr.model.adapters import hub_name
 from autolr.model.backbone import gguf_file
 from autolr.recipe import Recipe
 from autolr.study import LANGUAGE
+from autolr.train.figure import gains_svg
 
+# Beside the card.
+FIGURE = "comparison.svg"
 # What follows the code, by task.
 _LEARNED = {
     "classification": "Outputs in their order: {classes}.",
@@ -33,7 +37,7 @@ tags: [{tag}, autolr]
 
 {verdict}
 
-| setting | value |
+{comparison}| setting | value |
 |---|---|
 {rates}
 | batch size, steps | {batch}, {steps} |
@@ -59,7 +63,11 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
 
 {outputs}
 
-## Paper
+## The recipe
+
+{recipe}
+
+## Papers
 
 ```bibtex
 @inproceedings{{yao2025theoretical,
@@ -72,6 +80,16 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
   eprint    = {{2410.02247}},
   archivePrefix = {{arXiv}},
   doi       = {{10.24963/ijcai.2025/760}}
+}}
+@inproceedings{{zhao2025analyzing,
+  title     = {{Analyzing the Rapid Generalization of {{SFT}} via the Perspective of Attention Head
+               Activation Patterns}},
+  author    = {{Zhao, Yang and Du, Li and Ding, Xiao and Xiong, Kai and Liu, Ting and Qin, Bing}},
+  booktitle = {{ACL (Volume 1: Long Papers)}},
+  pages     = {{16980--16992}},
+  year      = {{2025}},
+  eprint    = {{2409.15820}},
+  archivePrefix = {{arXiv}}
 }}
 ```
 """
@@ -103,8 +121,30 @@ def _without_folder(source: str) -> str:
     return path.name if path.is_absolute() else source
 
 
+def published(recipe: Recipe) -> Recipe:
+    """Return a recipe as others may see it: places on this machine by their names alone, without the evidence."""
+    data = recipe.data
+    places = {name: getattr(data, name) for name in ("source", "select_split", "confirm_split")}
+    named = {name: _without_folder(place) for name, place in places.items() if place is not None}
+    return recipe.model_copy(
+        update={
+            "model": _without_folder(recipe.model),
+            "data": data.model_copy(update=named),
+            "evidence": None,
+        }
+    )
+
+
+def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any]) -> None:
+    """Write the card of a finished full run, and its figure, into the adapter's folder."""
+    (folder / "README.md").write_text(model_card(recipe, metrics), encoding="utf-8")
+    figure = gains_svg(recipe.evidence) if recipe.evidence else None
+    if figure:
+        (folder / FIGURE).write_text(figure, encoding="utf-8")
+
+
 def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
-    """Return the card of a finished full run as Markdown with front matter."""
+    """Return the card of a finished full run as Markdown with front matter; its figure lies beside it."""
     base = base_name(recipe.model)
     on_this_machine = base != hub_name(recipe.model)
     of_language = recipe.task in LANGUAGE
@@ -127,6 +167,8 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         rates="\n".join(rates),
         name=recipe.name,
         model=_code(base if on_this_machine else recipe.model),
+        comparison=_comparison(recipe),
+        recipe=_fenced(published(recipe).to_yaml(), "yaml"),
         verdict=_plain(recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search."),
         batch=recipe.training.batch_size,
         steps=recipe.steps,
@@ -138,6 +180,31 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         select_metric=metrics["select"][recipe.metric],
         confirm_metric=metrics["confirm"][recipe.metric],
     )
+
+
+def _comparison(recipe: Recipe) -> str:
+    """Return who was confirmed as a table, and the figure of it; nothing where nobody was."""
+    scores = recipe.evidence.scores if recipe.evidence else []
+    if len(scores) < 2:
+        return ""
+    rows = [
+        f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.confirm_loss:.4f} | "
+        + (
+            f"{score.gain.mean:+.4f} ({score.gain.low:+.4f} to {score.gain.high:+.4f}) |"
+            if score.gain
+            else "winner |"
+        )
+        for score in scores
+    ]
+    head = "| in short trials | candidate | confirm loss | above the winner (90 %) |\n|---|---|---|---|"
+    return "\n".join([head, *rows]) + f"\n\n![Confirm loss above the winner's]({FIGURE})\n\n"
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a text as a block of code that nothing in it can end."""
+    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}{fence}"
 
 
 def _arguments(recipe: Recipe, base: str, on_this_machine: bool) -> list[str]:

@@ -39,7 +39,7 @@ from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
-from autolr.train.card import base_name, model_card
+from autolr.train.card import base_name, write_card
 from autolr.train.material import Material
 from autolr.train.optimizer import create_optimizer
 from autolr.train.processes import Processes
@@ -492,7 +492,7 @@ def _save(
     model.peft_config["default"].base_model_name_or_path = base_name(recipe.model)
     model.save_pretrained(str(draft), **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(str(draft))
-    (draft / "README.md").write_text(model_card(recipe, metrics), encoding="utf-8")
+    write_card(draft, recipe, metrics)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from autolr.train.card import base_name
+from autolr import documents
+from autolr.candidate import Candidate
+from autolr.recipe import Cost, Evidence, Interval, Recipe, Score
+from autolr.train.card import base_name, published, write_card
 from autolr.train.run import train
 from tests.train.test_run import recipe  # noqa: F401 (a fixture)
 
@@ -46,3 +50,56 @@ def test_the_rate_of_k_is_on_the_card_where_k_is_trained(recipe, tmp_path):  # n
     card = (result.adapter / "README.md").read_text()
     assert "| lr_k | 0.005 |" in card
     assert "W_q, W_k and W_v" in card
+
+
+def compared(candidate: Candidate) -> Evidence:
+    other = candidate.model_copy(update={"ratio": 1.0})
+    same = {"select_loss": 0.5, "confirm_loss": 0.5, "confirm_metric": 0.8}
+    return Evidence(
+        verdict="It beats the rule.",
+        trials={"total": 2},
+        repeats=2,
+        scores=[
+            Score(label="finalist 1", candidate=candidate, gain=None, **same),
+            Score(label="rule <b>|", candidate=other, gain=Interval(mean=0.02, low=0.01, high=0.03), **same),
+            Score(label="paper", candidate=other, gain=Interval(mean=-0.02, low=-0.05, high=0.01), **same),
+        ],
+        cost=Cost(device_seconds=1, trained_tokens=1, evaluated_tokens=1, full_run_equivalents=1),
+    )
+
+
+def test_the_card_holds_the_recipe_the_comparison_and_both_papers(recipe, tmp_path):  # noqa: F811
+    told = recipe.model_copy(update={"evidence": compared(recipe.candidate), "classes": ["bad", "```\n# good"]})
+    scores = {"loss": 1.0, recipe.metric: 0.5}
+    write_card(tmp_path, told, {"best_step": 1, "select": scores, "confirm": scores})
+    card = (tmp_path / "README.md").read_text()
+    assert "| finalist 1 |" in card and "winner |" in card and "+0.0200 (+0.0100 to +0.0300)" in card
+    assert card.count("@inproceedings{") == 2 and "2410.02247" in card and "2409.15820" in card
+    fence, text = re.search(r"^(`{3,})yaml\n(.*?)^\1$", card, re.S | re.M).groups()
+    assert len(fence) > 3  # no class ends it
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert Recipe.load(tmp_path) == published(told)
+    assert documents.parse(text, "card")["model"] == "bert"  # of a folder of this machine the name alone
+
+
+def test_the_figure_shows_each_interval_where_it_lies(recipe, tmp_path):  # noqa: F811
+    told = recipe.model_copy(update={"evidence": compared(recipe.candidate)})
+    scores = {"loss": 1.0, recipe.metric: 0.5}
+    write_card(tmp_path, told, {"best_step": 1, "select": scores, "confirm": scores})
+    picture = ElementTree.parse(tmp_path / "comparison.svg").getroot()
+    space = {"s": "http://www.w3.org/2000/svg"}
+    zero, *bars = (
+        tuple(float(line.get(side)) for side in ("x1", "x2")) for line in picture.findall(".//s:line", space)
+    )
+    dots = [float(dot.get("cx")) for dot in picture.findall(".//s:circle", space)]
+    assert zero[0] < bars[0][0] < dots[0] < bars[0][1]  # above the winner for sure
+    assert bars[1][0] < dots[1] < zero[0] < bars[1][1]
+    assert (dots[0] - zero[0]) / (zero[0] - dots[1]) == pytest.approx(1, abs=0.01)
+    assert "![Confirm loss above the winner's](comparison.svg)" in (tmp_path / "README.md").read_text()
+
+
+def test_without_a_comparison_there_is_no_figure(recipe, tmp_path):  # noqa: F811
+    scores = {"loss": 1.0, recipe.metric: 0.5}
+    write_card(tmp_path, recipe, {"best_step": 1, "select": scores, "confirm": scores})
+    assert "comparison.svg" not in (tmp_path / "README.md").read_text()
+    assert not (tmp_path / "comparison.svg").exists()
