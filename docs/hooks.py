@@ -36,7 +36,11 @@ COMMANDS = """# Commands
 
 Exit codes: 0 done; 1 AutoLR itself is at fault; 2 the input is at fault (one message, nothing lost); 130 stopped by
 Ctrl-C, after which the same command goes on. `NO_COLOR=1` switches colours off, and `autolr --install-completion`
-teaches your shell verbs, options and shipped studies.
+teaches your shell verbs, options and shipped studies. All verbs that read take `--json` (`search` with `--dry-run`).
+
+`search` and `train` take `--report-to tensorboard`, `mlflow`, `wandb` or `trackio` (`train` all that transformers
+knows); nothing is reported unless asked for. Every run keeps `resources.parquet`: memory, use and power of the
+device, time and tokens of each phase and slot.
 """
 
 
