@@ -133,8 +133,8 @@ def grouped(
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise ValueError(
-            f"{len(strangers)} trainable parameters are none of {', '.join(rates)}: {shown}; freeze them, or give "
-            "adapters the targets of W_q and W_v alone"
+            f"{len(strangers)} trainable parameters are none of {', '.join(rates)}: {shown}; freeze them, give "
+            "the adapter other targets (a recipe's: autolr.lora_config(recipe)), or give them a rate, such as lr_mlp"
         )
     for wanted in needed:
         if not (members.get((wanted, False)) or members.get((wanted, True))):

@@ -67,7 +67,7 @@ def test_the_output_projection_learns_as_w_v_does(family):
     sites = [site for site in base.projections.sites if site.role == "o"]
     assert len(groups["o"]["params"]) == 2 * len(sites) > 0
     assert (groups["o"]["lr"], groups["v"]["lr"]) == (2e-4, 4e-4)
-    with pytest.raises(ValueError, match="none of v, head"):
+    with pytest.raises(ValueError, match="none of v, head.*lora_config.*lr_mlp"):
         grouped(model, {"v": 4e-4, "head": 1e-3})
     with pytest.raises(ValueError, match="no W_q"):
         grouped(model, {"v": 4e-4, "o": 2e-4, "head": 1e-3}, needed="q")
