@@ -183,21 +183,30 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
 
 
 def _comparison(recipe: Recipe) -> str:
-    """Return who was confirmed as a table, and the figure of it; nothing where nobody was."""
-    scores = recipe.evidence.scores if recipe.evidence else []
-    if len(scores) < 2:
-        return ""
-    rows = [
-        f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.confirm_loss:.4f} | "
-        + (
-            f"{score.gain.mean:+.4f} ({score.gain.low:+.4f} to {score.gain.high:+.4f}) |"
-            if score.gain
-            else "winner |"
-        )
-        for score in scores
-    ]
-    head = "| in short trials | candidate | confirm loss | above the winner (90 %) |\n|---|---|---|---|"
-    return "\n".join([head, *rows]) + f"\n\n![Confirm loss above the winner's]({FIGURE})\n\n"
+    """Return who was in the finals and who was confirmed as tables, and the figure; nothing where nobody was."""
+    found = recipe.evidence
+    parts = []
+    if found and found.finals:
+        rows = [
+            f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.select_loss:.4f} | "
+            f"{score.confirm_loss:.4f} |"
+            for score in found.finals
+        ]
+        head = "| at the end of the full run | candidate | select loss | confirm loss |\n|---|---|---|---|"
+        parts.append("\n".join([head, *rows]))
+    if found and len(found.scores) > 1:
+        rows = [
+            f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.confirm_loss:.4f} | "
+            + (
+                f"{score.gain.mean:+.4f} ({score.gain.low:+.4f} to {score.gain.high:+.4f}) |"
+                if score.gain
+                else "winner |"
+            )
+            for score in found.scores
+        ]
+        head = "| after a trial's steps | candidate | confirm loss | above the winner (90 %) |\n|---|---|---|---|"
+        parts += ["\n".join([head, *rows]), f"![Confirm loss above the winner's]({FIGURE})"]
+    return "".join(f"{part}\n\n" for part in parts)
 
 
 def _fenced(text: str, language: str) -> str:

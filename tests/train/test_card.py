@@ -59,6 +59,7 @@ def compared(candidate: Candidate) -> Evidence:
         verdict="It beats the rule.",
         trials={"total": 2},
         repeats=2,
+        finals=[Score(label="finalist 1", candidate=candidate, **{**same, "confirm_loss": 0.4321})],
         scores=[
             Score(label="finalist 1", candidate=candidate, gain=None, **same),
             Score(label="rule <b>|", candidate=other, gain=Interval(mean=0.02, low=0.01, high=0.03), **same),
@@ -74,6 +75,7 @@ def test_the_card_holds_the_recipe_the_comparison_and_both_papers(recipe, tmp_pa
     write_card(tmp_path, told, {"best_step": 1, "select": scores, "confirm": scores})
     card = (tmp_path / "README.md").read_text()
     assert "| finalist 1 |" in card and "winner |" in card and "+0.0200 (+0.0100 to +0.0300)" in card
+    assert "| at the end of the full run |" in card and "| 0.4321 |" in card
     assert card.count("@inproceedings{") == 2 and "2410.02247" in card and "2409.15820" in card
     fence, text = re.search(r"^(`{3,})yaml\n(.*?)^\1$", card, re.S | re.M).groups()
     assert len(fence) > 3  # no class ends it
