@@ -77,6 +77,11 @@ def test_the_reference_holds_every_command_and_public_name(site):
         assert name in python
 
 
+def test_the_readme_leads_to_pages_that_are_there():
+    pages = re.findall(r"\]\((docs/pages/[\w./-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(pages) > 10 and all((ROOT / page).is_file() for page in pages)
+
+
 # Messages.
 
 
