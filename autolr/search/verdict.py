@@ -148,8 +148,9 @@ def _next(found: Sequence[Score]) -> str:
     if not own:
         return ""
     best, gain = min(own, key=lambda pair: pair[0].select_loss)
+    place = "above" if gain.mean >= 0 else "below"
     return (
-        f"; the search's own best, {best.candidate.describe()}, lies {gain.mean:+.4f} above it, 90% interval "
+        f"; the search's own best, {best.candidate.describe()}, lies {abs(gain.mean):.4f} {place} it, 90% interval "
         f"{gain.low:+.4f} to {gain.high:+.4f}"
     )
 
