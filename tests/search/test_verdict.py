@@ -108,7 +108,8 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     rules = [r.model_copy(update={"label": "rule + winner_lr", "candidate": A}) for r in close]
     gain = verdict.scores([*rules, *both], A)[1].gain
     said = verdict.sentence(verdict.scores([*rules, *both], A)).partition(". ")[0]
-    assert f"lies {abs(gain.mean):.4f} {'above' if gain.mean >= 0 else 'below'} it, 90% interval {gain.low:+.4f} to {gain.high:+.4f}" in said
+    where = f"{abs(gain.mean):.4f} {'above' if gain.mean >= 0 else 'below'}"
+    assert f"lies {where} it, 90% interval {gain.low:+.4f} to {gain.high:+.4f}" in said
     better = [record(A, s, 0.40, 0.3, "finalist 1") for s in (1, 2, 3)]
     worse = [record(B, s, 0.45, 0.4, "rule") for s in (1, 2, 3)]
     assert "beats the rule" in verdict.sentence(verdict.scores([*better, *worse], A))
