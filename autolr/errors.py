@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # Environment variables whose values are nobody's business, such as HF_TOKEN and WANDB_API_KEY.
 _SECRET_NAME = re.compile(r"TOKEN|API_?KEY|SECRET|PASSW|CREDENTIAL|PRIVATE_?KEY", re.IGNORECASE)
@@ -23,6 +24,24 @@ def redacted(text: str) -> str:
         if len(value) >= 8 and _SECRET_NAME.search(name):
             text = text.replace(value, f"<{name}>")
     return _HUB_TOKEN.sub("<token>", _IN_ADDRESS.sub("***@", text))
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C: what fails only because a library was interrupted is no error of its own.
+
+    Raises:
+        KeyboardInterrupt: it was pressed, whatever came of it on the way up.
+    """
+    try:
+        yield
+    except Exception as error:
+        before = error.__context__
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is not None:
+            raise KeyboardInterrupt from error
+        raise
 
 
 class AutoLRError(Exception):

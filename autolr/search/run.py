@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolr.candidate import Candidate
-from autolr.errors import AutoLRError, RunError
+from autolr.errors import AutoLRError, RunError, interruptible
 from autolr.pack import memory
 from autolr.pack.pack import Pack
 from autolr.recipe import Rates, Recipe
@@ -213,7 +213,7 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
         RunError: no trial gave a score, or a storage does not answer.
     """
     claims = Claims(folder, folder.optuna(setting.study), name)
-    with claims.working():
+    with interruptible(), claims.working():
         if not folder.machine.is_file():
             watcher.note("trying what fits this machine and pays, with the longest texts")
         with claims.lock():

@@ -11,6 +11,7 @@ from autolr import cli
 from autolr.errors import AutoLRError, RunError
 from autolr.report import figures
 from autolr.report.images import write_images
+from autolr.search.folder import RunFolder
 from tests.report import made
 
 
@@ -55,7 +56,12 @@ def test_what_cannot_be_drawn(tmp_path):
 
 
 def test_formats_of_the_command(tmp_path, capsys):
-    made.result(tmp_path).study.save(tmp_path / "study.yaml")
+    study = made.result(tmp_path).study
+    study.save(tmp_path / "study.yaml")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(tmp_path)])
+    assert stop.value.code == 2 and "no search of it has begun" in capsys.readouterr().err
+    RunFolder(tmp_path).optuna(study)
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", str(tmp_path), "--format", "gif"])
     assert stop.value.code == 2 and "gif" in capsys.readouterr().err
