@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autolr.cli.options import AllowCode, AsJson, BaseModel, Device, Plain, TrustRemoteCode
+from autolr.cli.output import until_ctrl_c
 
 if TYPE_CHECKING:
     from autolr.search.compare import Comparison
@@ -73,26 +74,25 @@ def compare(
     folder = out or comparison.folder_of(arms, changes, data, steps)
     if not as_json:
         say(f"comparison of {', '.join([*arms, *changes])}, folder {folder}")
-    try:
-        with watch(plain, Watcher() if as_json else None) as watcher:
-            found = comparison.compare(
-                arms,
-                vary=changes,
-                data=data,
-                model=model,
-                seeds=seeds,
-                steps=steps,
-                worth=worth,
-                slots=slots,
-                out=folder,
-                device=device,
-                watcher=watcher,
-                allow_code=allow_code,
-                trust_remote_code=trust_remote_code,
-            )
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; all that ended is kept. The same command goes on", err=True)
-        raise typer.Exit(130) from None
+    with (
+        until_ctrl_c(lambda: "stopped; all that ended is kept. The same command goes on"),
+        watch(plain, Watcher() if as_json else None) as watcher,
+    ):
+        found = comparison.compare(
+            arms,
+            vary=changes,
+            data=data,
+            model=model,
+            seeds=seeds,
+            steps=steps,
+            worth=worth,
+            slots=slots,
+            out=folder,
+            device=device,
+            watcher=watcher,
+            allow_code=allow_code,
+            trust_remote_code=trust_remote_code,
+        )
     page = write_comparison(found, folder / "comparison.html")
     if as_json:
         typer.echo(found.to_json())

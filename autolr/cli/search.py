@@ -9,7 +9,7 @@ import typer
 
 from autolr.cli import complete, studies
 from autolr.cli.options import AllowCode, Data, Device, FullRun, Model, Plain, Trials, TrustRemoteCode
-from autolr.cli.output import echo_json
+from autolr.cli.output import echo_json, until_ctrl_c
 from autolr.errors import AutoLRError
 
 if TYPE_CHECKING:
@@ -119,7 +119,12 @@ def search(
     folder = out or run.default_folder(study)
     typer.echo(f"study {study.name}: {study.model} on {study.data.source}, run folder {folder}")
     trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
-    try:
+
+    def left() -> str:
+        kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
+        return f"stopped; {kept if (folder / 'study.yaml').is_file() else 'nothing had begun'}"
+
+    with until_ctrl_c(left):
         with watch(plain) as watcher:
             result = run.search(
                 study,
@@ -140,11 +145,6 @@ def search(
             assert result.recipe is not None
             train_recipe(result.recipe, _train_folder(result), device, report_to, **code)
             _report(type(result).load(folder))
-    except KeyboardInterrupt:
-        kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
-        said = kept if (folder / "study.yaml").is_file() else "nothing had begun"
-        typer.echo(f"\nstopped; {said}", err=True)
-        raise typer.Exit(130) from None
 
 
 def _priors(runs: list[str] | None) -> list[dict[str, Any]] | None:

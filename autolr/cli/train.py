@@ -9,6 +9,7 @@ import typer
 
 from autolr.cli import complete
 from autolr.cli.options import AllowCode, Device, TrustRemoteCode
+from autolr.cli.output import until_ctrl_c
 from autolr.errors import AutoLRError
 
 if TYPE_CHECKING:
@@ -73,11 +74,8 @@ def train(
         return
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
     repository = _repository(hub_model_id or found.name, not hub_public) if push_to_hub else None
-    try:
+    with until_ctrl_c(lambda: "stopped; give the same command again to go on from the last checkpoint"):
         result = full_run(found, folder, device, report_to, **code)
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; give the same command again to go on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
     if repository:
         from autolr.train.hub import upload
 

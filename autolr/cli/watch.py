@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autolr.cli.options import Plain
-from autolr.cli.output import echo_json
+from autolr.cli.output import echo_json, until_ctrl_c
 
 if TYPE_CHECKING:
     from autolr.search.folder import RunFolder
@@ -44,7 +44,7 @@ def watch(
     if as_json:
         echo_json({**state.model_dump(mode="json"), "alive": state.is_alive(), "time_left": state.time_left()})
         return
-    try:
+    with until_ctrl_c(lambda: "watching stopped; the search goes on"):
         if once:
             console.print(View(state))
         elif plain or not is_live(console):
@@ -65,9 +65,6 @@ def watch(
                     time.sleep(EVERY)
                     state = read_state(folder)
                     screen.draw(state)
-    except KeyboardInterrupt:
-        say("watching stopped; the search goes on")
-        raise typer.Exit(130) from None
     say(_end(folder, state))
 
 

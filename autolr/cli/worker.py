@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autolr.cli.options import AllowCode, Device, Plain, TrustRemoteCode
+from autolr.cli.output import until_ctrl_c
 
 
 def worker(
@@ -43,19 +44,18 @@ def worker(
 
     folder = RunFolder(run)
     searching.wait_for(folder, wait)
-    try:
-        with watch(plain) as watcher:
-            trackers = [tracker(name, folder, folder.path.name) for name in report_to or []]
-            searching.join(
-                folder,
-                storage=storage,
-                device=device,
-                watcher=Watchers([watcher, *trackers]),
-                allow_code=allow_code,
-                trust_remote_code=trust_remote_code,
-                parent=parent,
-            )
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; the other workers go on with what this one was training", err=True)
-        raise typer.Exit(130) from None
+    with (
+        until_ctrl_c(lambda: "stopped; the other workers go on with what this one was training"),
+        watch(plain) as watcher,
+    ):
+        trackers = [tracker(name, folder, folder.path.name) for name in report_to or []]
+        searching.join(
+            folder,
+            storage=storage,
+            device=device,
+            watcher=Watchers([watcher, *trackers]),
+            allow_code=allow_code,
+            trust_remote_code=trust_remote_code,
+            parent=parent,
+        )
     typer.echo(f"the search in {run} is through")

@@ -53,7 +53,7 @@ class RepeatRecord(Document):
     Attributes:
         label: `finalist 1`, ..., or the rule's name; several where a candidate is both.
         losses: loss of each example of *confirm*, in the split's order.
-        select_losses: of each example of *select*, where they choose the winner: in the finals.
+        select_losses: of each example of *select*; in the finals, of one seed, they tell who is as good as the best.
     """
 
     label: str

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolr.candidate import Candidate
-from autolr.errors import AutoLRError, RunError, interruptible
+from autolr.errors import AutoLRError, RunError
 from autolr.pack import memory
 from autolr.pack.pack import Pack
 from autolr.recipe import Rates, Recipe
-from autolr.search import evidence, machine, notebook, provenance, records, verdict
+from autolr.search import machine, notebook, provenance, records, verdict
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
 from autolr.search.confirm import Confirmation, confirmation_jobs, final_jobs, missing
+from autolr.search.contest import Contest
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher, drive
 from autolr.search.machine import Machine
@@ -213,7 +214,7 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
         RunError: no trial gave a score, or a storage does not answer.
     """
     claims = Claims(folder, folder.optuna(setting.study), name)
-    with interruptible(), claims.working():
+    with claims.working():
         if not folder.machine.is_file():
             watcher.note("trying what fits this machine and pays, with the longest texts")
         with claims.lock():
@@ -226,7 +227,7 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
         _confirm(task)
         with claims.lock():
             machine.keep(found.model_copy(update={"peak_bytes": memory.peak_bytes(setting.device)}), folder)
-            _recipe(setting, SearchResult.load(folder.path)).save(folder.recipe)
+            _recipe(setting, task.contest()).save(folder.recipe)
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,10 @@ class _Task:
     claims: Claims
     watcher: Watcher
     found: Machine
+
+    def contest(self) -> Contest:
+        """Return the contest as the folder tells it now."""
+        return Contest(SearchResult.load(self.folder.path), self.setting.study, self.setting.space)
 
     def drive(self, name: str, pack: Pack, source: Trials | Confirmation) -> None:
         """Train a source's jobs, and write down what that takes, also when it is interrupted."""
@@ -302,21 +307,18 @@ def _search(task: _Task) -> None:
 def _confirm(task: _Task) -> None:
     """Train the finalists to the end, then confirm who won and the rules; without finals, first all finalists."""
     setting, folder = task.setting, task.folder
-    result = SearchResult.load(folder.path)
-    first = evidence.contenders(result, setting.study, setting.space)
-    if not first:
+    contest = task.contest()
+    if not contest.contenders:
         raise RunError(
-            f"{folder.path}: none of the {len(result.ended())} trials gave a score, all diverged or did not fit the "
-            "memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
+            f"{folder.path}: none of the {len(contest.result.ended())} trials gave a score, all diverged or did not "
+            "fit the memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
     if setting.has_finals:
-        finals = final_jobs(
-            setting.study, setting.space, evidence.in_the_finals(result, setting.study, setting.space)
-        )
-        _repeat(task, "finals", finals, result.finals, folder.finals)
+        finals = final_jobs(setting.study, setting.space, contest.in_the_finals)
+        _repeat(task, "finals", finals, contest.result.finals, folder.finals)
     else:
-        _repeat_with_seeds(task, first)
-    _repeat_with_seeds(task, evidence.everyone(SearchResult.load(folder.path), setting.study, setting.space))
+        _repeat_with_seeds(task, contest.contenders)
+    _repeat_with_seeds(task, task.contest().confirmed)
 
 
 def _repeat_with_seeds(task: _Task, candidates: dict[Candidate, str]) -> None:
@@ -349,11 +351,10 @@ def _rates(setting: Setting, winner: Candidate) -> Rates:
     return Rates(**rates, b={role: rate for role, rate in rates_b.items() if role in has}, heads=heads)
 
 
-def _recipe(setting: Setting, result: SearchResult) -> Recipe:
-    study = setting.study
-    found = evidence.confirmed(result, study, setting.space)
-    trained = sum(phase.trained_tokens for phase in result.phases)
-    more = verdict.at_the_end(found.finals, found.winner, setting.length, setting.steps)
+def _recipe(setting: Setting, contest: Contest) -> Recipe:
+    study, winner = setting.study, contest.winner
+    trained = sum(phase.trained_tokens for phase in contest.result.phases)
+    more = verdict.at_the_end(contest.finals, winner, setting.length, setting.steps)
     return Recipe(
         name=study.name,
         model=study.model,
@@ -368,16 +369,16 @@ def _recipe(setting: Setting, result: SearchResult) -> Recipe:
             update={
                 "lr_head": setting.space.lr_head or "auto",
                 "max_lr_b": setting.space.max_lr_b,
-                "kind": [found.winner.kind],
+                "kind": [winner.kind],
             }
         ),
-        candidate=found.winner,
-        rates=_rates(setting, found.winner),
+        candidate=winner,
+        rates=_rates(setting, winner),
         training=study.training,
         steps=setting.steps,
         split_seed=study.seed,
         seed=study.seed,
-        evidence=evidence.evidence(result, study, found, trained / setting.full_run_tokens, more),
+        evidence=contest.evidence(trained / setting.full_run_tokens, more),
         versions=provenance.versions(),
         commit=provenance.commit(),
     )

@@ -26,7 +26,8 @@ from autolr import documents
 from autolr.data.tables import OWN
 from autolr.errors import RunError
 from autolr.recipe import Rates, Recipe
-from autolr.search import evidence, provenance
+from autolr.search import provenance
+from autolr.search.contest import Contest
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
@@ -90,12 +91,16 @@ def tune(
         folder.open(found)
         work = Tuning(function, found, space, steps, folder, watcher)
         work.search()
-        first = evidence.contenders(SearchResult.load(folder.path), found, space)
+
+        def contest() -> Contest:
+            return Contest(SearchResult.load(folder.path), found, space)
+
+        first = contest().contenders
         if not first:
             raise RunError(f"{folder.path}: no trial gave a score, all diverged; lower lr or space.lr_v")
         work.confirm(first)
-        work.confirm(evidence.everyone(SearchResult.load(folder.path), found, space))
-        _recipe(SearchResult.load(folder.path), found, space, steps).save(folder.recipe)
+        work.confirm(contest().confirmed)
+        _recipe(contest(), steps).save(folder.recipe)
     return SearchResult.load(folder.path)
 
 
@@ -130,10 +135,12 @@ def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[
     return found
 
 
-def _recipe(result: SearchResult, study: Study, space: SearchSpace, length: int) -> Recipe:
-    found = evidence.confirmed(result, study, space)
-    winner, more = found.winner, ""
-    if all(record.losses == [float(f"{record.select_loss:.6g}")] for record in found.repeats if not record.diverged):
+def _recipe(contest: Contest, length: int) -> Recipe:
+    result, study, space = contest.result, contest.study, contest.space
+    winner, more = contest.winner, ""
+    if all(
+        record.losses == [float(f"{record.select_loss:.6g}")] for record in contest.repeats if not record.diverged
+    ):
         more = " Judged by the losses that also chose the winner: the function returned none of other examples."
     rates = {role: rate for role, rate in winner.rates(space.lr_head).items() if rate > 0}
     trained = sum(max(trial.rungs, default=0) for trial in result.ended()) + len(result.repeats) * length
@@ -151,6 +158,6 @@ def _recipe(result: SearchResult, study: Study, space: SearchSpace, length: int)
         steps=space.steps,
         split_seed=study.seed,
         seed=study.seed,
-        evidence=evidence.evidence(result, study, found, trained / space.steps, more),
+        evidence=contest.evidence(trained / space.steps, more),
         versions=provenance.versions(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -151,6 +152,25 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_f
     assert done.returncode == 0, done.stderr
     assert f"search: {total} to do, {before} of them there from before" in done.stdout
     assert len(SearchResult.load(out).ended()) == total
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_what_fails_because_of_ctrl_c_is_ctrl_c(pressed, study_file, in_folder, monkeypatch, capsys):
+    def broken(*_, **__) -> None:
+        try:
+            if pressed:
+                raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("the lock was not held")
+
+    monkeypatch.setattr(importlib.import_module("autolr.search.run"), "search", broken)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["search", str(study_file), "--out", str(in_folder / "run"), "--plain"])
+    said = capsys.readouterr().err
+    if pressed:
+        assert stop.value.code == 130 and said.strip() == "stopped; nothing had begun"
+    else:  # what fails by itself is a fault
+        assert stop.value.code == 1 and "the lock was not held" in said
 
 
 def test_two_searches_in_one_folder(study_file, in_folder):
