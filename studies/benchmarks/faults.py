@@ -25,9 +25,11 @@ from typing import Any
 import contract
 import torch
 
+from autolr.search import provenance
+
 # What each part is called with, in full and quickly.
 PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "kills": ({"kills": 50, "trials": 160, "workers": 4}, {"kills": 2, "trials": 6, "workers": 2}),
+    "kills": ({"kills": 50, "trials": 100, "workers": 4}, {"kills": 2, "trials": 6, "workers": 2}),
     "growth": ({}, {"plan": {1: 8, 16: 48}}),
     "fuzz": ({"cases": 200}, {"cases": 10}),
     "soak": ({"trials": 300}, {"trials": 12}),
@@ -68,7 +70,7 @@ def _measure(name: str, settings: dict[str, Any], kept: Path) -> None:
     found = json.loads(target.read_text())
     target.unlink()
     rows = found.pop("rows")
-    settings = {**settings, "seconds": round(time.perf_counter() - start)}
+    settings = {**settings, "seconds": round(time.perf_counter() - start), "commit": provenance.commit()}
     (kept / f"{name}.json").write_text(json.dumps({"settings": settings, "figures": found, "rows": rows}))
 
 

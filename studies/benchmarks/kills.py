@@ -20,9 +20,7 @@ import optuna
 import torch
 from contract import ROOT
 
-from autolr.search import records
 from autolr.search.folder import RunFolder
-from autolr.search.records import RepeatRecord
 from autolr.search.result import SearchResult
 from autolr.search.setting import read_setting
 from autolr.search.state import read_state
@@ -30,7 +28,9 @@ from autolr.study import Study
 
 # Steps of slots between two kills, evenly drawn, so that as much gets done on a slow machine as on a fast one; and
 # the share of the kills that hit the process that starts the others.
-BETWEEN, FIRST = (10, 500), 0.1
+BETWEEN, FIRST = (10, 700), 0.1
+# The share of the kills that waits for finals and confirmation.
+LATE, LATE_PHASES = 0.2, ("finals", "confirmation")
 # Bytes of a step's line in a trace, about.
 LINE = 26
 LENGTH, RUNG = 320, 40
@@ -59,7 +59,7 @@ if os.environ.get("TRACE"):
 """
 
 
-def measure(kills: int = 50, trials: int = 160, workers: int = 4, seed: int = 0) -> dict[str, Any]:
+def measure(kills: int = 50, trials: int = 100, workers: int = 4, seed: int = 0) -> dict[str, Any]:
     """Kill processes of a search until so many are dead, let it end, and look at what it has.
 
     Args:
@@ -100,8 +100,8 @@ def small_study(work: Path, trials: int) -> Study:
         model=str(work / "model"),
         data={"source": str(work / "data.jsonl"), "select": 0.2, "confirm": 0.2},
         space={"lr_v": {"low": 2e-4, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
-        training={"batch_size": 8, "horizon": {"steps": LENGTH}},
-        search={"length": LENGTH, "rungs": list(range(RUNG, LENGTH, RUNG)), "slots": 4, "finalists": 2, "repeats": 2},
+        training={"batch_size": 8, "horizon": {"steps": 2 * LENGTH}},
+        search={"length": LENGTH, "rungs": list(range(RUNG, LENGTH, RUNG)), "slots": 4, "finalists": 2, "repeats": 4},
         budget={"trials": trials},
     )
 
@@ -153,7 +153,8 @@ class _Assault:
                     break
                 if self.process is not None and self.process.poll() == 2:
                     raise RuntimeError((self.work / "search.log").read_text()[-2000:])
-                if len(self.rows) < kills and self._steps() > due and self._kill():
+                late = len(self.rows) >= round(kills * (1 - LATE))
+                if len(self.rows) < kills and self._steps() > due and self._kill(late):
                     due = self._steps() + self.rng.uniform(*BETWEEN)
                 time.sleep(0.02)
             ended = self.process is not None and self.process.poll() == 0
@@ -180,11 +181,12 @@ class _Assault:
             self.process.terminate()
             self.process.wait()
 
-    def _kill(self) -> bool:
-        """Kill a process of the search; False: none has begun to train yet."""
+    def _kill(self, late: bool) -> bool:
+        """Kill a process of the search; False: none has begun to train yet, or not the phase that is waited for."""
         assert self.process is not None
         states = self._states()
-        if not states:
+        phases = {state.phase for state in states.values()}
+        if not phases or (late and phases.isdisjoint(LATE_PHASES)):
             return False
         is_first = self.rng.random() < FIRST
         pid = self.process.pid if is_first else self.rng.choice(sorted(states))
@@ -195,7 +197,8 @@ class _Assault:
             return False
         if is_first:
             self.process.wait()
-        row = {"victim": "first" if is_first else "worker", "trials": len(self.seen)}
+        phase = "/".join(sorted(phases)) if is_first else states[pid].phase
+        row = {"victim": "first" if is_first else "worker", "phase": phase, "trials": len(self.seen)}
         self.rows.append(row)
         print(f"kill {len(self.rows)}: {row}", flush=True)
         return True
@@ -248,14 +251,16 @@ def _judged(folder: RunFolder, study: Study) -> dict[str, Any]:
     """Count what is there more than once or not at all, and train some trials again, undisturbed."""
     result = SearchResult.load(folder.path)
     ended = result.ended()
-    repeats = Counter((one.candidate, one.seed) for one in records.parsed(folder.confirm, RepeatRecord))
+    trained = [Counter((one.candidate, one.seed) for one in kind) for kind in (result.finals, result.repeats)]
     searched = Counter(trial.candidate for trial in ended if trial.rule is None)
     duplicated = max(0, len(ended) - study.budget.trials)
-    duplicated += sum(count - 1 for count in (*repeats.values(), *searched.values()))
+    duplicated += sum(count - 1 for counts in (*trained, searched) for count in counts.values())
     return {
         "trials": len(ended),
         "duplicated": duplicated,
         "missing": study.budget.trials - len(ended) + sum(not trial.curve for trial in ended),
+        "finals": len(result.finals),
+        "repeats": len(result.repeats),
         "still_running": sum(trial.outcome == "running" for trial in result.trials),
         "recipe": int(result.recipe is not None),
         "curve_difference": _difference(result, study),
