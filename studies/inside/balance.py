@@ -23,7 +23,7 @@ from autolr.analysis import steps
 from autolr.candidate import Candidate
 from autolr.search import records
 
-SMOLLM2 = ["data.max_length=48", "training.batch_size=4", "training.horizon.steps=64"]
+SMOLLM2 = ["data.max_length=96", "training.batch_size=4", "training.horizon.steps=64"]
 
 
 def oracle(result: contract.Result) -> tuple[float, float]:

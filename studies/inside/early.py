@@ -1,11 +1,11 @@
 """Does the pattern's change in the first steps say more of a candidate's end than its loss does? On the oracle.
 
-    python studies/inside/early.py [--candidates 16]
+    python studies/inside/early.py [--candidates 32]
 
 Candidates of `studies/oracle/sentiment.jsonl` are trained to its first rung again, and their patterns taken on the
 way. What is told: Spearman's correlation with the loss at the end of the full run (of averaged weights, select and
-confirm together), of the losses at the rungs, of the pattern's change, and of the change once the loss at the same
-rung is known (partial correlation); intervals are bootstraps over candidates.
+confirm together), of the losses at the rungs, of the pattern's change, and of the change once the loss of the same
+samples at the same step is known (partial correlation); intervals are bootstraps over candidates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from training import STUDIES, look, setting_of, some, train
 
 import contract  # isort: skip
+from measure import GRIDS
 from rungs import DIVERGED, scores
 from scipy.stats import rankdata, spearmanr
 
@@ -48,7 +49,7 @@ def told(result: contract.Result, name: str, statistic: Callable[[np.ndarray], f
 def main() -> None:
     """Train the first steps again, look, tell, write."""
     options = contract.parser(__doc__)
-    options.add_argument("--candidates", type=int, default=16)
+    options.add_argument("--candidates", type=int, default=32)
     given = options.parse_args()
     runs = [run for run in records.lines(STUDIES / "oracle" / "sentiment.jsonl") if run["seed"] == 0]
     by_rung = scores(runs)
@@ -56,7 +57,7 @@ def main() -> None:
     end = by_rung[last, True]
     best = min(end.values())
     points = [p for p in end if end[p] < DIVERGED * best][: 4 if given.quick else given.candidates]
-    setting = setting_of([])
+    setting = setting_of(GRIDS["sentiment"]["overrides"])
     base, task = setting.backbone, setting.task
     samples = some(setting.data.select, 16 if given.quick else 128)
     configs = [
@@ -94,7 +95,7 @@ def main() -> None:
     for name, values in found.items():
         x = np.array(values)
         told(result, name, lambda rows, x=x: float(spearmanr(x[rows], ends[rows]).statistic), count)
-    known = np.array(found[f"averaged loss at rung {AT[-1]}"])
+    known = np.array(found[f"loss of these samples at {AT[-1]}"])
     for name in (f"pattern's change at {AT[-1]}", f"pattern's turn at {AT[-1]}"):
         x = np.array(found[name])
         told(result, f"{name}, the loss known", lambda rows, x=x: partial(x[rows], ends[rows], known[rows]), count)

@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "smollm2": {
         "study": "sft",
-        "overrides": ["data.max_length=48", "training.batch_size=4", "training.horizon.steps=240"],
+        "overrides": ["data.max_length=96", "training.batch_size=4", "training.horizon.steps=240"],
         "candidate": Candidate(lr_v=2e-3, ratio=4.0, rank=8),
         "at": (0, 15, 30, 60, 120, 240),
         "samples": 48,
