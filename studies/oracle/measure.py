@@ -32,6 +32,7 @@ import sections
 
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
+from autolr.pack.capacity import CPU_SLOTS
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.search import provenance, records
@@ -213,7 +214,8 @@ def main() -> None:
         parser.error(f"{arguments.name} has no short runs of their own schedule; horizon has")
     study = read_study(arguments.name, arguments.data)
     setting = read_setting(study, choose_device(arguments.device))
-    with setting.pack(8) as pack:
+    # On a CPU no more than are trained side by side: what is interrupted is lost.
+    with setting.pack(8 if setting.device.type == "cuda" else CPU_SLOTS) as pack:
         grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, kind, arguments.lr_v)
         drive(pack, grid, Watcher())
     if kind == "whole":
