@@ -6,7 +6,8 @@ Two-layer BERTs of widths 32 to 256 (heads of 16), whose matrices are drawn with
 variance 1, so that nothing but the width differs. The task: are there more tokens of one half of the vocabulary
 than of the other? W_q, W_v and the head are trained on a grid of lr_v and lr_q, and a quadratic in their logarithms
 is fitted to the losses near the best. Told are the best rates and their ratio by width, the slopes of their
-logarithms, and beside it the λ at which the first steps of W_q and W_v would change the attention's output alike.
+logarithms with 90 % intervals (bootstraps over seeds), and beside it the λ at which the first steps of W_q and W_v
+would change the attention's output alike.
 
 Theorem 2: lr_q falls as 1/n, lr_v stays, so λ grows as n: slopes -1, 0 and 1.
 """
@@ -32,7 +33,8 @@ from autolr.study import Training
 
 WIDTHS = (32, 64, 128, 256)
 LR_V, LR_Q = (1e-3, 4e-3, 1.6e-2, 6.4e-2), (2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2)
-VOCABULARY, TOKENS, RANK, STEPS, SEEDS, LR_HEAD = 16, 11, 8, 120, 2, 1e-3
+VOCABULARY, TOKENS, RANK, STEPS, SEEDS, LR_HEAD = 16, 11, 8, 120, 6, 1e-3
+DRAWS = 200
 TRAINING = Training(batch_size=16, schedule="linear", precision="fp32")
 
 
@@ -102,6 +104,8 @@ def main() -> None:
         settings={"lr_v": LR_V, "lr_q": LR_Q, "steps": length, "seeds": seeds, "rank": RANK, "lr_head": LR_HEAD},
     )
     found: dict[str, list[float]] = {"lr_v": [], "lr_q": [], "ratio": [], "balance": []}
+    drawn: list[np.ndarray] = []
+    draws = np.random.default_rng(0).integers(0, seeds, (DRAWS, seeds))
     for width in widths:
         base = model_of(width)
         grid = list(itertools.product(LR_V, LR_Q))
@@ -111,10 +115,13 @@ def main() -> None:
             for seed in range(seeds)
         ]
         scores = np.array(train(base, TRAINING, task, data, configs, (), judge)[2]).reshape(len(grid), seeds)
-        losses = np.nan_to_num(scores.mean(1), nan=10.0)
+        scores = np.nan_to_num(scores, nan=10.0)
+        losses = scores.mean(1)
         for (v, q), own in zip(grid, scores.tolist(), strict=True):
             result.row("cell", width=width, lr_v=v, lr_q=q, losses=own)
-        v, q = best(np.log(np.array(grid)), losses)
+        points = np.log(np.array(grid))
+        v, q = best(points, losses)
+        drawn.append(np.array([best(points, scores[:, draw].mean(1)) for draw in draws]))
         at = grid[int(losses.argmin())]
         balance = [
             np.mean(
@@ -131,6 +138,12 @@ def main() -> None:
         result.row("width", width=width, lowest=float(losses.min()), cell_lr_v=at[0], cell_lr_q=at[1])
     for name, logs in found.items():
         result.figure(f"slope of {name}", slope(widths, logs))
+    rates = np.array(drawn)  # [widths, draws, lr_v and lr_q]
+    for name, logs in (("lr_v", rates[..., 0]), ("lr_q", rates[..., 1]), ("ratio", rates[..., 0] - rates[..., 1])):
+        slopes = [slope(widths, logs[:, draw]) for draw in range(DRAWS)]
+        low, high = np.quantile(slopes, [0.05, 0.95])
+        result.figure(f"slope of {name}, low", float(low))
+        result.figure(f"slope of {name}, high", float(high))
     path = contract.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)
     path.with_suffix(".svg").write_text(figure(widths, found), encoding="utf-8")
 
