@@ -1,4 +1,4 @@
-"""How results look in a notebook: small tables of escaped text."""
+"""How results look: small tables of escaped text in a notebook, and letters that an output has."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     top = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def spell(text: str, encoding: str | None) -> str:
+    """Return a text in letters that an output's encoding has."""
+    if (encoding or "").lower().startswith("utf"):
+        return text
+    return text.replace("λ=", "ratio=").replace("λ", "ratio").replace("η", "lr").encode("ascii", "replace").decode()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autolr.cli.options import AllowCode, AsJson, BaseModel, Device, Plain, TrustRemoteCode
-from autolr.cli.output import until_ctrl_c
+from autolr.cli.output import say, until_ctrl_c
 
 if TYPE_CHECKING:
     from autolr.search.compare import Comparison
@@ -65,7 +65,7 @@ def compare(
     Recipes are trained side by side with the same seeds and judged on confirm. Writes comparison.json and
     comparison.html; given again, it trains only what is missing.
     """
-    from autolr.cli.live import say, watch
+    from autolr.cli.live import watch
     from autolr.report.comparison import write_comparison
     from autolr.search import compare as comparison
     from autolr.search.loop import Watcher

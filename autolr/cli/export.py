@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from autolr.cli import complete
+from autolr.cli.output import say
 
 
 class Tool(StrEnum):
@@ -40,7 +41,6 @@ def export(
     The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates where
     the tool knows such a thing (axolotl), and by a script that goes along (trl, accelerate).
     """
-    from autolr.cli.live import say
     from autolr.foreign.export import export as write
     from autolr.recipe import Recipe
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from autolr.cli.options import Data, FullRun, Model, Trials
+from autolr.cli.output import say
 from autolr.study import TaskName
 
 WIDTH = 110
@@ -41,7 +42,6 @@ def init(
     have, the search begins at its rates, and what could not be taken over is listed.
     """
     from autolr import documents
-    from autolr.cli.live import say
     from autolr.cli.studies import DEFAULT, name_of, shipped
     from autolr.errors import RunError
     from autolr.study import Study

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +10,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
+from autolr.cli.output import say
+from autolr.display import spell
 from autolr.search.loop import Running, Watcher
 from autolr.search.state import Progress, State
-from autolr.search.view import View, spell
-
-# A line such as "verdict  No gain ...": what follows the head is folded under itself.
-HEAD = re.compile(r"\s*\S.{0,40}?\s{2,}|\s*-?\s*")
+from autolr.search.view import View
 
 
 def is_live(console: Console) -> bool:
@@ -123,24 +119,3 @@ class LiveWatcher(Progress):
         """Draw the slots of all workers."""
         assert isinstance(state, State)
         self.screen.draw(state)
-
-
-def say(text: str) -> None:
-    """Print lines at once, in letters that the output has, and in a terminal folded between words."""
-    if sys.stdout.isatty():
-        text = fold(text, shutil.get_terminal_size().columns)
-    print(spell(text, sys.stdout.encoding), flush=True)
-
-
-def fold(text: str, width: int) -> str:
-    """Return a text whose lines fit a width; one with a command in it stays as it is, to be copied."""
-    lines = []
-    for line in text.split("\n"):
-        head = HEAD.match(line)
-        indent = " " * min(len(head.group()) if head else 0, width // 2)
-        is_short = len(line) <= width or "autolr " in line
-        folded = textwrap.wrap(
-            line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-        lines += [line] if is_short else folded
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autolr.cli.options import AsJson
-from autolr.cli.output import echo_json
+from autolr.cli.output import echo_json, say
 
 if TYPE_CHECKING:
     from autolr.search.runs import Advice, Run
@@ -29,7 +29,6 @@ def runs(
 
     With --check the exit code is 2 where anything is damaged. Nothing is changed.
     """
-    from autolr.cli.live import say
     from autolr.search import runs as found
 
     if check:

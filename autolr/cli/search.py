@@ -9,7 +9,7 @@ import typer
 
 from autolr.cli import complete, studies
 from autolr.cli.options import AllowCode, Data, Device, FullRun, Model, Plain, Trials, TrustRemoteCode
-from autolr.cli.output import echo_json, until_ctrl_c
+from autolr.cli.output import echo_json, say, until_ctrl_c
 from autolr.errors import AutoLRError
 
 if TYPE_CHECKING:
@@ -217,7 +217,6 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
 
 
 def _show_result(result: SearchResult) -> None:
-    from autolr.cli.live import say
 
     recipe = result.recipe
     assert recipe is not None and recipe.evidence is not None

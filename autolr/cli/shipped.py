@@ -9,14 +9,13 @@ import typer
 
 from autolr.cli import complete
 from autolr.cli.options import AsJson
-from autolr.cli.output import echo_json
+from autolr.cli.output import echo_json, say
 
 
 def ls(
     as_json: AsJson = False,
 ) -> None:
     """List the shipped studies: what each searches, on what; `autolr search NAME` runs one, `autolr cp` copies it."""
-    from autolr.cli.live import say
     from autolr.cli.studies import shipped
 
     rows = [_row(name) for name in shipped()]
@@ -43,7 +42,6 @@ def cp(
 ) -> None:
     """Copy a shipped study, to be changed and searched: autolr search NAME.yaml."""
     from autolr import documents
-    from autolr.cli.live import say
     from autolr.cli.studies import read, shipped
     from autolr.errors import AutoLRError, RunError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autolr.cli.options import Plain
-from autolr.cli.output import echo_json, until_ctrl_c
+from autolr.cli.output import echo_json, say, until_ctrl_c
 
 if TYPE_CHECKING:
     from autolr.search.folder import RunFolder
@@ -34,7 +34,7 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from autolr.cli.live import Screen, is_live, say
+    from autolr.cli.live import Screen, is_live
     from autolr.search.folder import RunFolder
     from autolr.search.state import read_state
     from autolr.search.view import View

@@ -20,13 +20,11 @@ from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
 from autolr.search.space import SearchSpace
-from autolr.search.surrogate import Surrogate
+from autolr.search.surrogate import ENOUGH, Surrogate
 from autolr.study import Study
 
 # Loss recorded for an example where a diverged training gives no finite number, in nats.
 WORST_LOSS = 100.0
-# Fewer trials than this give no surrogate.
-ENOUGH = 8
 
 
 def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list[Candidate]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autolr.candidate import Candidate
-from autolr.pack.pack import Pack
-from autolr.pack.slots import Slot, SlotConfig
 from autolr.search.records import Outcome
+
+if TYPE_CHECKING:
+    from autolr.pack.pack import Pack
+    from autolr.pack.slots import Slot, SlotConfig
 
 # A trial has diverged when its last losses are on average this many times its first ones.
 DIVERGED_FACTOR = 2.0

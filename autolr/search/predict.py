@@ -9,11 +9,10 @@ import numpy as np
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
-from autolr.search.confirm import ENOUGH
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
 from autolr.search.sampler import Encoding, observations
-from autolr.search.surrogate import Surrogate
+from autolr.search.surrogate import ENOUGH, Surrogate
 
 LEVEL = 0.90
 # Above this share of what was unknown before the search, a guess is no prediction.

@@ -13,11 +13,10 @@ import numpy as np
 
 from autolr.documents import Document
 from autolr.errors import AutoLRError, RunError
-from autolr.search.confirm import ENOUGH
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
 from autolr.search.sampler import Encoding, observations
-from autolr.search.surrogate import Surrogate
+from autolr.search.surrogate import ENOUGH, Surrogate
 from autolr.study import Range
 
 # Of a range's logarithm, the share next to a bound in which a winner says that the best may lie outside.

@@ -7,18 +7,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
-import torch
 from pydantic import ValidationError
 
 from autolr import documents
 from autolr.documents import Document
 from autolr.errors import RunError
-from autolr.pack.resources import Recorder, Training
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Running, Watcher
+
+if TYPE_CHECKING:
+    import torch
+
+    from autolr.pack.resources import Recorder, Training
 
 # Losses of a slot that are kept for its line, and seconds between writes.
 CURVE, EVERY = 200, 1.0
@@ -216,6 +219,8 @@ class ResourceWatcher(Watcher):
         self._places.pop(id(running), None)
 
     def _training(self, one: Running) -> Training:
+        from autolr.pack.resources import Training
+
         return Training(self._place(one), one.job.label, one.slot.step, one.slot.tokens, round(one.seconds, 3))
 
     def _place(self, one: Running) -> int:
@@ -273,6 +278,8 @@ def observed(
     if worker is not None:
         folder.workers.mkdir(parents=True, exist_ok=True)
     state = StateFile(folder.live if worker is None else folder.workers / f"{worker}.json")
+    from autolr.pack.resources import Recorder
+
     recorder = Recorder(folder.resources if worker is None else folder.workers / f"{worker}.parquet", device)
     others = [watcher] if watcher else []
     ended: Ended = "stopped"

@@ -15,6 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+# Fewer trials than this give no surrogate.
+ENOUGH = 8
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # Of more observations than this the best half and an even pick of the others are kept: what the bad ones would add is

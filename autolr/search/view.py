@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from autolr.display import spell
 from autolr.search.state import SlotState, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -66,13 +67,6 @@ class View:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 2]}.."
-
-
-def spell(text: str, encoding: str | None) -> str:
-    """Return a text in letters that an output's encoding has."""
-    if (encoding or "").lower().startswith("utf"):
-        return text
-    return text.replace("λ=", "ratio=").replace("λ", "ratio").replace("η", "lr").encode("ascii", "replace").decode()
 
 
 def spark(values: Sequence[float], width: int) -> str:

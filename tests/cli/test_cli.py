@@ -154,6 +154,19 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_f
     assert len(SearchResult.load(out).ended()) == total
 
 
+def test_verbs_that_only_read_do_not_wait_for_torch(in_folder):
+    code = """
+import contextlib, sys
+from autolr import cli
+for words in (["ls"], ["runs", "none"], ["watch", "none"], ["report", "none"], ["predict", "none", "--lr-v", "1e-3"]):
+    with contextlib.suppress(SystemExit):
+        cli.main(words)
+    assert "torch" not in sys.modules, words
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("pressed", [True, False])
 def test_what_fails_because_of_ctrl_c_is_ctrl_c(pressed, study_file, in_folder, monkeypatch, capsys):
     def broken(*_, **__) -> None:

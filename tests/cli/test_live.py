@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.live import Live
 
 from autolr import cli
-from autolr.cli.live import Screen, fold, is_live
+from autolr.cli.live import Screen, is_live
+from autolr.cli.output import fold
 from autolr.search.run import search
 from autolr.search.state import Best, SlotState, State
 from autolr.search.view import View, spell
