@@ -75,7 +75,7 @@ def main() -> None:
         "heads_choice",
         settings={
             "known": known,
-            "pool": 2 * half,
+            "pool": 2 * min(half, POOL // 2),
             "taken": taken,
             "steps": steps,
             "seeds": seeds,
