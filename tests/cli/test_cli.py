@@ -1,15 +1,17 @@
-"""The command line as a user meets it, in processes of their own."""
+"""The command line as a user meets it."""
 
 from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -23,9 +25,20 @@ from autolr.study import Study
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def autolr(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+def apart(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
     command = [sys.executable, "-m", "autolr", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def autolr(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which has imported what it needs."""
+    words = [str(argument) for argument in arguments]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(words, int(stop.value.code or 0), *said)
 
 
 @pytest.fixture
@@ -59,7 +72,7 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
 
 def test_search_train_report(study_file, in_folder):
     out = in_folder / "run"
-    done = autolr("search", study_file, "--out", out, "--train", "budget.trials=6", "--device", "cpu")
+    done = apart("search", study_file, "--out", out, "--train", "budget.trials=6", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "verdict " in done.stdout and "confirm  accuracy" in done.stdout
@@ -216,7 +229,7 @@ def test_a_full_disk_is_said_so(study_file, in_folder, monkeypatch, capsys):
     assert "no space left on the device (curves.jsonl)" in capsys.readouterr().err
     monkeypatch.undo()
     os.chdir(in_folder)
-    assert autolr("search", "--out", in_folder / "run", cwd=in_folder).returncode == 0
+    assert autolr("search", "--out", "run").returncode == 0
 
 
 def test_own_data_without_a_study_is_a_study_of_its_own(reviews, model_folders):

@@ -18,7 +18,7 @@ from autolr.cli.init import commented
 from autolr.foreign.export import TOOLS
 from autolr.search.run import search
 from autolr.study import Study
-from tests.cli.test_cli import autolr
+from tests.cli.test_cli import apart, autolr
 
 
 def test_init_without_questions(in_folder, reviews):
@@ -34,7 +34,7 @@ def test_init_without_questions(in_folder, reviews):
 
 
 def test_init_names_what_it_needs(in_folder):
-    done = autolr("init", stdin=subprocess.DEVNULL)
+    done = apart("init", stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (2, "error: --data: which data? Give a file or a hub data set\n")
     assert not (in_folder / "study.yaml").exists()
 
@@ -151,8 +151,8 @@ def test_help_tells_exit_codes_and_colours():
 
 def test_no_color():
     forced = {**os.environ, "FORCE_COLOR": "1", "TERMINAL_WIDTH": "100"}
-    coloured = autolr("search", "--help", env={key: v for key, v in forced.items() if key != "NO_COLOR"}).stdout
-    plain = autolr("search", "--help", env={**forced, "NO_COLOR": "1"}).stdout
+    coloured = apart("search", "--help", env={key: v for key, v in forced.items() if key != "NO_COLOR"}).stdout
+    plain = apart("search", "--help", env={**forced, "NO_COLOR": "1"}).stdout
     colours = [f"\x1b[{code}" for code in ("31", "32", "33", "34", "35", "36", "1;31", "1;32", "1;33", "1;36")]
     assert any(colour in coloured for colour in colours) and not any(colour in plain for colour in colours)
 
