@@ -56,22 +56,22 @@ def close(one: Path, other: Path, tolerance: float) -> None:
         torch.testing.assert_close(value, others[name], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("fits", [0, 2], ids=["whole", "in parts"])
-def test_two_processes_train_what_one_trains(recipe, tmp_path, fits):  # noqa: F811
+def test_two_processes_train_what_one_trains_whole_or_in_parts(recipe, tmp_path):  # noqa: F811
     recipe = in_float64(recipe.model_copy(update={"rates": Rates(q=0.005, v=0.02, head=0.01)}))
     recipe.save(tmp_path / "recipe.yaml")
     worker(tmp_path / "recipe.yaml", tmp_path / "alone", 0)
-    launch(ROOT / "tests/train/worker.py", tmp_path / "recipe.yaml", tmp_path / "two", fits)
-    close(tmp_path / "two", tmp_path / "alone", 1e-6)
-    together = [json.loads((tmp_path / f"two-{rank}.json").read_text()) for rank in (0, 1)]
-    for told in together:
-        assert told["groups"] == pytest.approx({"q": 0.005, "v": 0.02, "head": 0.01})
-        # The recipe's batch of 8 is 4 for each process, in parts of 2 where no more fit.
-        assert set(told["batches"][-recipe.steps * (2 if fits else 1) :]) == {2 if fits else 4}
-    found, alone = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "alone"))
-    assert found["confirm"] == pytest.approx(alone["confirm"], abs=1e-6)
-    losses = [[entry["loss"] for entry in one["log"] if "loss" in entry] for one in (found, alone)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    # The recipe's batch of 8 is 4 for each process, in parts of 2 where no more fit.
+    for two, fits, batch in (("whole", 0, 4), ("parts", 2, 2)):
+        launch(ROOT / "tests/train/worker.py", tmp_path / "recipe.yaml", tmp_path / two, fits)
+        close(tmp_path / two, tmp_path / "alone", 1e-6)
+        together = [json.loads((tmp_path / f"{two}-{rank}.json").read_text()) for rank in (0, 1)]
+        for told in together:
+            assert told["groups"] == pytest.approx({"q": 0.005, "v": 0.02, "head": 0.01})
+            assert set(told["batches"][-recipe.steps * (4 // batch) :]) == {batch}
+        found, alone = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in (two, "alone"))
+        assert found["confirm"] == pytest.approx(alone["confirm"], abs=1e-6)
+        losses = [[entry["loss"] for entry in one["log"] if "loss" in entry] for one in (found, alone)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
 def test_a_language_model_counts_each_token_once_in_two_processes(recipe, model_folders, tmp_path):  # noqa: F811
