@@ -131,6 +131,28 @@ class CurveSampler(BaseSampler):
         return pick
 
 
+class _Axis(NamedTuple):
+    """What of a dimension is looked up for every trial.
+
+    Attributes:
+        corners: choices that get a column each, from `column` on; None: the dimension has one.
+    """
+
+    name: str
+    column: int
+    corners: Sequence[Any] | None
+    is_log: bool
+    low: float
+    length: float
+
+    @classmethod
+    def of(cls, name: str, column: int, distribution: BaseDistribution) -> _Axis:
+        if _is_nominal(distribution):
+            return cls(name, column, distribution.choices, False, 0.0, 1.0)  # type: ignore[attr-defined]
+        low, high = _bounds(distribution)
+        return cls(name, column, None, _is_log(distribution), low, max(high - low, 1e-12))
+
+
 class Encoding:
     """Candidates as points of the unit cube.
 
@@ -148,6 +170,7 @@ class Encoding:
             self.columns[name] = slice(at, at + width)
             at += width
         self.width = at
+        self._axes = [_Axis.of(name, self.columns[name].start, each) for name, each in self.space.items()]
 
     def __len__(self) -> int:
         return self.width
@@ -162,13 +185,12 @@ class Encoding:
     def encode(self, params: Mapping[str, Any]) -> Array:
         """Return the point of a candidate."""
         point = np.zeros(self.width)
-        for name, distribution in self.space.items():
-            columns = self.columns[name]
-            if _is_nominal(distribution):
-                point[columns.start + distribution.choices.index(params[name])] = 1.0  # type: ignore[attr-defined]
+        for axis in self._axes:
+            value = params[axis.name]
+            if axis.corners is not None:
+                point[axis.column + axis.corners.index(value)] = 1.0
             else:
-                low, high = _bounds(distribution)
-                point[columns.start] = (_scaled(distribution, params[name]) - low) / max(high - low, 1e-12)
+                point[axis.column] = ((math.log(value) if axis.is_log else float(value)) - axis.low) / axis.length
         return point
 
     def decode(self, point: Array) -> dict[str, Any]:
@@ -270,8 +292,11 @@ def _is_nominal(distribution: BaseDistribution) -> bool:
 
 
 def _scaled(distribution: BaseDistribution, value: Any) -> float:
-    is_log = isinstance(distribution, CategoricalDistribution) or distribution.log  # type: ignore[attr-defined]
-    return math.log(value) if is_log else float(value)
+    return math.log(value) if _is_log(distribution) else float(value)
+
+
+def _is_log(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, CategoricalDistribution) or distribution.log  # type: ignore[attr-defined]
 
 
 def _bounds(distribution: BaseDistribution) -> tuple[float, float]:
