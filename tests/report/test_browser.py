@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -229,3 +231,13 @@ def test_the_dashboard_shows_our_figures_while_a_search_writes(browser, small_st
     finally:
         process.kill()
         process.wait()
+
+
+def test_how_soon_the_page_shows_is_measured_in_a_browser(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "studies" / "benchmarks" / "page.py"
+    command = [sys.executable, str(script), "--quick", "--trials", "6", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "BROWSER_PATH": str(CHROME)})
+    assert done.returncode == 0, done.stderr
+    document = json.loads(next(tmp_path.glob("page-*.json")).read_text())
+    assert document["settings"]["trials"] == 6 and len(document["rows"]) == 2
+    assert 0 < document["figures"]["loaded_s"] <= document["figures"]["first_figures_s"]
