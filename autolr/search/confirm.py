@@ -124,17 +124,25 @@ class Confirmation(Source):
         pack: scores them.
         data: *select* chooses the winner, *confirm* judges it.
         claims: on the repeats; None: nobody else trains them.
+        save_every: steps between checkpoints of a job.
     """
 
     rungs: tuple[int, ...] = ()
 
     def __init__(
-        self, jobs: Sequence[Job], path: Path, pack: Pack, data: Prepared, claims: Alone | None = None
+        self,
+        jobs: Sequence[Job],
+        path: Path,
+        pack: Pack,
+        data: Prepared,
+        claims: Alone | None = None,
+        save_every: int = 0,
     ) -> None:
         self.path = path
         self.pack = pack
         self.data = data
         self.claims = claims or Alone()
+        self.save_every = save_every
         self.trained_tokens = self.evaluated_tokens = 0
         self._scores: dict[Running, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._queue = list(jobs)

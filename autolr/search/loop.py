@@ -88,10 +88,13 @@ class Source(Protocol):
     """Where jobs come from and where their results go.
 
     Attributes:
+        rungs: steps at which jobs are scored and decided on, and their checkpoints written.
+        save_every: steps between checkpoints of a job that has no rungs for so long; 0: the clock on the wall tells.
         clock: steps this worker has taken; the loop keeps it up to date.
     """
 
     rungs: tuple[int, ...]
+    save_every: int = 0
     clock: int = 0
 
     def resumed(self, keeper: Keeper) -> list[tuple[int, Job | None]]:
@@ -194,7 +197,8 @@ def _step(pack: Pack, source: Source, running: list[Running], keeper: Keeper) ->
     pack.step()
     source.clock += 1
     here = [r for r in running if r.slot.step in source.rungs or r.slot.done]
-    if here or pack.lag >= LAG or keeper.due:
+    kept = [r for r in running if r in here or (source.save_every and r.slot.step % source.save_every == 0)]
+    if kept or pack.lag >= LAG or keeper.due:
         pack.flush()
     for one in running:
         if one.slot.unfit:
@@ -209,7 +213,7 @@ def _step(pack: Pack, source: Source, running: list[Running], keeper: Keeper) ->
     share = (time.perf_counter() - start) / len(running)
     for one in running:
         one.seconds += share
-    for one in here:
+    for one in kept:
         if one.outcome is None:
             keeper.save(pack, one, source.clock)
     return any(one.outcome is not None for one in running)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from autolr import documents
 from autolr.data.tasks import task_of
@@ -181,6 +183,32 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_end(undisturbed, small_stu
         with pytest.raises(KeyboardInterrupt):
             search(small_study, tmp_path / str(steps), device="cpu", watcher=Stop(steps))
         assert same(search(small_study, tmp_path / str(steps), device="cpu"), undisturbed)
+
+
+class StopInTheFinals(Stop):
+    """Presses Ctrl-C after so many steps of the finals."""
+
+    phase_now = ""
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        self.phase_now = name
+
+    def stepped(self, running, capacity) -> None:
+        if self.phase_now == "finals":
+            super().stepped(running, capacity)
+
+
+def test_what_has_no_rungs_is_kept_as_often_as_trials_are(undisturbed, small_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "EVERY", 1e9)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        search(small_study, run, device="cpu", watcher=StopInTheFinals(15))
+    kept = sorted((run / "slots").glob("final-*.safetensors"))
+    assert kept
+    for file in kept:
+        with safe_open(file, framework="pt") as tensors:
+            assert json.loads(tensors.metadata()["autolr"])["step"] == 12  # rungs are at 4 and 8
+    assert same(search(small_study, run, device="cpu"), undisturbed)
 
 
 def test_a_search_killed_with_signal_9_goes_on_with_the_same_command(undisturbed, small_study, tmp_path):
