@@ -23,6 +23,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # Of more observations than this the best half and an even pick of the others are kept: what the bad ones would add is
 # how bad they are. Of so many as `LEARNED` the kernel is learned.
 MOST, LEARNED = 320, 96
+# Of more trials under way than this those that promise most are taken into account: near the others nobody looks.
+UNDER_WAY = 64
 # Rungs this factor apart in steps are a unit of the step axis apart.
 STEP_UNIT = math.log(8.0)
 
@@ -88,13 +90,17 @@ class Surrogate:
         return cls(process, inputs, targets, np.unique(points, axis=0), last, middle, scale, offsets)
 
     def imagine(self, points: Array) -> Surrogate:
-        """Return the surrogate as if `points` had ended as it expects them to."""
+        """Return the surrogate as if `points`, or the most promising of many, had ended as it expects them to."""
         if not len(points):
             return self
         inputs = np.column_stack([points, np.zeros(len(points))])
         process = GaussianProcessRegressor(self.process.kernel_, optimizer=None)
+        expected = self.process.predict(inputs)
+        if len(points) > UNDER_WAY:
+            kept = np.argsort(expected, kind="stable")[:UNDER_WAY]
+            points, inputs, expected = points[kept], inputs[kept], expected[kept]
         all_inputs = np.concatenate([self.inputs, inputs])
-        all_targets = np.concatenate([self.targets, self.process.predict(inputs)])
+        all_targets = np.concatenate([self.targets, expected])
         process.fit(all_inputs, all_targets)
         return Surrogate(
             process,

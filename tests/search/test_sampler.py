@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from autolr.search.sampler import CurveSampler, Encoding, Prior
-from autolr.search.surrogate import MOST, Surrogate, _thinned
+from autolr.search.surrogate import MOST, UNDER_WAY, Surrogate, _thinned
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RULE = 2e-3
@@ -166,3 +166,16 @@ def test_after_many_trials_the_surrogate_is_as_good_and_no_larger():
     near = truth < np.quantile(truth, 0.2)
     assert np.abs(mean - truth)[near].max() < 0.03
     assert np.corrcoef(mean, truth)[0, 1] > 0.95
+
+
+def test_of_many_trials_under_way_the_most_promising_are_taken_into_account():
+    rng = np.random.default_rng(0)
+    points = rng.random((40, 2))
+    found = Surrogate.fit(points, np.full(40, 8.0), ((points - 0.3) ** 2).sum(1))
+    few, many = rng.random((5, 2)), rng.random((200, 2))
+    assert len(found.imagine(few).inputs) == 45
+    imagined = found.imagine(many).inputs[40:, :2]
+    expected = found.predict(imagined)[0]
+    left_out = [point for point in many if not (imagined == point).all(1).any()]
+    assert len(imagined) == UNDER_WAY and len(left_out) == 200 - UNDER_WAY
+    assert expected.max() <= found.predict(np.array(left_out))[0].min()
