@@ -165,7 +165,7 @@ def figure(widths: list[int], found: dict[str, list[float]]) -> str:
         'font-family="system-ui, sans-serif" font-size="13" role="img">',
         "<title>The best ratio by the model's width</title>",
         f'<rect width="{left + across + 40}" height="{top + down + 60}" fill="#ffffff"/>',
-        f'<text x="{left}" y="20">λ of the best rates (filled), λ of equal steps (hollow), Theorem 2 (dotted)</text>',
+        '<text x="16" y="20">λ of the best rates (filled), λ of equal steps (hollow), Theorem 2 (dotted)</text>',
     ]
     for power in range(math.ceil(low), math.floor(high) + 1, max(1, round((high - low) / 8))):
         y = at(widths[0], power).split(",")[1]
