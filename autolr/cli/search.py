@@ -217,7 +217,6 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
 
 
 def _show_result(result: SearchResult) -> None:
-
     recipe = result.recipe
     assert recipe is not None and recipe.evidence is not None
     cost = recipe.evidence.cost

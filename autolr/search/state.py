@@ -275,11 +275,11 @@ def observed(
         watcher: is told as well.
         worker: name of one of several workers; its files lie in `workers/`.
     """
+    from autolr.pack.resources import Recorder
+
     if worker is not None:
         folder.workers.mkdir(parents=True, exist_ok=True)
     state = StateFile(folder.live if worker is None else folder.workers / f"{worker}.json")
-    from autolr.pack.resources import Recorder
-
     recorder = Recorder(folder.resources if worker is None else folder.workers / f"{worker}.parquet", device)
     others = [watcher] if watcher else []
     ended: Ended = "stopped"

@@ -161,7 +161,7 @@ def test_a_search_that_dies_at_any_write_goes_on_as_if_it_had_not(undisturbed, s
     with monkeypatch.context() as patch:
         total = writes_of(small_study, tmp_path / "counted", patch)
     rng = random.Random(0)
-    deaths = sorted(rng.sample(range(20, total - 1), 4))
+    deaths = sorted(rng.sample(range(20, total - 1), 6))
     run = tmp_path / "run"
     for number, at in enumerate(deaths):
         shutil.rmtree(run, ignore_errors=True)
