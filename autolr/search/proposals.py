@@ -19,7 +19,7 @@ from autolr.study import Study
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -> None:
+def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -> CurveSampler:
     """Give a study of Optuna the search's sampler and pruner.
 
     Args:
@@ -27,15 +27,19 @@ def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -
         study: says what is searched.
         space: its space for the model.
         length: steps of a trial.
+
+    Returns:
+        The sampler.
     """
     rungs, prune = study.search.rung_steps(length), study.search.prune
-    trials.sampler = CurveSampler(
+    trials.sampler = sampler = CurveSampler(
         study.seed,
         space=space.distributions,
         priors=prior.priors(study.search.prior, space),
         counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
     )
     trials.pruner = ChancePruner(rungs, length, prune) if prune else NopPruner()
+    return sampler
 
 
 def candidate_of(trial: optuna.Trial | FrozenTrial, space: SearchSpace) -> Candidate:

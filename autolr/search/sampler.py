@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +72,16 @@ class CurveSampler(BaseSampler):
         self.counts = counts or (lambda trial: True)
         self.startup = startup
         self._fitted: tuple[Any, Surrogate] | None = None
+        self._known: Sequence[FrozenTrial] | None = None
+
+    @contextmanager
+    def knowing(self, trials: Sequence[FrozenTrial]) -> Iterator[None]:
+        """Propose from these trials in the meantime: all of the study, by one who keeps others from adding any."""
+        self._known = trials
+        try:
+            yield
+        finally:
+            self._known = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the dimensions that are proposed together: all."""
@@ -89,8 +100,8 @@ class CurveSampler(BaseSampler):
         if not search_space:
             return {}
         encoding = Encoding(search_space, self.priors)
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        trials = [t for t in trials if encoding.holds(t) and self.counts(t)]
+        known = self._known if self._known is not None else study.get_trials(deepcopy=False)
+        trials = [t for t in known if t.number != trial.number and encoding.holds(t) and self.counts(t)]
         told = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         rng = np.random.default_rng([self.seed, trial.number])

@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -144,13 +145,12 @@ class Surrogate:
 
     def best_points(self, count: int) -> Array:
         """Return the observed candidates that are expected to be best."""
-        mean, _ = self._posterior(self.points)
-        best: Array = self.points[np.argsort(mean)[:count]]
+        best: Array = self.points[np.argsort(self._expected)[:count]]
         return best
 
     def log_expected_improvement(self, points: Array) -> Array:
         """Return the logarithm of the expected improvement on the best expected among those observed."""
-        best = float(self._posterior(self.points)[0].min())
+        best = float(self._expected.min())
         mean, deviation = self._posterior(points)
         z = (best - mean) / deviation
         # log(φ(z) + z Φ(z)); for z far below 0 by its expansion φ(z) / z².
@@ -174,6 +174,11 @@ class Surrogate:
         root = np.linalg.cholesky(covariance + (1e-6 - noise) * np.eye(len(points)) + 1e-5 * np.eye(len(points)))
         drawn: Array = self.middle + self.scale * (mean + rng.standard_normal((count, len(points))) @ root.T)
         return drawn
+
+    @cached_property
+    def _expected(self) -> Array:
+        """The mean at each point that was observed."""
+        return self._posterior(self.points)[0]
 
     def _posterior(self, points: Array) -> tuple[Array, Array]:
         inputs = np.column_stack([points, np.zeros(len(points))])

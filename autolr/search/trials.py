@@ -72,7 +72,7 @@ class Trials(Source):
         self.trained_tokens = 0
         self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent
         self.optuna = claims.study
-        proposals.equip(self.optuna, study, space, length)
+        self.sampler = proposals.equip(self.optuna, study, space, length)
         self.subset = Subset(data.select, study.training.batch_size, study.seed)
         self._live: dict[int, optuna.Trial] = {}
         with claims.lock():
@@ -112,15 +112,17 @@ class Trials(Source):
         None when the budget is spent, or the space is used up.
         """
         with self.claims.lock():
-            under_way = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            there = self.optuna.get_trials(deepcopy=False)  # once: with many workers it is most of what asking takes
+            under_way = [trial for trial in there if trial.state == TrialState.RUNNING]
             signs = self.optuna.user_attrs
             for trial in under_way:
                 if trial.number not in self._live and not self.claims.alive(_claim(trial)[0], signs):
                     return self._job(self._claimed(trial))
-            spent = len(self.counted()) + len(under_way)
-            if spent >= self.study.budget.trials or time.monotonic() > self.deadline:
+            ended = [trial for trial in there if trial.state in COUNTED]
+            if len(ended) + len(under_way) >= self.study.budget.trials or time.monotonic() > self.deadline:
                 return None
-            asked = self._ask()
+            with self.sampler.knowing(there):
+                asked = self._ask(ended)
             if asked is None:
                 return None
             asked.set_user_attr(CLAIM, [self.claims.me, self.clock])
@@ -244,9 +246,9 @@ class Trials(Source):
         except optuna.exceptions.UpdateFinishedTrialError:
             return  # another worker has taken the trial over, and ended it
 
-    def _ask(self) -> optuna.Trial | None:
+    def _ask(self, ended: list[optuna.trial.FrozenTrial]) -> optuna.Trial | None:
         trial = proposals.propose(self.optuna, self.space)
-        while trial is not None and (lighter := self._lighter(trial)) is not None:
+        while trial is not None and (lighter := self._lighter(trial, ended)) is not None:
             # What needs no less memory than a trial that did not fit would not fit either.
             kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
             self.optuna.enqueue_trial({**trial.params, "rank": lighter}, user_attrs=kept)
@@ -254,12 +256,12 @@ class Trials(Source):
             trial = proposals.propose(self.optuna, self.space)
         return trial
 
-    def _lighter(self, trial: optuna.Trial) -> int | None:
+    def _lighter(self, trial: optuna.Trial, ended: list[optuna.trial.FrozenTrial]) -> int | None:
         """Return a rank that may fit the memory, where trials that did not fit say that the trial's own does not."""
         ranks = getattr(self.space.distributions.get("rank"), "choices", ())
         unfit = [
             self.space.candidate(t.params)
-            for t in self.counted()
+            for t in ended
             if t.user_attrs.get("outcome") == "infeasible" and t.user_attrs.get("rule") != "qkv"
         ]
         if not unfit or "rank" not in trial.params or trial.user_attrs.get("rule") == "qkv":

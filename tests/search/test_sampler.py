@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import optuna
@@ -94,6 +95,21 @@ def test_the_same_trials_give_the_same_proposal():
         study.add_trials(trials)
         proposals.append(study.ask(SPACE).params)
     assert proposals[0] == proposals[1]
+
+
+def test_what_has_just_been_read_is_not_read_again(monkeypatch):
+    there, proposed = search(ours(), 2), []
+    for knows in (False, True):
+        study = optuna.create_study(sampler=ours())
+        study.add_trials(there)
+        with study.sampler.knowing(there) if knows else nullcontext(), monkeypatch.context() as patch:
+            if knows:
+                patch.setattr(study, "get_trials", lambda **_: pytest.fail("the trials were read"))
+            proposed.append(study.ask(SPACE).params)
+    assert proposed[0] == proposed[1]
+    with study.sampler.knowing(there[:8]):
+        assert study.ask(SPACE).params != proposed[0]
+    assert study.sampler._known is None
 
 
 def test_the_start_is_spread_under_the_prior():
