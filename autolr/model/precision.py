@@ -106,7 +106,7 @@ class _Rounded:
 
     def __call__(self, x: Tensor) -> Tensor:
         product: Tensor = _Product.apply(x, self.weight)  # type: ignore[no-untyped-call]
-        return product if self.bias is None else product + self.bias
+        return product if self.bias is None else product.add_(self.bias)
 
 
 def round_products(model: nn.Module, trained: tuple[str, ...]) -> None:

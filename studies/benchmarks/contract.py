@@ -26,6 +26,8 @@ from autolr.search import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
+# What a quick search of the embedded study judges by.
+FEW = ["data.select=0.02", "data.confirm=0.02"]
 
 
 @dataclass

@@ -31,7 +31,7 @@ def main() -> None:
     options.add_argument("--runs", type=Path, default=Path("runs/repeats"), help="folder of their run folders")
     given = options.parse_args()
     oracle = tables.oracle("sentiment")
-    words = [*SHORT, "baselines=[rule]"] if given.quick else []
+    words = [*SHORT, *contract.FEW, "baselines=[rule]"] if given.quick else []
     count = 1 if given.quick else given.searches
     result = contract.Result("repeats", settings={"quick": given.quick, "searches": count, "oracle": oracle.about})
     excess = []

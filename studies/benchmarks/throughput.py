@@ -364,6 +364,7 @@ def memory_error(result: Result, device: torch.device, *, quick: bool) -> None:
         "search.repeats=2",
         "baselines=[rule]",
     ]
+    words += contract.FEW if quick else []
     trials = 2 if quick else 8
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "autolr", "search", *words, "--no-train", "--plain"]

@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_search(finished, tmp_path):
     assert facts(again) == facts(result)
 
 
-@pytest.mark.parametrize("steps", [1, 10, 40, 60])
+@pytest.mark.parametrize("steps", [1, 40, 60])
 def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path, steps):
     result, _ = finished
     with pytest.raises(KeyboardInterrupt):

@@ -153,13 +153,15 @@ def writes_of(study, folder: Path, patch: pytest.MonkeyPatch) -> int:
     return count[0]
 
 
-def test_a_search_that_dies_at_any_write_goes_on_as_if_it_had_not(undisturbed, small_study, tmp_path, monkeypatch):
+def test_a_search_that_dies_at_any_write_goes_on_as_if_it_had_not(small_study, tmp_path, monkeypatch):
+    study = small_study.model_copy(update={"budget": small_study.budget.model_copy(update={"trials": 6})})
     asked = itertools.count()
     # Checkpoints of all slots at every third step, whatever the clock on the wall says.
     monkeypatch.setattr(checkpoints.Checkpoints, "due", property(lambda self: next(asked) // 2 % 3 == 2))
     monkeypatch.setattr(state, "EVERY", 1e9)
     with monkeypatch.context() as patch:
-        total = writes_of(small_study, tmp_path / "counted", patch)
+        total = writes_of(study, tmp_path / "counted", patch)
+    undisturbed = SearchResult.load(tmp_path / "counted")
     rng = random.Random(0)
     deaths = sorted(rng.sample(range(20, total - 1), 6))
     run = tmp_path / "run"
@@ -169,9 +171,9 @@ def test_a_search_that_dies_at_any_write_goes_on_as_if_it_had_not(undisturbed, s
         with monkeypatch.context() as patch:
             fail_at(patch, at, half=number % 2 == 0)
             with pytest.raises(Killed):
-                search(small_study, run, device="cpu")
+                search(study, run, device="cpu")
         before = SearchResult.load(run)
-        result = search(small_study, run, device="cpu")
+        result = search(study, run, device="cpu")
         assert same(result, undisturbed), f"killed at write {at} of {total}"
         kept = {trial.number: trial for trial in result.ended()}
         assert all(kept[trial.number] == trial for trial in before.ended())

@@ -42,11 +42,11 @@ def in_float64(recipe: Recipe) -> Recipe:  # noqa: F811
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "fp32"})})
 
 
-def worker(*words: object) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, ROOT / "tests/train/worker.py", *words]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture
+def in_double(monkeypatch) -> None:
+    """Trains in float64, as the workers do."""
+    made = adapters.peft_model
+    monkeypatch.setattr(adapters, "peft_model", lambda *arguments: made(*arguments).double())
 
 
 def close(one: Path, other: Path, tolerance: float) -> None:
@@ -56,10 +56,10 @@ def close(one: Path, other: Path, tolerance: float) -> None:
         torch.testing.assert_close(value, others[name], rtol=0, atol=tolerance)
 
 
-def test_two_processes_train_what_one_trains_whole_or_in_parts(recipe, tmp_path):  # noqa: F811
+def test_two_processes_train_what_one_trains_whole_or_in_parts(recipe, in_double, tmp_path):  # noqa: F811
     recipe = in_float64(recipe.model_copy(update={"rates": Rates(q=0.005, v=0.02, head=0.01)}))
     recipe.save(tmp_path / "recipe.yaml")
-    worker(tmp_path / "recipe.yaml", tmp_path / "alone", 0)
+    train(recipe, tmp_path / "alone", device="cpu")
     # The recipe's batch of 8 is 4 for each process, in parts of 2 where no more fit.
     for two, fits, batch in (("whole", 0, 4), ("parts", 2, 2)):
         launch(ROOT / "tests/train/worker.py", tmp_path / "recipe.yaml", tmp_path / two, fits)
@@ -74,22 +74,30 @@ def test_two_processes_train_what_one_trains_whole_or_in_parts(recipe, tmp_path)
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
-def test_a_language_model_counts_each_token_once_in_two_processes(recipe, model_folders, tmp_path):  # noqa: F811
+def test_a_language_model_counts_each_token_once_in_two_processes(
+    recipe,  # noqa: F811
+    in_double,
+    model_folders,
+    tmp_path,
+):
     training = recipe.training.model_copy(update={"batch_size": 4, "precision": "fp32"})
     language = {"model": model_folders["lm"], "task": "lm", "metric": "perplexity", "classes": [], "steps": 6}
     data = recipe.data.model_copy(update={"text_column": "text"})
     told = {**language, "training": training, "data": data, "data_fingerprint": None, "rates": Rates(q=0.005, v=0.02)}
     recipe = recipe.model_copy(update=told)
     recipe.save(tmp_path / "recipe.yaml")
-    worker(tmp_path / "recipe.yaml", tmp_path / "alone", 0)
+    train(recipe, tmp_path / "alone", device="cpu")
     launch(ROOT / "tests/train/worker.py", tmp_path / "recipe.yaml", tmp_path / "two", 0)
     close(tmp_path / "two", tmp_path / "alone", 1e-6)
 
 
-@pytest.mark.parametrize("fits", [4, 2, 1])
-def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(recipe, tmp_path, monkeypatch, fits):  # noqa: F811
-    made, own, recipe = adapters.peft_model, run.forward, in_float64(recipe)
-    monkeypatch.setattr(adapters, "peft_model", lambda *arguments: made(*arguments).double())
+def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(
+    recipe,  # noqa: F811
+    in_double,
+    tmp_path,
+    monkeypatch,
+):
+    own, recipe = run.forward, in_float64(recipe)
     alone = train(recipe, tmp_path / "alone", device="cpu")
 
     def forward(model, batch):
@@ -98,8 +106,9 @@ def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(recipe, tmp_
         return own(model, batch)
 
     monkeypatch.setattr(run, "forward", forward)
-    train(recipe, tmp_path / "parts", device="cpu")
-    close(tmp_path / "parts", alone.folder, 1e-6)
+    for fits in (4, 2, 1):
+        train(recipe, tmp_path / f"parts of {fits}", device="cpu")
+        close(tmp_path / f"parts of {fits}", alone.folder, 1e-6)
     fits = 0
     with pytest.raises(RunError, match=r"one text of \d+ tokens does not fit"):
         train(recipe, tmp_path / "none", device="cpu")
