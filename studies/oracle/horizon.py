@@ -2,10 +2,11 @@
 
     python studies/oracle/horizon.py
 
-Three ways to choose from trials of a quarter of the steps, each by its loss on *select*: copied blindly from runs
-with a schedule of their own; the same with lr_v and lr_q moved down by the power of the lengths that fits best here,
-to the nearest candidate; and the first quarter of full runs, averaged weights, as `autolr search` does. Each is
-charged what its choice ends at, on *confirm*, above the best.
+Ways to choose from trials of a quarter of the steps, each by its loss on *select*: copied blindly from runs with a
+schedule of their own; the same with lr_v and lr_q moved down by the power of the lengths that fits best here, to the
+nearest candidate; the first quarter of full runs, averaged weights, as `autolr search` ranks its trials; and the best two
+of these trained to the end, the better of which it takes. Each is charged what its choice ends at, on *confirm*, above
+the best.
 """
 
 from __future__ import annotations
@@ -53,10 +54,13 @@ def table(runs: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -
     best = min(truth.values())
     of_own = chosen(losses(own, short, False, "select"))
     power = min(POWERS, key=lambda p: truth[carried(of_own, (end / short) ** p, list(truth))])
+    quarter, ended = losses(runs, short, True, "select"), losses(runs, end, True, "select")
+    two = sorted(quarter, key=lambda rates: (quarter[rates], rates))[:2]
     ways = {
         f"a schedule of {short} steps, copied blindly": of_own,
         f"the same, rates times ({short}/{end})^{power:g}": carried(of_own, (end / short) ** power, list(truth)),
-        f"the first {short} of {end} steps, averaged": chosen(losses(runs, short, True, "select")),
+        f"the first {short} of {end} steps, averaged": chosen(quarter),
+        "the best two of these, trained to the end": chosen({rates: ended[rates] for rates in two}),
         f"the first {short} of {end} steps, as they are": chosen(losses(runs, short, False, "select")),
     }
     return [

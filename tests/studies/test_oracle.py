@@ -114,14 +114,23 @@ def test_what_copying_a_short_run_costs(script):
         return {"lr_v": lr_v, "ratio": lr_v / 1e-3, "rank": 8, "seed": 0, "rungs": kept}
 
     # Of three rates the highest is best in short runs, and the middle one in long ones.
-    ends, shorts, averages = {1e-3: 0.44, 2e-3: 0.40, 4e-3: 0.48}, {1e-3: 0.6, 2e-3: 0.5, 4e-3: 0.4}, (0.6, 0.5, 0.55)
-    whole = [
-        run(v, [(100, False, shorts[v]), (100, True, average), (400, False, ends[v]), (400, True, ends[v])])
-        for v, average in zip(ends, averages, strict=True)
-    ]
+    ends, shorts = {1e-3: 0.44, 2e-3: 0.40, 4e-3: 0.48}, {1e-3: 0.6, 2e-3: 0.5, 4e-3: 0.4}
     own = [run(v, [(100, False, shorts[v]), (100, True, shorts[v])]) for v in ends]
-    blind, moved, averaged, raw = horizon.table(whole, own)
+
+    def rows(*averages: float) -> list[dict]:
+        whole = [
+            run(v, [(100, False, shorts[v]), (100, True, average), (400, False, ends[v]), (400, True, ends[v])])
+            for v, average in zip(ends, averages, strict=True)
+        ]
+        return horizon.table(whole, own)
+
+    blind, moved, averaged, two, raw = rows(0.6, 0.5, 0.55)
     assert blind["lr_v"] == raw["lr_v"] == 4e-3 and blind["excess_pct"] == pytest.approx(20)
-    assert moved["lr_v"] == averaged["lr_v"] == 2e-3 and averaged["excess_pct"] == 0
+    assert moved["lr_v"] == averaged["lr_v"] == two["lr_v"] == 2e-3 and averaged["excess_pct"] == 0
     # From 0.25 on the short run's best comes nearer to the middle rate than to itself.
     assert moved["way"].endswith("^0.25")
+    # Where the averages are wrong about the best, but not about the best two, these tell at their ends.
+    _, _, averaged, two, _ = rows(0.6, 0.55, 0.5)
+    assert averaged["lr_v"] == 4e-3 and two["lr_v"] == 2e-3
+    _, _, _, two, _ = rows(0.5, 0.6, 0.55)
+    assert two["lr_v"] == 1e-3
