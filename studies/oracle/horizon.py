@@ -4,9 +4,9 @@
 
 Ways to choose from trials of a quarter of the steps, each by its loss on *select*: copied blindly from runs with a
 schedule of their own; the same with lr_v and lr_q moved down by the power of the lengths that fits best here, to the
-nearest candidate; the first quarter of full runs, averaged weights, as `autolr search` ranks its trials; and the best two
-of these trained to the end, the better of which it takes. Each is charged what its choice ends at, on *confirm*, above
-the best.
+nearest candidate; the first quarter of full runs, averaged weights, as `autolr search` ranks its trials; and the
+best two of these trained to the end, the better of which it takes. Each is charged what its choice ends at, on
+*confirm*, above the best.
 """
 
 from __future__ import annotations
