@@ -307,11 +307,11 @@ class Search(Document):
         "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
     )
     finalists: int = Field(
-        2,
+        3,
         ge=1,
         le=1000,
-        description="best candidates, of which the winner is chosen: where trials are shorter than the full run they "
-        "are trained to its end, and so is the rule of thumb; 1: the search's best, without finals",
+        description="best candidates, of which the winner is chosen: where trials are shorter than the full run, "
+        "theirs go on to its end with the rule of thumb's; 1: the search's best, without finals",
     )
     repeats: int = Field(3, ge=2, le=1000, description="seeds of the winner and each rule in the verdict")
     prior: list[Earlier] = Field([], description="earlier searches' winners: tried first, and searched around")

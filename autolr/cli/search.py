@@ -199,7 +199,7 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
         + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
         *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
         *(
-            [f"finals        {found.finals} trainings to the end ({study.search.finalists} finalists and the rule)"]
+            [f"finals        {found.finals} trials go on to the end: {study.search.finalists} finalists and the rule"]
             if found.finals
             else []
         ),

@@ -1,11 +1,11 @@
-"""Checkpoints of trainings that are under way: whoever has them goes on where a process ended."""
+"""Checkpoints of trainings: whoever has them goes on where a process ended, or where a trial did."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,41 +74,49 @@ class Checkpoints(Keeper):
             "clock": clock,
             "seconds": one.seconds,
             "score": one.score,
+            "begun": one.begun,
+            "begun_tokens": one.begun_tokens,
         }
         metadata = {"autolr": json.dumps(head)}
         documents.write_bytes(
-            self._path(one.job), save({name: t.cpu().contiguous() for name, t in state.items()}, metadata)
+            self._path(one.job.key), save({name: t.cpu().contiguous() for name, t in state.items()}, metadata)
         )
 
     def clock(self, job: Job) -> int | None:
         """Return this worker's clock at a job's checkpoint; None: it wrote none."""
-        head = self._head(job)
+        head = self._head(job, job.key)
         return int(head["clock"]) if head is not None and head["worker"] == self.worker else None
 
     def restore(self, pack: Pack, job: Job) -> Running:
-        """Start a job in a free slot, from its checkpoint where there is one."""
-        head = self._head(job)
-        if head is not None:
+        """Start a job in a free slot: from its checkpoint where there is one, or from that of its beginning."""
+        for key in filter(None, (job.key, job.begun_as)):
+            head = self._head(job, key)
+            if head is None:
+                continue
             try:
-                with safe_open(self._path(job), framework="pt") as file:
+                with safe_open(self._path(key), framework="pt") as file:
                     state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
                 losses = state.pop(LOSSES).tolist()
                 slot = pack.restore(job.config, state, head["step"], losses, head["tokens"])
-                return Running(job, slot, score=head["score"], seconds=head["seconds"])
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-                self.watcher.note(f"{self._path(job)}: cannot be gone on from ({error}); {job.label} starts anew")
+                self.watcher.note(f"{self._path(key)}: cannot be gone on from ({error}); {job.label} starts anew")
+                continue
+            if key == job.key:
+                kept = {name: head[name] for name in ("score", "seconds", "begun", "begun_tokens")}
+                return Running(job, slot, **kept)
+            return Running(job, slot, begun=slot.step, begun_tokens=slot.tokens)
         return Running(job, pack.admit(job.config))
 
     def drop(self, job: Job) -> None:
         """Remove the checkpoint of a job that has ended."""
-        self._path(job).unlink(missing_ok=True)
+        self._path(job.key).unlink(missing_ok=True)
 
-    def _path(self, job: Job) -> Path:
-        return self.folder / f"{job.key}.safetensors"
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
-    def _head(self, job: Job) -> dict[str, Any] | None:
-        """Return what a checkpoint says of how far the job is; None where there is none of this very job."""
-        path = self._path(job)
+    def _head(self, job: Job, key: str) -> dict[str, Any] | None:
+        """Return what a checkpoint says of how far the job is; None where there is none of this very training."""
+        path = self._path(key)
         if not path.exists():
             return None
         try:
@@ -122,6 +130,7 @@ class Checkpoints(Keeper):
 
 
 def _identity(job: Job) -> str:
-    """Return what must be the same for a training to be the same."""
-    content = [job.candidate.model_dump(), asdict(job.config)]
+    """Return what must be the same for a training to be the same, however far it goes."""
+    config = job.config if job.config.cool else replace(job.config, stop=None)
+    content = [job.candidate.model_dump(), asdict(config)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

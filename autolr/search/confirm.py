@@ -93,12 +93,28 @@ def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candida
     ]
 
 
-def final_jobs(study: Study, space: SearchSpace, candidates: dict[Candidate, str]) -> list[Job]:
-    """Return the trainings of a search's finals: each candidate with the trials' seed, to the end of the full run."""
+def final_jobs(
+    study: Study, space: SearchSpace, candidates: dict[Candidate, str], trials: Sequence[TrialRecord]
+) -> list[Job]:
+    """Return the trainings of a search's finals: each candidate with the trials' seed, to the end of the full run.
+
+    Args:
+        study: gives the seed.
+        space: gives the rates.
+        candidates: finalists and the rule of thumb, and their labels.
+        trials: of the search; a final goes on with what the trial of its candidate has begun.
+    """
+    furthest_last = sorted(trials, key=lambda trial: max(trial.rungs, default=0))
+    begun = {trial.candidate: trial_key(trial.number) for trial in furthest_last}
     return [
-        Job(label, c, space.slot(c, study.seed, space.steps), number, f"final-{_digest(c)}")
+        Job(label, c, space.slot(c, study.seed, space.steps), number, f"final-{_digest(c)}", begun.get(c, ""))
         for number, (c, label) in enumerate(candidates.items())
     ]
+
+
+def trial_key(number: int) -> str:
+    """Return the key of a trial's job."""
+    return f"trial-{number}"
 
 
 def missing(jobs: Sequence[Job], done: Sequence[RepeatRecord]) -> list[Job]:
@@ -188,7 +204,7 @@ class Confirmation(Source):
         (select, select_said), (confirm, confirm_said) = self._scores.pop(running)
         score = self.pack.task.score
         running.score = float(select.mean())
-        self.trained_tokens += running.slot.tokens
+        self.trained_tokens += running.trained_tokens
         record = RepeatRecord(
             label=job.label,
             candidate=job.candidate,
@@ -201,7 +217,7 @@ class Confirmation(Source):
             losses=_rounded(confirm),
             select_losses=_rounded(select),
             curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
-            tokens=running.slot.tokens,
+            tokens=running.trained_tokens,
             seconds=running.seconds,
         )
         self._taken.discard(job.key)

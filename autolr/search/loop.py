@@ -36,6 +36,7 @@ class Job:
 
     Attributes:
         key: names it in the run folder, in every sitting of a search.
+        begun_as: key of a job that was the beginning of this very training.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Job:
     config: SlotConfig
     number: int
     key: str = ""
+    begun_as: str = ""
 
 
 @dataclass(eq=False)
@@ -52,6 +54,8 @@ class Running:
     Attributes:
         score: the last select loss measured.
         seconds: its share of the device's time.
+        begun: the step at which it went on with what another job had begun.
+        begun_tokens: tokens that were trained by then.
     """
 
     job: Job
@@ -59,6 +63,13 @@ class Running:
     outcome: Outcome | None = None
     score: float | None = None
     seconds: float = 0.0
+    begun: int = 0
+    begun_tokens: int = 0
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that this job has trained itself."""
+        return self.slot.tokens - self.begun_tokens
 
 
 class Keeper:
@@ -120,6 +131,10 @@ class Source(Protocol):
     def ended(self, running: Running) -> bool | None:
         """Keep the result of a job; its slot still holds its weights. False: it had become another worker's."""
 
+    def is_beginning(self, running: Running) -> bool:
+        """Tell whether a job that has ended may be the beginning of another, which would go on from its end."""
+        return False
+
 
 class Watcher:
     """Sees a search happen. Every method may be overridden; none does anything."""
@@ -180,7 +195,10 @@ def drive(pack: Pack, source: Source, watcher: Watcher, keeper: Keeper | None = 
             for one in [r for r in running if r.outcome is not None]:
                 if source.ended(one) is not False:
                     watcher.ended(one)
-                    keeper.drop(one.job)
+                    if source.is_beginning(one):
+                        keeper.save(pack, one, source.clock)
+                    else:
+                        keeper.drop(one.job)
                 pack.evict(one.slot)
                 running.remove(one)
             if keeper.due:

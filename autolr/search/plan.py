@@ -51,7 +51,10 @@ def plan(
     names = [name for name in study.baselines if name != "winner_lr"]
     finals = study.search.finalists + ("rule" in study.baselines) if setting.has_finals else 0
     repeats = ((1 if finals else study.search.finalists) + len(study.baselines)) * study.search.repeats
-    steps = (study.budget.trials + repeats) * setting.length + finals * setting.steps  # at most: some are pruned
+    # At most: some trials are pruned. A final goes on with a trial; the rule's, outside the space, has none.
+    is_tried = "rule" in names and setting.space.holds(setting.space.rule("rule"))
+    begun = study.search.finalists + is_tried if finals else 0
+    steps = (study.budget.trials + repeats - begun) * setting.length + finals * setting.steps
     found = machine.fit(setting)
     per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
     data = setting.data

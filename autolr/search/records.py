@@ -52,6 +52,8 @@ class RepeatRecord(Document):
 
     Attributes:
         label: `finalist 1`, ..., or the rule's name; several where a candidate is both.
+        curve: training loss of each step, in the finals those of the trial that it went on with too.
+        tokens: trained tokens, padding not counted; those of the trial that it went on with are the trial's.
         losses: loss of each example of *confirm*, in the split's order.
         select_losses: of each example of *select*; in the finals, of one seed, they tell who is as good as the best.
     """

@@ -314,7 +314,7 @@ def _confirm(task: _Task) -> None:
             "fit the memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
     if setting.has_finals:
-        finals = final_jobs(setting.study, setting.space, contest.in_the_finals)
+        finals = final_jobs(setting.study, setting.space, contest.in_the_finals, contest.result.trials)
         _repeat(task, "finals", finals, contest.result.finals, folder.finals)
     else:
         _repeat_with_seeds(task, contest.contenders)

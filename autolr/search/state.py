@@ -33,12 +33,17 @@ Ended = Literal["finished", "stopped"]
 
 
 class SlotState(Document):
-    """A training that is under way."""
+    """A training that is under way.
+
+    Attributes:
+        begun: the step at which it went on with what a trial had begun.
+    """
 
     label: str
     candidate: str
     step: int
     steps: int
+    begun: int = 0
     losses: list[float]
     score: float | None = None
 
@@ -97,7 +102,9 @@ class State(Document):
         """Estimate the seconds to the end of the phase from its pace so far."""
         if self.updated < self.started:
             return None  # the clock was set back
-        progress = self.done - self.before + sum(slot.step / slot.steps for slot in self.slots)
+        progress = (
+            self.done - self.before + sum((slot.step - slot.begun) / (slot.steps - slot.begun) for slot in self.slots)
+        )
         if progress < 0.5:
             return None
         return (self.updated - self.started) / progress * max(0.0, self.total - self.before - progress)
@@ -221,7 +228,7 @@ class ResourceWatcher(Watcher):
     def _training(self, one: Running) -> Training:
         from autolr.pack.resources import Training
 
-        return Training(self._place(one), one.job.label, one.slot.step, one.slot.tokens, round(one.seconds, 3))
+        return Training(self._place(one), one.job.label, one.slot.step, one.trained_tokens, round(one.seconds, 3))
 
     def _place(self, one: Running) -> int:
         """Return the slot's number: the lowest that was free when the training began."""
@@ -319,6 +326,7 @@ def _slot(one: Running) -> SlotState:
         candidate=one.job.candidate.describe(),
         step=one.slot.step,
         steps=one.slot.config.length,
+        begun=one.begun,
         losses=kept,
         score=one.score,
     )

@@ -15,6 +15,7 @@ from autolr.data.prepared import Prepared
 from autolr.pack.pack import Pack
 from autolr.search import proposals, records
 from autolr.search.claims import CLAIM, Claims
+from autolr.search.confirm import trial_key
 from autolr.search.folder import RunFolder
 from autolr.search.loop import WINDOW, Job, Keeper, Running, Source, Watcher
 from autolr.search.proposals import COUNTED
@@ -27,6 +28,9 @@ from autolr.study import Study
 EXAMPLES = "rung_examples"
 # Attribute of a trial: its worker's clock when it ended.
 END = "end"
+# Of so many trials for each finalist the ends are kept, the best by their own scores: finalists are chosen by all
+# curves, and one whose end was not kept is trained from the start.
+ENDS_KEPT = 4
 
 
 class Trials(Source):
@@ -141,7 +145,7 @@ class Trials(Source):
         candidate = proposals.candidate_of(trial, self.space)
         self._live[trial.number] = trial
         config = self.space.slot(candidate, self.study.seed, self.length)
-        return Job(rule or f"trial {trial.number}", candidate, config, trial.number, f"trial-{trial.number}")
+        return Job(rule or f"trial {trial.number}", candidate, config, trial.number, trial_key(trial.number))
 
     def reached(self, running: list[Running]) -> None:
         """Score those at a rung or at their end; all report before any is judged."""
@@ -162,7 +166,7 @@ class Trials(Source):
         trial = self._live.pop(running.job.number)
         outcome = running.outcome
         assert outcome is not None
-        self.trained_tokens += running.slot.tokens
+        self.trained_tokens += running.trained_tokens
         with self.claims.lock():
             now = self.optuna._storage.get_trial(trial._trial_id)
             if now.state.is_finished() or _claim(now)[0] != self.claims.me:
@@ -173,7 +177,7 @@ class Trials(Source):
                 rule=trial.user_attrs.get("rule"),
                 outcome=outcome,
                 curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
-                tokens=running.slot.tokens,
+                tokens=running.trained_tokens,
                 seconds=running.seconds,
             )
             records.append(self.folder.curves, record)
@@ -188,6 +192,18 @@ class Trials(Source):
         if outcome == "infeasible":
             self.watcher.note(f"{running.job.label} ({running.job.candidate.describe()}): {running.slot.unfit}")
         return True
+
+    def is_beginning(self, running: Running) -> bool:
+        """Tell whether the finals may go on with a trial: with the rule of thumb's, or one of the best so far."""
+        finalists = self.study.search.finalists
+        if finalists == 1 or self.length >= self.space.steps:
+            return False  # there are no finals
+        if running.outcome != "finished":
+            return running.outcome == "pruned" and running.job.label == "rule"
+        score = running.score if running.score is not None else math.inf
+        done = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        better = sum(trial.value is not None and trial.value < score for trial in done)
+        return running.job.label == "rule" or better < ENDS_KEPT * finalists
 
     def _reason(self, running: Running) -> str:
         """Say why a trial ended before its time."""

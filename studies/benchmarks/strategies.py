@@ -32,7 +32,7 @@ from autolr.study import Search
 RUNG_SHARES = (24 / 479, 64 / 479, 128 / 479, 256 / 479)
 SLOTS = 2
 # Of the finals, beside the rule.
-FINALISTS = 2
+FINALISTS = 3
 # Rates of the paper's grid (RoBERTa, Figure 1): (lr_v, lr_q).
 PAPER_POINTS = [
     (lr_v, lr_q) for lr_v in (1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 2e-3) for lr_q in (2e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
@@ -149,7 +149,7 @@ def packed(
 ) -> Ledger:
     """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried.
 
-    With finals the last of the budget trains the first two, and the rule, to the end: the lowest loss wins.
+    With finals the last of the budget lets the best trials, and the rule's, go on to the end: the lowest loss wins.
     """
     steps, settings = surface.bounds.steps, Search()
     length = max(1, round(OWN_PART * steps / CYCLE)) * CYCLE if own_decay else trial_length(steps)
@@ -165,12 +165,18 @@ def packed(
     study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length))
     study.enqueue_trial(rule_params(surface))
     ledger, running, now = Ledger(budget), [], 0
-    kept = FINALISTS + 1.0 if finals else 0.0
+    reached: dict[Candidate, int] = {}  # the last rung of each candidate's trial
+
+    def left(candidate: Candidate) -> float:
+        """Return what it costs to train a candidate to the end, in full runs."""
+        return 1 - reached.get(candidate, 0) / steps
+
     while True:
         while len(running) < SLOTS:
             trial = study.ask(surface.bounds.distributions)
             running.append(Running(trial, Candidate(**trial.params), now))
         ahead = min(one.since + ends[one.passed] for one in running) - now
+        kept = FINALISTS * (1 - length / steps) + left(surface.bounds.rule_candidate) if finals else 0.0
         if ledger.spent + len(running) * ahead / steps > budget - kept:
             break
         ledger.spend(len(running) * ahead / steps)
@@ -179,6 +185,7 @@ def packed(
         for one in here:
             one.loss = seen(one.candidate, ends[one.passed])
             one.trial.report(one.loss, ends[one.passed])
+            reached[one.candidate] = ends[one.passed]
             one.passed += 1
         # All have reported: now they may be judged.
         pruned = [one for one in here if one.passed < len(ends) and one.trial.should_prune()]
@@ -192,9 +199,10 @@ def packed(
                 study.tell(one.trial, one.loss)
         ledger.recommend(pick(surface, study.get_trials(deepcopy=False))[0])
     if finals:
-        best = [*pick(surface, study.get_trials(deepcopy=False))[:FINALISTS], surface.bounds.rule_candidate]
-        ends = {candidate: surface.loss(candidate, steps, seed) for candidate in best if ledger.spend(1.0)}
-        ledger.recommend(min(ends, key=ends.__getitem__))
+        best = pick(surface, study.get_trials(deepcopy=False))[:FINALISTS]
+        best = list(dict.fromkeys([*best, surface.bounds.rule_candidate]))
+        last = {one: surface.loss(one, steps, seed) for one in best if ledger.spend(left(one))}
+        ledger.recommend(min(last, key=last.__getitem__))
     return ledger
 
 

@@ -204,13 +204,37 @@ def test_what_has_no_rungs_is_kept_as_often_as_trials_are(undisturbed, small_stu
     monkeypatch.setattr(checkpoints, "EVERY", 1e9)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        search(small_study, run, device="cpu", watcher=StopInTheFinals(15))
+        search(small_study, run, device="cpu", watcher=StopInTheFinals(7))
     kept = sorted((run / "slots").glob("final-*.safetensors"))
     assert kept
     for file in kept:
         with safe_open(file, framework="pt") as tensors:
-            assert json.loads(tensors.metadata()["autolr"])["step"] == 12  # rungs are at 4 and 8
-    assert same(search(small_study, run, device="cpu"), undisturbed)
+            head = json.loads(tensors.metadata()["autolr"])
+        assert head["step"] == head["begun"] + 4  # rungs are at 4 and 8
+    resumed = search(small_study, run, device="cpu")
+    assert same(resumed, undisturbed)
+    # What the trials had trained is not counted again, however often a final was gone on with.
+    assert [one.tokens for one in resumed.finals] == [one.tokens for one in undisturbed.finals]
+
+
+def test_finals_go_on_where_their_trials_ended(undisturbed, small_study, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        search(small_study, tmp_path / "damaged", device="cpu", watcher=StopInTheFinals(1))
+    for file in (tmp_path / "damaged" / "slots").glob("*.safetensors"):
+        file.write_bytes(b"no tensors")
+    notes = Notes()
+    from_the_start = search(small_study, tmp_path / "damaged", device="cpu", watcher=notes)
+    assert any("trial-0.safetensors: is damaged" in note for note in notes.said)
+    assert same(from_the_start, undisturbed)
+    trials = {trial.candidate: trial for trial in undisturbed.ended()}
+    for whole, final in zip(from_the_start.finals, undisturbed.finals, strict=True):
+        begun = trials[final.candidate]
+        assert begun.outcome == "finished" or final.label == "rule"
+        assert final.tokens == whole.tokens - begun.tokens
+        assert len(final.curve) == 24 and final.curve[: len(begun.curve)] == begun.curve
+    saved = sum(trials[final.candidate].tokens for final in undisturbed.finals)
+    costs = [one.recipe.evidence.cost.trained_tokens for one in (undisturbed, from_the_start)]
+    assert costs[1] - costs[0] == saved > 0
 
 
 def test_a_search_killed_with_signal_9_goes_on_with_the_same_command(undisturbed, small_study, tmp_path):
