@@ -19,7 +19,7 @@ from autolr.search.claims import Alone
 from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
-from autolr.search.space import SearchSpace
+from autolr.search.space import SearchSpace, carry
 from autolr.search.surrogate import ENOUGH, Surrogate
 from autolr.study import Study
 
@@ -31,7 +31,8 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
     """Return the best candidates of the search, best first; a rule that lies outside the space is none of them.
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
-    the lowest score that counts, which is half luck, but the lowest expected by the surrogate of all curves.
+    the lowest score that counts, which is half luck, but the lowest that the surrogate of all curves lets expect at
+    the end of the full run.
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if space.holds(t.candidate)]
@@ -43,7 +44,8 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
             (point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if math.isfinite(loss)
         ]
         points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
-        mean, _ = Surrogate.fit(points, steps, losses).predict(np.array(list(point.values())))
+        way = encoding.distance(carry(space.steps, int(steps.max())))
+        mean, _ = Surrogate.fit(points - way, steps, losses).predict(np.array(list(point.values())))
         expected = dict(zip(point, mean.tolist(), strict=True))
     ranked = sorted(usable, key=lambda t: (-max(t.rungs), expected[t.number], t.number))
     return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]

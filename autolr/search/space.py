@@ -25,6 +25,10 @@ FULL_SHARE = 0.1
 AUTO_FACTOR = 10.0
 RULE_RANK = 8
 HEAD_STEP = 2.0
+# What the first part of a full run finds best is too high for its end, by (whole / part) to this power. Found on the
+# design part of studies/benchmarks/search.py, whose measured curves alone would have it 0.15 to 0.4; it lies below
+# the third that Bjorck et al. ("Scaling Optimal LR Across Token Horizons", 2024) find between whole runs.
+CARRY = 0.1
 PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
 
 
@@ -32,6 +36,11 @@ def rule_rate(hidden_size: int, model_type: str, *, full: bool = False) -> float
     """Return the rule of thumb for the rate of a model of this width and family: of LoRA, or of full matrices."""
     exponent = next((p for name, p in RULE_EXPONENTS.items() if model_type.startswith(name)), RULE_EXPONENT)
     return float(f"{5e-4 * (FULL_SHARE if full else 1.0) * (2000 / hidden_size) ** exponent:.3g}")
+
+
+def carry(steps: int, length: int) -> dict[str, float]:
+    """Return how many times higher the best rates after `length` steps are than those at the end, after `steps`."""
+    return {"lr_v": (steps / length) ** CARRY}
 
 
 def describe(distribution: BaseDistribution) -> str:

@@ -26,6 +26,7 @@ from surfaces import Surface
 from autolr.candidate import Candidate
 from autolr.search.confirm import ENOUGH
 from autolr.search.pruner import ChancePruner
+from autolr.search.space import carry
 from autolr.study import Search
 
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
@@ -40,7 +41,7 @@ PAPER_POINTS = [
 # Our trials are this part of the full run, in whole cycles of batches: as `autolr search` has it.
 PART, CYCLE = 0.25, 8
 # Before, they were shorter and had a decay of their own; rates were carried to them by this power of the lengths.
-OWN_PART, CARRY = 0.2, 0.3
+OWN_PART, OWN_CARRY = 0.2, 0.3
 
 
 def trial_length(steps: int) -> int:
@@ -144,7 +145,7 @@ def packed(
     sampler: Callable[[Surface, int], BaseSampler],
     pick: Callable[[Surface, list[optuna.trial.FrozenTrial]], list[Candidate]],
     own_decay: bool = False,
-    pruner: Callable[[tuple[int, ...], int], BasePruner] | None = None,
+    pruner: Callable[[tuple[int, ...], int, int], BasePruner] | None = None,
     finals: bool = False,
 ) -> Ledger:
     """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried.
@@ -159,10 +160,10 @@ def packed(
     def seen(candidate: Candidate, step: int) -> float:
         if not own_decay:
             return surface.loss(candidate, step, seed, averaged=True)
-        trained = candidate.model_copy(update={"lr_v": candidate.lr_v * (steps / length) ** CARRY})
+        trained = candidate.model_copy(update={"lr_v": candidate.lr_v * (steps / length) ** OWN_CARRY})
         return surface.short_loss(trained, length, seed, step)
 
-    study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length))
+    study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length, steps))
     study.enqueue_trial(rule_params(surface))
     ledger, running, now = Ledger(budget), [], 0
     reached: dict[Candidate, int] = {}  # the last rung of each candidate's trial
@@ -246,14 +247,14 @@ class RungPruner(BasePruner):
         return better >= math.ceil(self.keep * len(others))
 
 
-def halves(rungs: tuple[int, ...], length: int) -> BasePruner:
+def halves(rungs: tuple[int, ...], length: int, steps: int) -> BasePruner:
     """Return the pruner that keeps the better half at a rung."""
     return RungPruner(rungs, 0.5)
 
 
-def by_chance(rungs: tuple[int, ...], length: int) -> BasePruner:
+def by_chance(rungs: tuple[int, ...], length: int, steps: int) -> BasePruner:
     """Return the pruner that ends what will hardly be the best."""
-    return ChancePruner(rungs, length)
+    return ChancePruner(rungs, length, carry=carry(steps, length))
 
 
 def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> list[Candidate]:
@@ -275,7 +276,9 @@ def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) ->
     furthest = max(trial.last_step for trial in seen)
     finalists = [trial for trial in seen if trial.last_step == furthest]
     points = np.array([encoding.encode(trial.params) for trial in finalists])
-    mean, _ = Surrogate.fit(*observations(seen, encoding, 1.0)).predict(points)
+    observed, at, losses = observations(seen, encoding, 1.0)
+    way = encoding.distance(carry(surface.bounds.steps, int(furthest)))
+    mean, _ = Surrogate.fit(observed - way, at, losses).predict(points)
     return list(dict.fromkeys(Candidate(**finalists[place].params) for place in np.argsort(mean)))
 
 
@@ -283,7 +286,13 @@ def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
     """Return our sampler as the search sets it up."""
     from autolr.search.sampler import CurveSampler, Prior
 
-    return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": Prior(surface.bounds.rule)})
+    steps = surface.bounds.steps
+    return CurveSampler(
+        seed,
+        space=surface.bounds.distributions,
+        priors={"lr_v": Prior(surface.bounds.rule)},
+        carry=carry(steps, trial_length(steps)),
+    )
 
 
 def tpe_in_slots(surface: Surface, seed: int) -> BaseSampler:

@@ -22,6 +22,8 @@ from autolr.search import records
 STUDIES = Path(__file__).parents[1]
 # Fewer runs than this make no oracle.
 ENOUGH_RUNS = 30
+# Fewer candidates than this, with a second seed, do not tell how much is luck.
+ENOUGH_REPEATED = 6
 # Losses of an oracle's rung above this many times its lowest count as this many: how bad the bad ones are must not
 # bend the surface where the good ones lie.
 ORACLE_CAP = 1.3
@@ -53,9 +55,16 @@ class Smooth:
         points: [runs, 3], logarithms of lr_v, ratio and rank.
         values: of the runs.
         noise: bounds of the noise's share of the variance that the quadratic leaves.
+        luck: standard deviation of the values' noise, where it is known.
     """
 
-    def __init__(self, points: Array, values: Array, noise: tuple[float, float] = (1e-3, 1.0)) -> None:
+    def __init__(
+        self,
+        points: Array,
+        values: Array,
+        noise: tuple[float, float] = (1e-3, 1.0),
+        luck: float | None = None,
+    ) -> None:
         self.middle = points.mean(0)
         self.scale = np.log([10.0, 10.0, 4.0])
         inputs = (points - self.middle) / self.scale
@@ -72,9 +81,10 @@ class Smooth:
         self.quadratic = lsq_linear(ridged, targets, bounds=(low, np.inf)).x
         rest = values - design @ self.quadratic
         self.deviation = max(float(np.std(rest)), 1e-9)
-        kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(
-            [1.0] * int(self.used.sum()), (0.25, 5.0), nu=2.5
-        ) + WhiteKernel(0.05, noise)
+        white = WhiteKernel(0.05, noise)
+        if luck is not None:
+            white = WhiteKernel(max((luck / self.deviation) ** 2, 1e-6), "fixed")
+        kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern([1.0] * int(self.used.sum()), (0.25, 5.0), nu=2.5) + white
         process = GaussianProcessRegressor(kernel, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -100,6 +110,9 @@ class Smooth:
 class Oracle(Surface):
     """A measured oracle: one fit to the losses of each rung, raw and averaged; between rungs, along log step.
 
+    A second seed tells how much of a loss is luck, and the fit passes the runs by as much. What a seed does to all
+    candidates alike is taken from it first: a search has one seed.
+
     Args:
         name: of the oracle.
         runs: as `studies/oracle/measure.py` keeps them, each with its `rungs`.
@@ -116,6 +129,7 @@ class Oracle(Surface):
         seeds = sorted({run["seed"] for run in runs})
         super().__init__(f"oracle/{name}", bounds, {"runs": len(runs), "seeds": len(seeds)})
         points = np.log([[run["lr_v"], run["ratio"], run["rank"]] for run in runs])
+        seed_of = np.array([run["seed"] for run in runs])
         self.fits: dict[tuple[int, bool], Smooth] = {}
         self.noises: dict[tuple[int, bool], float] = {}
         worst = max(_loss(rung) for run in runs for rung in run["rungs"] if math.isfinite(_loss(rung)))
@@ -129,11 +143,12 @@ class Oracle(Surface):
                 # A run that diverged before the rung has the worst loss there is.
                 losses = np.log([min(one[0], worst) if one and math.isfinite(one[0]) else worst for one in found])
                 losses = np.minimum(losses, losses.min() + math.log(ORACLE_CAP))
-                fit = Smooth(points, losses)
+                losses, luck = _aligned(points, seed_of, losses)
+                fit = Smooth(points, losses, luck=luck)
                 self.fits[step, averaged] = fit
-                self.noises[step, averaged] = _seed_noise(points, losses) or fit.noise
+                self.noises[step, averaged] = fit.noise if luck is None else luck
                 if not averaged:  # in the end: nothing between the runs is taken to be better than the best of them
-                    self.lowest = min(float(np.mean(losses[(points == point).all(1)])) for point in points)
+                    self.lowest = float(fit(points).min())
         self.about["final_noise_pct"] = round(100 * self.noises[self.rungs[-1], False], 3)
         self.about["residual_pct"] = round(100 * self.fits[self.rungs[-1], False].noise, 3)
 
@@ -165,16 +180,27 @@ def _loss(rung: dict[str, Any]) -> float:
     return float(rung["select_loss"] + rung["confirm_loss"]) / 2
 
 
-def _seed_noise(points: Array, values: Array) -> float | None:
-    """Return the standard deviation over seeds of the same candidate; None where too few were repeated.
+def _aligned(points: Array, seeds: Array, values: Array) -> tuple[Array, float | None]:
+    """Take from the values what a seed does to all candidates alike.
 
-    It follows from the median, since a few candidates at the edge of divergence differ wildly.
+    Medians tell it, since a few candidates at the edge of divergence differ wildly.
+
+    Returns:
+        The values, and the standard deviation that luck gives a single run; None, and the values as they were, where
+        too few candidates were repeated.
     """
-    groups: dict[tuple[float, ...], list[float]] = {}
-    for point, value in zip(points, values, strict=True):
-        groups.setdefault(tuple(point), []).append(value)
-    apart = [abs(group[0] - group[1]) / math.sqrt(2) for group in groups.values() if len(group) > 1]
-    return float(np.median(apart)) / 0.6745 if len(apart) >= 10 else None
+    first, *others = sorted(set(seeds.tolist()))
+    known = {tuple(point): value for point, value in zip(points[seeds == first], values[seeds == first], strict=True)}
+    aligned, apart = values.copy(), []
+    for seed in others:
+        own = zip(points[seeds == seed], values[seeds == seed], strict=True)
+        differences = [value - known[tuple(point)] for point, value in own if tuple(point) in known]
+        shift = float(np.median(differences)) if differences else 0.0
+        aligned[seeds == seed] -= shift
+        apart += [abs(difference - shift) / math.sqrt(2) for difference in differences]
+    if len(apart) < ENOUGH_REPEATED:
+        return values, None
+    return aligned, float(np.median(apart)) / 0.6745
 
 
 def read_oracle(name: str) -> list[dict[str, Any]]:

@@ -4,17 +4,19 @@
 
 For each rung: Spearman's correlation, over candidates, of the weights as they are, of their running average, and of
 a short cool-down (where it was measured), with the loss of the averaged weights at the end of the full run. Each loss
-is the mean over seeds, on *select* and *confirm* together. Candidates that diverged are left out: any score shows it.
+is that on *select* and *confirm* together. Candidates that diverged are left out: any score shows it.
 
 And what does it cost to go on with the best of a rung? Of 16 candidates drawn from the grid the best one, or the best
 three, by the averaged loss on *select* alone or on both splits: percent that the best of them ends above the best of
 the 16, the mean over draws.
+
+A search has one seed, and so has each of these figures: they are the means over the seeds with candidates enough.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,20 @@ DIVERGED = 1.5
 # A search's trials, and how often they are drawn.
 TRIALS, DRAWS = 16, 500
 Point = tuple[float, float, int]
+Run = Mapping[str, Any]
 
 
 def scores(
-    runs: Sequence[Mapping[str, Any]], parts: Sequence[str] = ("select", "confirm")
+    runs: Sequence[Run], parts: Sequence[str] = ("select", "confirm")
 ) -> dict[tuple[int, bool], dict[Point, float]]:
-    """Return losses by (step, averaged), each by candidate, the mean over its seeds and over splits."""
-    found: dict[tuple[int, bool], dict[Point, list[float]]] = {}
+    """Return the losses of a seed's runs by (step, averaged), each by candidate, the mean over splits."""
+    found: dict[tuple[int, bool], dict[Point, float]] = {}
     for run in runs:
         point = (run["lr_v"], run["ratio"], run["rank"])
         for rung in run["rungs"]:
             loss = float(np.mean([rung[f"{part}_loss"] for part in parts]))
-            found.setdefault((rung["step"], rung["averaged"]), {}).setdefault(point, []).append(loss)
-    return {key: {point: float(np.mean(losses)) for point, losses in own.items()} for key, own in found.items()}
+            found.setdefault((rung["step"], rung["averaged"]), {})[point] = loss
+    return found
 
 
 def correlation(early: Mapping[Point, float], end: Mapping[Point, float]) -> tuple[float, int]:
@@ -53,7 +56,7 @@ def correlation(early: Mapping[Point, float], end: Mapping[Point, float]) -> tup
     return float(spearmanr([early[p] for p in common], [end[p] for p in common]).statistic), len(common)
 
 
-def table(runs: Sequence[Mapping[str, Any]], cooled: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def table(runs: Sequence[Run], cooled: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a row for each rung: its share of the run, and the correlations.
 
     All scores of a row are compared on the same candidates where cool-downs were measured: `*_same`.
@@ -79,7 +82,7 @@ def table(runs: Sequence[Mapping[str, Any]], cooled: Sequence[Mapping[str, Any]]
     return rows
 
 
-def costs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a row for each rung: percent that the best of its first, or of its first three, ends above the best."""
     everywhere, on_select = scores(runs), scores(runs, ["select"])
     last = max(step for step, _ in everywhere)
@@ -100,12 +103,26 @@ def costs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def over_seeds(runs: Sequence[Run], rows: Callable[[list[Run]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the means of what `rows` says of the runs of each seed that has candidates enough for a search."""
+    by_seed: dict[int, list[Run]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], []).append(run)
+    found = [rows(own) for own in by_seed.values() if len(own) >= TRIALS]
+    return [
+        {key: float(np.nanmean([row[key] for row in same])) for key in same[0]} for same in zip(*found, strict=True)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     name = parser.parse_args().name
     runs, cooled = (list(records.lines(HERE / f"{name}{kind}.jsonl")) for kind in ("", "-cool"))
-    for row in [*table(runs, cooled), *costs(runs)]:
+    # Cool-downs are of the first seed.
+    first = [run for run in runs if run["seed"] == 0]
+    rows = table(first, cooled) if cooled else over_seeds(runs, lambda own: table(own, []))
+    for row in [*rows, *over_seeds(runs, costs)]:
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 

@@ -106,6 +106,14 @@ def test_correlations_of_rungs_with_the_end(script):
     assert cost["best of 3 by select"] == cost["best of 1 by both"] == 0
 
 
+def test_figures_of_rungs_are_means_over_seeds(script):
+    rungs = script("rungs")
+    runs = [{"seed": seed, "value": float(seed)} for seed in (0, 1) for _ in range(16)]
+    few = [{"seed": 2, "value": 9.0}] * 15
+    (row,) = rungs.over_seeds([*runs, *few], lambda own: [{"value": own[0]["value"], "runs": len(own)}])
+    assert row == {"value": 0.5, "runs": 16}
+
+
 def test_what_copying_a_short_run_costs(script):
     horizon = script("horizon")
 

@@ -117,11 +117,28 @@ def test_an_oracle_lies_on_its_runs(tables):
         at_128 = surface.curve_at(point, 128, 479, averaged=True)
         assert at_128 == pytest.approx(run["rungs"][3]["select_loss"], rel=0.02)
         assert surface.curve_at(point, 128, 479, averaged=False) > at_128 + 0.03
-    # Nothing beats the best of the runs, and rank 8, which nobody ran, lies between its neighbours.
+    # Nothing beats where the best of the runs lies without its luck, and rank 8, which nobody ran, is in between.
+    places = [Candidate(lr_v=run["lr_v"], ratio=run["ratio"], rank=run["rank"]) for run in runs]
+    assert surface.best[1] == pytest.approx(min(surface.final(place) for place in places), rel=1e-9)
     means = [(one["rungs"][-2]["select_loss"] + two["rungs"][-2]["select_loss"]) / 2 for one, two in by_seed(runs)]
-    assert surface.best[1] == pytest.approx(min(means), rel=1e-5)
+    assert surface.best[1] == pytest.approx(min(means), rel=3e-3)
     between = [surface.final(Candidate(lr_v=1e-3, ratio=2.0, rank=rank)) for rank in (4, 8, 16)]
     assert min(between) - 1e-3 < between[1] < max(between) + 1e-3
+
+
+def test_what_a_seed_does_to_all_candidates_is_no_noise(tables):
+    runs = measured_runs()
+    surface = tables.Oracle("toy", runs, rule=2e-3)
+    for run in runs:
+        for rung in run["rungs"] if run["seed"] else ():
+            rung["select_loss"] = rung["confirm_loss"] = 1.03 * rung["select_loss"]
+    shifted = tables.Oracle("toy", runs, rule=2e-3)
+    assert shifted.about["final_noise_pct"] == pytest.approx(surface.about["final_noise_pct"], abs=0.02)
+    points = np.log([[run["lr_v"], run["ratio"], run["rank"]] for run in runs[:20]])
+    assert shifted.final_at(points) == pytest.approx(surface.final_at(points), rel=1e-3)
+    # Of one seed nothing tells luck from the surface.
+    alone = tables.Oracle("toy", [run for run in runs if run["seed"] == 0], rule=2e-3)
+    assert alone.noises[479, False] == alone.fits[479, False].noise
 
 
 def by_seed(runs: list[dict]) -> list[tuple[dict, dict]]:
