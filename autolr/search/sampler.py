@@ -2,7 +2,8 @@
 
 A Gaussian process sees every rung of every trial, as a point (candidate, step). Rungs of one
 trial are close to each other in step, so a pruned curve says about the end as much as curves
-that went on have shown it to say. Proposals maximise the expected improvement at the last rung,
+that went on have shown it to say. Where a full run follows, whose best rate is lower, curves speak
+about candidates of as much lower rates. Proposals maximise the expected improvement at the end,
 weighted by a prior around the rule of thumb that fades as trials come in (Hvarfner et al.,
 "πBO", ICLR 2022). Trials under way count as if they ended as expected, so that many free slots
 get different candidates.

@@ -68,6 +68,30 @@ def test_finds_the_best_sooner_than_stock_samplers():
     assert own < 0.4 * random
 
 
+def test_what_is_carried_to_the_full_run_is_aimed_at():
+    """Where the best rate of the full run is half of the trials', a sampler that knows it finds the better ends."""
+
+    def ends(carry: dict[str, float]) -> float:
+        def end(trial: FrozenTrial) -> float:
+            return loss({**trial.params, "lr_v": 2 * trial.params["lr_v"]}, RUNGS[-1])
+
+        best = []
+        for seed in range(4):
+            sampler = CurveSampler(seed, space=SPACE, priors={"lr_v": Prior(RULE)}, carry=carry)
+            best.append(np.mean(sorted(end(trial) for trial in search(sampler, 4, seed=seed)[16:])[:4]))
+        return float(np.mean(best))
+
+    assert ends({"lr_v": 2.0}) < ends({}) - 0.001
+    assert ends({"lr_v": 1.0}) == ends({})
+
+
+def test_the_distance_between_points_is_that_of_their_values():
+    encoding = Encoding(SPACE, {})
+    params = {"lr_v": 1e-3, "ratio": 2.0, "rank": 16}
+    moved = encoding.decode(encoding.encode(params) + encoding.distance({"lr_v": 3.0, "ratio": 0.5}))
+    assert moved == pytest.approx({"lr_v": 3e-3, "ratio": 1.0, "rank": 16})
+
+
 def test_pruned_curves_teach():
     """With all but one trial of each group pruned at the first rung, the next group is better than the first."""
     trials = search(ours(), 3, keep=0.1)

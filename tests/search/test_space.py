@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from autolr.candidate import Candidate
-from autolr.search.space import SearchSpace, rule_rate
+from autolr.search.confirm import finalists
+from autolr.search.records import TrialRecord
+from autolr.search.space import CARRY, SearchSpace, carry, rule_rate
 from autolr.study import Study
 from tests import tiny
 
@@ -33,6 +38,28 @@ def test_rules():
     winner = Candidate(lr_v=3e-3, ratio=6, rank=16)
     assert found.rule("winner_lr", winner) == Candidate(lr_v=3e-3, ratio=1, rank=16)
     assert winner.rates(1e-3)["k"] == 0
+
+
+def test_finalists_are_those_whose_full_runs_promise_most():
+    """Of trials that are best at one rate, the next lower ones are taken where the full run is much longer."""
+
+    def best(length: int) -> float:
+        found = space(ratio=[1.0], rank=[8], lr_v={"low": 1e-4, "high": 1e-2})
+        trials = [
+            TrialRecord(
+                number=number,
+                candidate=Candidate(lr_v=float(lr_v), ratio=1.0, rank=8),
+                outcome="finished",
+                score=(score := 0.5 + 0.03 * math.log(lr_v / 1e-3) ** 2),
+                rungs={length: score},
+            )
+            for number, lr_v in enumerate(np.geomspace(1e-4, 1e-2, 25))
+        ]
+        return finalists(trials, 1, found)[0].lr_v
+
+    assert carry(100, 25) == {"lr_v": 4**CARRY} and carry(100, 100) == {"lr_v": 1.0}
+    assert best(100) == pytest.approx(1e-3)
+    assert best(2) == pytest.approx(1e-3 / 50**CARRY, rel=0.15)
 
 
 def test_which_rules_lie_in_the_space():
