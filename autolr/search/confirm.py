@@ -19,7 +19,7 @@ from autolr.search.claims import Alone
 from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
-from autolr.search.space import SearchSpace, carry
+from autolr.search.space import SearchSpace, drift
 from autolr.search.surrogate import ENOUGH, Surrogate
 from autolr.study import Study
 
@@ -31,12 +31,12 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
     """Return the best candidates of the search, best first; a rule that lies outside the space is none of them.
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
-    the lowest score that counts, which is half luck, but the lowest that the surrogate of all curves lets expect at
-    the end of the full run.
+    the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect: of the first
+    as things stand, of the others for the cases that the full run's best rate is higher, or lower.
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if space.holds(t.candidate)]
-    expected = {t.number: t.score for t in usable}
+    ranked = sorted(usable, key=lambda t: (-max(t.rungs), t.score, t.number))
     if len(usable) >= ENOUGH:
         encoding = Encoding(space.distributions, {})
         point = {t.number: encoding.encode(t.candidate.model_dump()) for t in usable}
@@ -44,10 +44,11 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
             (point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if math.isfinite(loss)
         ]
         points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
-        way = encoding.distance(carry(space.steps, int(steps.max())))
-        mean, _ = Surrogate.fit(points - way, steps, losses).predict(np.array(list(point.values())))
-        expected = dict(zip(point, mean.tolist(), strict=True))
-    ranked = sorted(usable, key=lambda t: (-max(t.rungs), expected[t.number], t.number))
+        length = int(steps.max())
+        alike = [t for t in ranked if max(t.rungs) == length]
+        way = encoding.distance(drift(space.steps, length))
+        places = Surrogate.fit(points, steps, losses).best_of(np.array([point[t.number] for t in alike]), count, way)
+        ranked = [*(alike[place] for place in places), *ranked[len(alike) :]]
     return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]
 
 

@@ -13,7 +13,7 @@ from autolr.search import prior
 from autolr.search.loop import Watcher
 from autolr.search.pruner import ChancePruner
 from autolr.search.sampler import CurveSampler
-from autolr.search.space import SearchSpace, carry
+from autolr.search.space import SearchSpace
 from autolr.study import Study
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -32,15 +32,13 @@ def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -
         The sampler.
     """
     rungs, prune = study.search.rung_steps(length), study.search.prune
-    later = carry(space.steps, length)
     trials.sampler = sampler = CurveSampler(
         study.seed,
         space=space.distributions,
         priors=prior.priors(study.search.prior, space),
-        carry=later,
         counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
     )
-    trials.pruner = ChancePruner(rungs, length, prune, carry=later) if prune else NopPruner()
+    trials.pruner = ChancePruner(rungs, length, prune) if prune else NopPruner()
     return sampler
 
 

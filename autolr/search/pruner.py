@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,24 +34,15 @@ class ChancePruner(BasePruner):
         length: steps of a trial, where it is judged.
         chance: of being the best below which a trial ends.
         min_scores: below this number of trials with a score nobody is pruned.
-        carry: as that of a `CurveSampler`.
     """
 
-    def __init__(
-        self,
-        rungs: tuple[int, ...],
-        length: int,
-        chance: float = 0.001,
-        min_scores: int = 6,
-        carry: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, rungs: tuple[int, ...], length: int, chance: float = 0.001, min_scores: int = 6) -> None:
         if not 0 < chance < 1:
             raise ValueError(f"chance must lie in (0, 1): {chance}")
         self.rungs = rungs
         self.length = length
         self.chance = chance
         self.min_scores = min_scores
-        self.carry = dict(carry or {})
         self._judged: tuple[Any, dict[int, float]] | None = None
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
@@ -77,13 +67,10 @@ class ChancePruner(BasePruner):
         points, steps, values = observations(trials, encoding, sign)
         key = (points.tobytes(), steps.tobytes(), values.tobytes())
         if self._judged is None or self._judged[0] != key:
-            way = encoding.distance(self.carry)
-            surrogate = Surrogate.fit(points - way, steps, values, last=float(self.length))
+            surrogate = Surrogate.fit(points, steps, values, last=float(self.length))
             # Of very many trials the surrogate has left out some that ended badly: none of them is the best.
             kept = set(map(tuple, surrogate.points))
-            trials = [
-                t for t in trials if not t.state.is_finished() or tuple(encoding.encode(t.params) - way) in kept
-            ]
+            trials = [t for t in trials if not t.state.is_finished() or tuple(encoding.encode(t.params)) in kept]
             own = np.array([encoding.encode(t.params) for t in trials])
             rng = np.random.default_rng(len(points))
             draws = surrogate.draw_many(own, DRAWS, rng)

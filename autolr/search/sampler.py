@@ -2,8 +2,7 @@
 
 A Gaussian process sees every rung of every trial, as a point (candidate, step). Rungs of one
 trial are close to each other in step, so a pruned curve says about the end as much as curves
-that went on have shown it to say. Where a full run follows, whose best rate is lower, curves speak
-about candidates of as much lower rates. Proposals maximise the expected improvement at the end,
+that went on have shown it to say. Proposals maximise the expected improvement at the last rung,
 weighted by a prior around the rule of thumb that fades as trials come in (Hvarfner et al.,
 "πBO", ICLR 2022). Trials under way count as if they ended as expected, so that many free slots
 get different candidates.
@@ -52,8 +51,6 @@ class CurveSampler(BaseSampler):
         seed: of all draws. The proposal depends on it, on the trial's number, and on the trials there are.
         space: what is searched; None: what all trials have in common, as Optuna's samplers do.
         priors: for some dimensions, where the best is expected: `{"lr_v": Prior(1e-3)}`.
-        carry: for some dimensions, how many times higher the best value is for trials than for what comes after them:
-            `{"lr_v": 1.3}` where a full run follows, whose best rate is lower. None: trials are what counts.
         counts: tells of a trial whether it is one of this space; trials of something else, such as a baseline
             beside the search, would teach the surrogate wrongly. None: all are.
         startup: candidates with a curve before the surrogate is asked; until then candidates are spread evenly under
@@ -66,14 +63,12 @@ class CurveSampler(BaseSampler):
         *,
         space: Mapping[str, BaseDistribution] | None = None,
         priors: Mapping[str, Prior] | None = None,
-        carry: Mapping[str, float] | None = None,
         counts: Callable[[FrozenTrial], bool] | None = None,
         startup: int = 4,
     ) -> None:
         self.seed = seed
         self.space = dict(space) if space is not None else None
         self.priors = dict(priors or {})
-        self.carry = dict(carry or {})
         self.counts = counts or (lambda trial: True)
         self.startup = startup
         self._fitted: tuple[Any, Surrogate] | None = None
@@ -114,7 +109,7 @@ class CurveSampler(BaseSampler):
         points, steps, values = observations(told + running, encoding, sign)
         if len(set(map(tuple, points))) < self.startup:
             return encoding.decode(encoding.spread(trial.number, self.seed))
-        surrogate = self._fit(points - encoding.distance(self.carry), steps, values)
+        surrogate = self._fit(points, steps, values)
         # A trial under way is taken to end as its curve so far and its neighbours promise.
         ahead = np.array([encoding.encode(t.params) for t in running]).reshape(len(running), len(encoding))
         surrogate = surrogate.imagine(ahead)
@@ -233,12 +228,12 @@ class Encoding:
             params[name] = int(value) if isinstance(distribution, IntDistribution) else float(value)
         return params
 
-    def distance(self, factors: Mapping[str, float]) -> Array:
-        """Return the way between points some of whose values are so many times those of the others."""
+    def distance(self, logarithms: Mapping[str, float]) -> Array:
+        """Return the way to points some of whose values have logarithms that are so much larger."""
         way = np.zeros(self.width)
         for axis in self._axes:
             if axis.is_log and axis.corners is None:
-                way[axis.column] = math.log(factors.get(axis.name, 1.0)) / axis.length
+                way[axis.column] = logarithms.get(axis.name, 0.0) / axis.length
         return way
 
     def snap(self, points: Array) -> Array:

@@ -26,7 +26,7 @@ from surfaces import Surface
 from autolr.candidate import Candidate
 from autolr.search.confirm import ENOUGH
 from autolr.search.pruner import ChancePruner
-from autolr.search.space import carry
+from autolr.search.space import drift
 from autolr.study import Search
 
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
@@ -145,7 +145,7 @@ def packed(
     sampler: Callable[[Surface, int], BaseSampler],
     pick: Callable[[Surface, list[optuna.trial.FrozenTrial]], list[Candidate]],
     own_decay: bool = False,
-    pruner: Callable[[tuple[int, ...], int, int], BasePruner] | None = None,
+    pruner: Callable[[tuple[int, ...], int], BasePruner] | None = None,
     finals: bool = False,
 ) -> Ledger:
     """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried.
@@ -163,7 +163,7 @@ def packed(
         trained = candidate.model_copy(update={"lr_v": candidate.lr_v * (steps / length) ** OWN_CARRY})
         return surface.short_loss(trained, length, seed, step)
 
-    study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length, steps))
+    study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length))
     study.enqueue_trial(rule_params(surface))
     ledger, running, now = Ledger(budget), [], 0
     reached: dict[Candidate, int] = {}  # the last rung of each candidate's trial
@@ -247,14 +247,14 @@ class RungPruner(BasePruner):
         return better >= math.ceil(self.keep * len(others))
 
 
-def halves(rungs: tuple[int, ...], length: int, steps: int) -> BasePruner:
+def halves(rungs: tuple[int, ...], length: int) -> BasePruner:
     """Return the pruner that keeps the better half at a rung."""
     return RungPruner(rungs, 0.5)
 
 
-def by_chance(rungs: tuple[int, ...], length: int, steps: int) -> BasePruner:
+def by_chance(rungs: tuple[int, ...], length: int) -> BasePruner:
     """Return the pruner that ends what will hardly be the best."""
-    return ChancePruner(rungs, length, carry=carry(steps, length))
+    return ChancePruner(rungs, length)
 
 
 def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> list[Candidate]:
@@ -276,23 +276,17 @@ def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) ->
     furthest = max(trial.last_step for trial in seen)
     finalists = [trial for trial in seen if trial.last_step == furthest]
     points = np.array([encoding.encode(trial.params) for trial in finalists])
-    observed, at, losses = observations(seen, encoding, 1.0)
-    way = encoding.distance(carry(surface.bounds.steps, int(furthest)))
-    mean, _ = Surrogate.fit(observed - way, at, losses).predict(points)
-    return list(dict.fromkeys(Candidate(**finalists[place].params) for place in np.argsort(mean)))
+    surrogate = Surrogate.fit(*observations(seen, encoding, 1.0))
+    way = encoding.distance(drift(surface.bounds.steps, int(furthest)))
+    places = surrogate.best_of(points, FINALISTS, way)
+    return list(dict.fromkeys(Candidate(**finalists[place].params) for place in places))
 
 
 def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
     """Return our sampler as the search sets it up."""
     from autolr.search.sampler import CurveSampler, Prior
 
-    steps = surface.bounds.steps
-    return CurveSampler(
-        seed,
-        space=surface.bounds.distributions,
-        priors={"lr_v": Prior(surface.bounds.rule)},
-        carry=carry(steps, trial_length(steps)),
-    )
+    return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": Prior(surface.bounds.rule)})
 
 
 def tpe_in_slots(surface: Surface, seed: int) -> BaseSampler:

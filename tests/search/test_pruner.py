@@ -49,16 +49,6 @@ def test_the_order_of_the_reports_does_not_matter():
     assert found[0] == found[1]
 
 
-def test_lower_rates_are_spared_where_the_full_run_will_want_them():
-    kept = []
-    for carry in ({}, {"lr_v": 4.0}):
-        study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH, chance=0.02, carry=carry))
-        study.add_trials(search(optuna.samplers.RandomSampler(seed=0), 2))
-        trials = reported(study, spread(12))
-        kept.append([trial.params["lr_v"] for trial in trials if not trial.should_prune()])
-    assert min(kept[1]) < min(kept[0]) and max(kept[1]) < max(kept[0])
-
-
 def test_few_scores_prune_nobody_and_no_number_ends():
     study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH, chance=0.02))
     trials = reported(study, spread(4))

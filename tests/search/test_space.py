@@ -10,7 +10,7 @@ import pytest
 from autolr.candidate import Candidate
 from autolr.search.confirm import finalists
 from autolr.search.records import TrialRecord
-from autolr.search.space import CARRY, SearchSpace, carry, rule_rate
+from autolr.search.space import DRIFT, SearchSpace, drift, rule_rate
 from autolr.study import Study
 from tests import tiny
 
@@ -40,11 +40,11 @@ def test_rules():
     assert winner.rates(1e-3)["k"] == 0
 
 
-def test_finalists_are_those_whose_full_runs_promise_most():
-    """Of trials that are best at one rate, the next lower ones are taken where the full run is much longer."""
+def test_finalists_are_ready_for_other_rates_at_the_end():
+    found = space(ratio=[1.0], rank=[8], lr_v={"low": 1e-4, "high": 1e-2})
+    rates = np.geomspace(1e-4, 1e-2, 25)
 
-    def best(length: int) -> float:
-        found = space(ratio=[1.0], rank=[8], lr_v={"low": 1e-4, "high": 1e-2})
+    def best(count: int, length: int) -> list[float]:
         trials = [
             TrialRecord(
                 number=number,
@@ -53,13 +53,16 @@ def test_finalists_are_those_whose_full_runs_promise_most():
                 score=(score := 0.5 + 0.03 * math.log(lr_v / 1e-3) ** 2),
                 rungs={length: score},
             )
-            for number, lr_v in enumerate(np.geomspace(1e-4, 1e-2, 25))
+            for number, lr_v in enumerate(rates)
         ]
-        return finalists(trials, 1, found)[0].lr_v
+        return sorted(candidate.lr_v for candidate in finalists(trials, count, found))
 
-    assert carry(100, 25) == {"lr_v": 4**CARRY} and carry(100, 100) == {"lr_v": 1.0}
-    assert best(100) == pytest.approx(1e-3)
-    assert best(2) == pytest.approx(1e-3 / 50**CARRY, rel=0.15)
+    assert drift(100, 25) == {"lr_v": DRIFT * math.log(4)} and drift(100, 100) == {"lr_v": 0.0}
+    assert best(1, 25) == pytest.approx([1e-3])
+    assert best(3, 100) == pytest.approx(rates[11:14])  # nothing follows: the neighbours
+    low, middle, high = best(3, 25)
+    assert middle == pytest.approx(1e-3)
+    assert high / middle == pytest.approx(middle / low, rel=0.3) == pytest.approx(4**DRIFT, rel=0.25)
 
 
 def test_which_rules_lie_in_the_space():
