@@ -4,8 +4,9 @@
 
 Each search has splits, batches and adapters of its own seed. A recipe is judged by the measured oracle of the
 embedded study (`studies/oracle`): percent that its full run ends above the best of the space. The rule of thumb is
-judged in the same way, and stands beside them. Searches that are there, in the folder `--runs`, are not run again:
-the command can be stopped and given again, also when the oracle has grown.
+judged in the same way, and stands beside them; and of all who were in the finals it is told what their trials said
+and where they ended. Searches that are there, in the folder `--runs`, are not run again: the command can be stopped
+and given again, also when the oracle has grown.
 """
 
 from __future__ import annotations
@@ -40,9 +41,22 @@ def main() -> None:
         command = [sys.executable, "-m", "autolr", "search", str(STUDY), f"seed={seed}", *words]
         command += ["--no-train", "--plain", "--out", str(folder), "--device", given.device or "auto"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        recipe = SearchResult.load(folder).recipe
+        searched = SearchResult.load(folder)
+        recipe = searched.recipe
         assert recipe is not None and recipe.evidence is not None
         found, cost = recipe.candidate, recipe.evidence.cost
+        trials = {trial.candidate: trial.score for trial in searched.ended()}
+        for final in searched.finals:
+            result.row(
+                "final",
+                seed=seed,
+                label=final.label,
+                **final.candidate.model_dump(include={"lr_v", "ratio", "rank"}),
+                excess_pct=round(oracle.excess(final.candidate), 4),
+                trial_loss=trials.get(final.candidate),
+                select_loss=final.select_loss,
+                confirm_loss=final.confirm_loss,
+            )
         excess.append(oracle.excess(found))
         result.row(
             "search",
