@@ -162,10 +162,14 @@ class Surrogate:
         """
         ways = sorted(norm.ppf((np.arange(count) + 0.5) / count), key=abs)
         chosen: list[int] = []
-        for way in [*ways, *[0.0] * (len(points) - count)][: len(points)]:
-            ranked = np.argsort(self.predict(points - way * drift)[0], kind="stable")
-            chosen.append(next(int(place) for place in ranked if place not in chosen))
-        return chosen
+        for way in ways[: len(points)]:
+            chosen.append(next(place for place in self._ranked(points - way * drift) if place not in chosen))
+        return chosen + [place for place in self._ranked(points) if place not in chosen]
+
+    def _ranked(self, points: Array) -> list[int]:
+        """Return the places of points, the one that is expected to be best first."""
+        places: list[int] = np.argsort(self.predict(points)[0], kind="stable").tolist()
+        return places
 
     def log_expected_improvement(self, points: Array) -> Array:
         """Return the logarithm of the expected improvement on the best expected among those observed."""
