@@ -326,6 +326,10 @@ class Search(Document):
             raise ValueError(f"rungs must rise: {self.rungs}")
         return self
 
+    def has_finals(self, length: int, steps: int) -> bool:
+        """Tell whether the winner is chosen at the end of the full run: there are several, and trials are shorter."""
+        return self.finalists > 1 and length < steps
+
     def rung_steps(self, length: int) -> tuple[int, ...]:
         """Return the steps of all rungs of trials of `length` steps, their end excluded."""
         # A multiple of the batches' cycle of lengths, so that trials which refill a slot stay in phase. Early losses

@@ -99,7 +99,7 @@ class Checkpoints(Keeper):
                 losses = state.pop(LOSSES).tolist()
                 slot = pack.restore(job.config, state, head["step"], losses, head["tokens"])
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-                self.watcher.note(f"{self._path(key)}: cannot be gone on from ({error}); {job.label} starts anew")
+                self.watcher.note(f"{self._path(key)}: cannot be gone on from ({error}); {job.label} does without it")
                 continue
             if key == job.key:
                 kept = {name: head[name] for name in ("score", "seconds", "begun", "begun_tokens")}
@@ -124,7 +124,7 @@ class Checkpoints(Keeper):
                 head: dict[str, Any] = json.loads(file.metadata()["autolr"])
             is_this = bool(head["job"] == _identity(job))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            self.watcher.note(f"{path}: is damaged ({error}); {job.label} starts anew")
+            self.watcher.note(f"{path}: is damaged ({error}); {job.label} does without it")
             return None
         return head if is_this else None
 

@@ -63,8 +63,8 @@ class Setting:
 
     @property
     def has_finals(self) -> bool:
-        """Whether the winner is chosen at the end of the full run: there are several, and trials are shorter."""
-        return self.study.search.finalists > 1 and self.length < self.steps
+        """Whether the winner is chosen at the end of the full run."""
+        return self.study.search.has_finals(self.length, self.steps)
 
     @property
     def largest(self) -> SlotConfig:

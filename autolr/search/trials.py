@@ -195,15 +195,15 @@ class Trials(Source):
 
     def is_beginning(self, running: Running) -> bool:
         """Tell whether the finals may go on with a trial: with the rule of thumb's, or one of the best so far."""
-        finalists = self.study.search.finalists
-        if finalists == 1 or self.length >= self.space.steps:
-            return False  # there are no finals
+        search = self.study.search
+        if not search.has_finals(self.length, self.space.steps):
+            return False
         if running.outcome != "finished":
             return running.outcome == "pruned" and running.job.label == "rule"
         score = running.score if running.score is not None else math.inf
         done = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         better = sum(trial.value is not None and trial.value < score for trial in done)
-        return running.job.label == "rule" or better < ENDS_KEPT * finalists
+        return running.job.label == "rule" or better < ENDS_KEPT * search.finalists
 
     def _reason(self, running: Running) -> str:
         """Say why a trial ended before its time."""

@@ -38,6 +38,12 @@ STATE = State(
 )  # fmt: skip
 
 
+def test_the_time_left_counts_what_was_trained_here():
+    slot = SLOTS[0].model_copy(update={"step": 150, "steps": 200, "begun": 100})
+    state = State(phase="finals", total=4, slots=[slot, slot], capacity=2, started=100.0, updated=160.0)
+    assert state.time_left() == pytest.approx(180)  # two halves in a minute, three more to go
+
+
 def drawn(width: int, height: int = 40, encoding: str = "utf-8") -> list[str]:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors="strict")

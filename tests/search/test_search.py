@@ -229,6 +229,8 @@ def test_a_plan_writes_nothing(small_study, in_folder):
     assert found.parameters["r=4"] == {"adapter": 4 * 2 * 2 * 64, "head": 66}
     assert found.rules["paper"] == Candidate(lr_v=4e-4, ratio=4, rank=8)
     assert found.seconds > 0 and found.trained_tokens > 0
+    # Nine trials and ten repeats of 12 steps; three of the trials, that of the rule too, go on to 24.
+    assert found.finals == 3 and found.full_run_equivalents == (9 * 12 + 10 * 12 + 3 * 12) / 24
     assert list(in_folder.iterdir()) == []
 
 
