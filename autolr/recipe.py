@@ -57,10 +57,18 @@ class Score(Document):
     candidate: Candidate
     select_loss: float = Field(description="for choosing")
     confirm_loss: float
+    held_out_loss: float | None = Field(
+        None, description="of the finals, which it decides: select, and the last batches before they are learned"
+    )
     confirm_metric: float = Field(description="accuracy, or the study's own metric")
     gain: Interval | None = Field(
         None, description="confirm loss of this candidate minus the winner's: above 0, the winner is better"
     )
+
+    @property
+    def chosen_by(self) -> float:
+        """The loss by which it was compared with others."""
+        return self.select_loss if self.held_out_loss is None else self.held_out_loss
 
 
 class Cost(Document):
@@ -79,10 +87,15 @@ class Evidence(Document):
     trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")
     repeats: int = Field(description="seeds of each candidate in the confirmation")
     finals: list[Score] = Field(
-        [], description="at the end of the full run, one seed each, the best on select first: they chose the winner"
+        [], description="at the end of the full run, one seed each, the best first: they chose the winner"
     )
     scores: list[Score] = Field(description="of the confirmation")
     cost: Cost
+
+    @property
+    def finals_by(self) -> str:
+        """What the finals were decided by, as the head of a column."""
+        return "select loss" if all(score.held_out_loss is None for score in self.finals) else "held-out loss"
 
 
 class Recipe(Document):

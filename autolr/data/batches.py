@@ -97,6 +97,13 @@ def _in_a_row(lists: Sequence[Sequence[int]]) -> np.ndarray:
     return np.fromiter((value for own in lists for value in own), np.int32, sum(len(own) for own in lists))
 
 
+def joined(parts: Sequence[TokenSet]) -> TokenSet:
+    """Return sets of the same tokenizer and task as one, in their order."""
+    ids = [own for part in parts for own in part.ids]
+    labels = [label for part in parts for label in part.labels]
+    return TokenSet(ids, labels, parts[0].pad_id)  # type: ignore[arg-type]
+
+
 def predicting(labels: Tensor) -> Tensor:
     """Return which places of a language model predict a learned token: those before one. Shape as `labels`."""
     return functional.pad(labels[:, 1:] != IGNORED, (0, 1))

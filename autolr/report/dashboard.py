@@ -295,11 +295,12 @@ def _note(result: SearchResult) -> str:
     lines += ["## Verdict", "", plain(recipe.evidence.verdict), "", "## Recipe", ""]
     lines += [f"- {plain(recipe.candidate.describe())}", f"- {plain(recipe.rates.describe())}", ""]
     if recipe.evidence.finals:
-        lines += ["## At the end of the full run", "", "| who | candidate | select loss | confirm loss |"]
+        by = recipe.evidence.finals_by
+        lines += ["## At the end of the full run", "", f"| who | candidate | {by} | confirm loss |"]
         lines += ["|---|---|---|---|"]
         for score in recipe.evidence.finals:
             who, what = plain(score.label), plain(score.candidate.describe())
-            lines.append(f"| {who} | {what} | {score.select_loss:.4f} | {score.confirm_loss:.4f} |")
+            lines.append(f"| {who} | {what} | {score.chosen_by:.4f} | {score.confirm_loss:.4f} |")
         lines += [""]
     lines += ["## Confirmed", ""]
     lines += ["| who | candidate | confirm loss | above the winner |", "|---|---|---|---|"]

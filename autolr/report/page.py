@@ -145,12 +145,12 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "Trials of each rank, brought to the last rung by the median change of those that went on, and their "
             "median; under a rank: what its adapters train, where the run tells. Diamonds: "
             + (
-                "select loss of the finalists at the end of the full run"
+                "loss of the finalists at the end of the full run, on what is held out"
                 if result.finals
                 else "mean select loss of the confirmed"
             )
             + "; a bar is one standard error of the difference to the best, paired by "
-            + ("example" if result.finals else "seed")
+            + ("example and step" if result.finals else "seed")
             + ". A bar that reaches the dashed line is as good as the best: of those the smallest rank is chosen.",
             "There is no rank: matrices are trained whole."
             if result.study.method.full

@@ -16,6 +16,7 @@ from autolr.errors import RunError
 from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.claims import Alone
+from autolr.search.held_out import last_steps
 from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
@@ -27,8 +28,12 @@ from autolr.study import Study
 WORST_LOSS = 100.0
 
 
-def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list[Candidate]:
+def finalists(
+    trials: list[TrialRecord], count: int, space: SearchSpace, apart: Candidate | None = None
+) -> list[Candidate]:
     """Return the best candidates of the search, best first; a rule that lies outside the space is none of them.
+
+    Nor is the one `apart`, which is compared with them in any case, unless it is all there is.
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
     the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect: of the first
@@ -37,6 +42,7 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if space.holds(t.candidate)]
     ranked = sorted(usable, key=lambda t: (-max(t.rungs), t.score, t.number))
+    ranked = [t for t in ranked if t.candidate != apart] or ranked
     if len(usable) >= ENOUGH:
         encoding = Encoding(space.distributions, {})
         point = {t.number: encoding.encode(t.candidate.model_dump()) for t in usable}
@@ -44,7 +50,7 @@ def finalists(trials: list[TrialRecord], count: int, space: SearchSpace) -> list
             (point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if math.isfinite(loss)
         ]
         points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
-        length = int(steps.max())
+        length = max(ranked[0].rungs)
         alike = [t for t in ranked if max(t.rungs) == length]
         way = encoding.distance(drift(space.steps, length))
         places = Surrogate.fit(points, steps, losses).best_of(np.array([point[t.number] for t in alike]), count, way)
@@ -144,6 +150,7 @@ class Confirmation(Source):
         data: *select* chooses the winner, *confirm* judges it.
         claims: on the repeats; None: nobody else trains them.
         save_every: steps between checkpoints of a job.
+        study: of a search, whose full runs are also judged by their last steps.
     """
 
     rungs: tuple[int, ...] = ()
@@ -156,7 +163,9 @@ class Confirmation(Source):
         data: Prepared,
         claims: Alone | None = None,
         save_every: int = 0,
+        study: Study | None = None,
     ) -> None:
+        self.study = study
         self.path = path
         self.pack = pack
         self.data = data
@@ -208,6 +217,9 @@ class Confirmation(Source):
         score = self.pack.task.score
         running.score = float(select.mean())
         self.trained_tokens += running.trained_tokens
+        slot, unseen = running.slot, range(0)
+        if self.study and running.outcome == "finished":
+            unseen = last_steps(self.study, slot, len(select))
         record = RepeatRecord(
             label=job.label,
             candidate=job.candidate,
@@ -219,7 +231,9 @@ class Confirmation(Source):
             confirm_metric=score(confirm_said, self.data.confirm.labels),
             losses=_rounded(confirm),
             select_losses=_rounded(select),
-            curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
+            unseen_losses=[float(f"{slot.losses[step]:.6g}") for step in unseen],
+            unseen_examples=sum(len(slot.order[step]) for step in unseen),
+            curve=[float(f"{loss:.5g}") for loss in slot.losses if math.isfinite(loss)],
             tokens=running.trained_tokens,
             seconds=running.seconds,
         )

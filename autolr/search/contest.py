@@ -32,7 +32,7 @@ class Contest:
     @cached_property
     def finalists(self) -> list[Candidate]:
         """The best candidates of the trials, best first; nobody where no trial has a score."""
-        return finalists(self.result.trials, self.study.search.finalists, self.space)
+        return finalists(self.result.trials, self.study.search.finalists, self.space, self._rule)
 
     @cached_property
     def contenders(self) -> dict[Candidate, str]:
@@ -55,7 +55,8 @@ class Contest:
         if not self.finals:
             return verdict.choose(_under(self.contenders, self.result.repeats), self.study.space.targets)
         best = {self._best_finalist, self._rule}
-        return min((r for r in self.finals if r.candidate in best), key=lambda r: r.select_loss).candidate
+        contending = [record for record in self.finals if record.candidate in best]
+        return min(contending, key=verdict.judged_by(contending)).candidate
 
     @cached_property
     def confirmed(self) -> dict[Candidate, str]:

@@ -1,10 +1,15 @@
-"""What a search tries next: the rules first, then winners of earlier searches, then what the sampler proposes."""
+"""What a search tries next: the rules first, then winners of earlier searches, then what the sampler proposes.
+
+The best rate of LoRA hardly depends on the rank ("LoRA Without Regret", Schulman et al., 2025): so the rule of thumb
+is tried at the largest rank as well, which tells what a larger rank is worth before anything else is known.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
@@ -63,9 +68,18 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, watcher: Wat
             trials.enqueue_trial(space.params(candidate), user_attrs={"rule": name})
         else:
             watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
+    large = at_the_largest_rank(space.rule("rule"), space.distributions)
+    if large and f"rule at rank {large.rank}" not in present and space.holds(large):
+        trials.enqueue_trial(space.params(large), user_attrs={"rule": f"rule at rank {large.rank}"})
     for number, found in enumerate(study.search.prior):
         if number not in known:
             trials.enqueue_trial(space.params(prior.carried(found, space)), user_attrs={"prior": number})
+
+
+def at_the_largest_rank(rule: Candidate, distributions: Mapping[str, BaseDistribution]) -> Candidate | None:
+    """Return a rule of thumb at the largest rank of a space; None where it has that rank already."""
+    rank = max(getattr(distributions.get("rank"), "choices", (0,)))
+    return rule.model_copy(update={"rank": rank}) if rank > rule.rank else None
 
 
 def propose(trials: optuna.Study, space: SearchSpace) -> optuna.Trial | None:

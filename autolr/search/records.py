@@ -56,6 +56,8 @@ class RepeatRecord(Document):
         tokens: trained tokens, padding not counted; those of the trial that it went on with are the trial's.
         losses: loss of each example of *confirm*, in the split's order.
         select_losses: of each example of *select*; in the finals, of one seed, they tell who is as good as the best.
+        unseen_losses: training losses of the last steps of a full run, of examples it had not learned from.
+        unseen_examples: of all these steps.
     """
 
     label: str
@@ -68,9 +70,20 @@ class RepeatRecord(Document):
     confirm_metric: float
     losses: list[float] = Field(repr=False)
     select_losses: list[float] = Field([], repr=False)
+    unseen_losses: list[float] = Field([], repr=False)
+    unseen_examples: int = 0
     curve: list[float] = Field([], repr=False)
     tokens: int = 0
     seconds: float = 0.0
+
+    @property
+    def held_out_loss(self) -> float:
+        """Mean loss of the examples it had not learned from: those of *select*, and of its last steps."""
+        if not self.unseen_losses:
+            return self.select_loss
+        select, unseen = len(self.select_losses), self.unseen_examples
+        mean = sum(self.unseen_losses) / len(self.unseen_losses)
+        return (select * self.select_loss + unseen * mean) / (select + unseen)
 
 
 def append(path: Path, record: Document) -> None:

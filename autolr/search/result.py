@@ -106,8 +106,8 @@ class SearchResult:
         return display.table(evidence.verdict, rows) + display.grid(heads, confirmed)
 
     def to_json(self) -> str:
-        """Return the search as JSON; of finals and repeats all but the losses of single examples."""
-        single = {"losses", "select_losses"}
+        """Return the search as JSON; of finals and repeats all but the losses of single examples and steps."""
+        single = {"losses", "select_losses", "unseen_losses"}
         content = {
             "folder": str(self.folder),
             "study": self.study.model_dump(mode="json"),

@@ -336,7 +336,8 @@ def _repeat(task: _Task, phase: str, jobs: list[Job], done: list[RepeatRecord], 
     with setting.pack(min(found.slots, len(jobs)), found.passes, found.graphs) as pack:
         # As often as in trials: what a kill costs is a rung's work at most.
         rungs = setting.study.search.rung_steps(setting.length)
-        source = Confirmation(left, path, pack, setting.data, task.claims, save_every=min(rungs, default=0))
+        every = min(rungs, default=0)
+        source = Confirmation(left, path, pack, setting.data, task.claims, save_every=every, study=setting.study)
         task.watcher.phase(phase, len(jobs), len(jobs) - len(left))
         task.drive(phase, pack, source)
 

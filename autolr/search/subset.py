@@ -1,4 +1,4 @@
-"""How many examples of *select* a rung is scored on: as many as tell its better trials apart.
+"""How many held-out examples a rung is scored on: as many as tell its better trials apart.
 
 Trials are compared on the same examples, so what counts is the spread of their paired differences, not that of
 their losses; and it is the better half that has to be told apart, not the good from those that have diverged. The
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolr.data.batches import Labels, TokenSet
+from autolr.data.batches import Labels, TokenSet, joined
 
 # Scored first, to learn how far apart the trials are.
 PILOT = 128
@@ -30,20 +30,21 @@ Evaluate = Callable[[TokenSet], tuple[Tensor, Tensor]]
 
 
 class Subset:
-    """Nested subsets of a split, each stratified by label, or by length where texts are learned.
+    """Nested subsets of splits, each stratified by label, or by length where texts are learned.
 
     Args:
-        data: the split.
+        parts: the splits, of which a later one is taken from when those before it are used up.
         batch_size: examples of a training step.
         seed: of the order.
         counts: examples of each rung, where known from before.
     """
 
-    def __init__(self, data: TokenSet, batch_size: int, seed: int, counts: dict[int, int] | None = None) -> None:
-        self.data = data
+    def __init__(
+        self, parts: Sequence[TokenSet], batch_size: int, seed: int, counts: dict[int, int] | None = None
+    ) -> None:
         self.batch_size = batch_size
         self.counts = dict(counts or {})
-        self.order = stratified_order(data.strata, seed)
+        self.data = joined([part.take(stratified_order(part.strata, seed)) for part in parts])
 
     def score(self, evaluate: Evaluate, step: int, since: int) -> tuple[Tensor, Tensor, Labels]:
         """Score trials at a rung.
@@ -70,7 +71,7 @@ class Subset:
         return losses, said, self._part(0, count).labels
 
     def _part(self, start: int, end: int) -> TokenSet:
-        return self.data.take(self.order[start:end])
+        return self.data.take(range(start, min(end, len(self.data))))
 
 
 def needed(losses: Tensor) -> int:

@@ -17,6 +17,7 @@ from autolr.search import proposals, records
 from autolr.search.claims import CLAIM, Claims
 from autolr.search.confirm import trial_key
 from autolr.search.folder import RunFolder
+from autolr.search.held_out import judges
 from autolr.search.loop import WINDOW, Job, Keeper, Running, Source, Watcher
 from autolr.search.proposals import COUNTED
 from autolr.search.records import TrialRecord
@@ -45,7 +46,7 @@ class Trials(Source):
         length: steps of a trial.
         folder: where trials are kept.
         pack: scores them.
-        data: its *select* split judges them.
+        data: its *select* split judges them, and what they do not come to of *train*.
         watcher: is told what happens.
         claims: on the search's trials.
         spent: seconds that earlier sittings of this search took.
@@ -77,7 +78,7 @@ class Trials(Source):
         self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent
         self.optuna = claims.study
         self.sampler = proposals.equip(self.optuna, study, space, length)
-        self.subset = Subset(data.select, study.training.batch_size, study.seed)
+        self.subset = Subset(judges(study, data, length), study.training.batch_size, study.seed)
         self._live: dict[int, optuna.Trial] = {}
         with claims.lock():
             self._name_axis()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -28,37 +28,66 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
 
 
 def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
-    """Return the candidate with the lowest mean *select* loss, or one of smaller rank that is as good.
+    """Return the candidate with the lowest mean loss on what is held out, or one of smaller rank that is as good.
 
     As good is what lies within one standard error of the best; of those with the smallest rank the best is taken
     (the one-standard-error rule). A comparison that trains other matrices than the study's is for the verdict only:
     `among` says which are the study's.
     """
     groups = {c: group for c, group in _by_candidate(repeats).items() if c.targets in among}
-    ranked = sorted(groups, key=lambda c: (np.mean([r.select_loss for r in groups[c]]), c.describe()))
+    loss = judged_by([record for group in groups.values() for record in group])
+    ranked = sorted(groups, key=lambda c: (np.mean([loss(r) for r in groups[c]]), c.describe()))
     best = ranked[0]
     as_good = [c for c in ranked if c == best or (c.rank < best.rank and is_as_good(groups[c], groups[best]))]
     return min(as_good, key=lambda c: c.rank)  # the first of them, so the best
 
 
-def standard_error(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> float | None:
-    """Return the standard error of the mean difference of *select* losses, paired by seed; of one seed, by example.
+def judged_by(repeats: Sequence[RepeatRecord]) -> Callable[[RepeatRecord], float]:
+    """Return by what loss repeats are compared: the held-out one, where all have it of as many examples.
 
+    A search that went on from an older one may have finals with and without; then it is *select* alone. What has
+    diverged is worst either way.
+    """
+    counts = {record.unseen_examples for record in repeats if not record.diverged}
+    return (lambda record: record.held_out_loss) if len(counts) == 1 else (lambda record: record.select_loss)
+
+
+def standard_error(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> float | None:
+    """Return the standard error of the mean difference of losses, paired by seed; of one seed, by what is held out.
+
+    That is by example of *select*, and by step where the last steps of a full run are held out too.
     None where there is nothing to pair.
     """
     if len(own) == len(best) == 1:
-        values = [np.array(one[0].select_losses) for one in (own, best)]
-    else:
-        values = [np.array([record.select_loss for record in group]) for group in (own, best)]
+        return _error_of_one_seed(own[0], best[0])
+    loss = judged_by([*own, *best])
+    values = [np.array([loss(record) for record in group]) for group in (own, best)]
     if values[0].shape != values[1].shape or len(values[0]) < 2:
         return None
     return float((values[0] - values[1]).std(ddof=1) / np.sqrt(len(values[0])))
 
 
+def _error_of_one_seed(own: RepeatRecord, best: RepeatRecord) -> float | None:
+    if not _alike(own.select_losses, best.select_losses):
+        return None
+    select = np.array(own.select_losses) - np.array(best.select_losses)
+    examples, variance = len(select), select.var(ddof=1)
+    if own.unseen_examples != best.unseen_examples or not _alike(own.unseen_losses, best.unseen_losses):
+        return float(np.sqrt(variance / examples))
+    steps = np.array(own.unseen_losses) - np.array(best.unseen_losses)
+    unseen = own.unseen_examples
+    error = np.hypot(np.sqrt(variance * examples), unseen * steps.std(ddof=1) / np.sqrt(len(steps)))
+    return float(error / (examples + unseen))
+
+
+def _alike(own: Sequence[float], other: Sequence[float]) -> bool:
+    return len(own) == len(other) >= 2
+
+
 def is_as_good(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> bool:
-    """Tell whether *select* losses lie within one standard error of the best."""
-    error = standard_error(own, best)
-    apart = np.mean([r.select_loss for r in own]) - np.mean([r.select_loss for r in best])
+    """Tell whether losses lie within one standard error of the best."""
+    error, loss = standard_error(own, best), judged_by([*own, *best])
+    apart = np.mean([loss(r) for r in own]) - np.mean([loss(r) for r in best])
     return error is not None and bool(apart <= error)
 
 
@@ -83,10 +112,16 @@ def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
 
 
 def final_scores(finals: Sequence[RepeatRecord]) -> list[Score]:
-    """Return the scores of the finals, the best on *select* first."""
-    shown = set(Score.model_fields)
-    found = [Score.model_validate(record.model_dump(include=shown)) for record in finals]
-    return sorted(found, key=lambda score: score.select_loss)
+    """Return the scores of the finals, the best first."""
+    shown, loss = set(Score.model_fields), judged_by(finals)
+    by_select = all(loss(record) == record.select_loss for record in finals)
+    found = [
+        Score.model_validate(
+            {**record.model_dump(include=shown), "held_out_loss": None if by_select else loss(record)}
+        )
+        for record in finals
+    ]
+    return sorted(found, key=lambda score: score.chosen_by)
 
 
 def at_the_end(finals: Sequence[RepeatRecord], winner: Candidate, length: int, steps: int) -> str:

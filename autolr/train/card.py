@@ -188,11 +188,11 @@ def _comparison(recipe: Recipe) -> str:
     parts = []
     if found and found.finals:
         rows = [
-            f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.select_loss:.4f} | "
+            f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.chosen_by:.4f} | "
             f"{score.confirm_loss:.4f} |"
             for score in found.finals
         ]
-        head = "| at the end of the full run | candidate | select loss | confirm loss |\n|---|---|---|---|"
+        head = f"| at the end of the full run | candidate | {found.finals_by} | confirm loss |\n|---|---|---|---|"
         parts.append("\n".join([head, *rows]))
     if found and len(found.scores) > 1:
         rows = [

@@ -5,12 +5,14 @@
 Each search has splits, batches and adapters of its own seed. A recipe is judged by the measured oracle of the
 embedded study (`studies/oracle`): percent that its full run ends above the best of the space. The rule of thumb is
 judged in the same way, and stands beside them; and of all who were in the finals it is told what their trials said
-and where they ended. Searches that are there, in the folder `--runs`, are not run again: the command can be stopped
-and given again, also when the oracle has grown.
+and where they ended. How well the finals' differences on *select*, and on all that is held out, agree with those on
+*confirm* and with the oracle's: correlations over all pairs of a search. Searches that are there, in the folder
+`--runs`, are not run again: the command can be stopped and given again, also when the oracle has grown.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,7 @@ def main() -> None:
     options.add_argument("--runs", type=Path, default=Path("runs/repeats"), help="folder of their run folders")
     given = options.parse_args()
     oracle = tables.oracle("sentiment")
+    apart: dict[str, list[float]] = {"select": [], "held_out": [], "confirm": [], "oracle": []}
     words = [*SHORT, *contract.FEW, "baselines=[rule]"] if given.quick else []
     count = 1 if given.quick else given.searches
     result = contract.Result("repeats", settings={"quick": given.quick, "searches": count, "oracle": oracle.about})
@@ -55,8 +58,14 @@ def main() -> None:
                 excess_pct=round(oracle.excess(final.candidate), 4),
                 trial_loss=trials.get(final.candidate),
                 select_loss=final.select_loss,
+                held_out_loss=final.held_out_loss,
                 confirm_loss=final.confirm_loss,
             )
+        for one, other in itertools.combinations(searched.finals, 2):
+            apart["select"].append(one.select_loss - other.select_loss)
+            apart["held_out"].append(one.held_out_loss - other.held_out_loss)
+            apart["confirm"].append(one.confirm_loss - other.confirm_loss)
+            apart["oracle"].append(oracle.excess(one.candidate) - oracle.excess(other.candidate))
         excess.append(oracle.excess(found))
         result.row(
             "search",
@@ -74,6 +83,9 @@ def main() -> None:
     result.figure("median_excess_pct", statistics.median(excess))
     result.figure("worst_excess_pct", max(excess))
     result.figure("rule_excess_pct", oracle.excess(rule))
+    if not given.quick:
+        for seen, truth in itertools.product(("select", "held_out"), ("confirm", "oracle")):
+            result.figure(f"{seen}_to_{truth}", statistics.correlation(apart[seen], apart[truth]))
     contract.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)
 
 

@@ -1,9 +1,9 @@
 """The searches that are compared: stock Optuna, a grid, the rule of thumb, and ours.
 
-All but the grid try the rule of thumb first. Stock searches train one trial after another, on the schedule of the
-full run, and see raw losses at rungs: the best case for pruners that judge by order. Ours train the first part of
-full runs in two slots, as on a CPU, refilled at once, and see averaged losses; trials that reach a rung in the same
-step all report before any is judged.
+All but the grid try the rule of thumb first, ours then at the largest rank. Stock searches train one trial after
+another, on the schedule of the full run, and see raw losses at rungs: the best case for pruners that judge by order.
+Ours train the first part of full runs in two slots, as on a CPU, refilled at once, and see averaged losses; trials
+that reach a rung in the same step all report before any is judged.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from surfaces import Surface
 
 from autolr.candidate import Candidate
 from autolr.search.confirm import ENOUGH
+from autolr.search.proposals import at_the_largest_rank
 from autolr.search.pruner import ChancePruner
 from autolr.search.space import drift
 from autolr.study import Search
@@ -165,6 +166,9 @@ def packed(
 
     study = optuna.create_study(sampler=sampler(surface, seed), pruner=(pruner or halves)(rungs, length))
     study.enqueue_trial(rule_params(surface))
+    large = at_the_largest_rank(surface.bounds.rule_candidate, surface.bounds.distributions) if finals else None
+    if large:
+        study.enqueue_trial({**rule_params(surface), "rank": large.rank})
     ledger, running, now = Ledger(budget), [], 0
     reached: dict[Candidate, int] = {}  # the last rung of each candidate's trial
 
@@ -200,8 +204,9 @@ def packed(
                 study.tell(one.trial, one.loss)
         ledger.recommend(pick(surface, study.get_trials(deepcopy=False))[0])
     if finals:
-        best = pick(surface, study.get_trials(deepcopy=False))[:FINALISTS]
-        best = list(dict.fromkeys([*best, surface.bounds.rule_candidate]))
+        rule = surface.bounds.rule_candidate
+        best = [one for one in pick(surface, study.get_trials(deepcopy=False)) if one != rule][:FINALISTS]
+        best.append(rule)
         last = {one: surface.loss(one, steps, seed) for one in best if ledger.spend(left(one))}
         ledger.recommend(min(last, key=last.__getitem__))
     return ledger

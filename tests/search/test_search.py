@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 
+import optuna
 import pytest
 
 from autolr.candidate import Candidate
 from autolr.errors import ModelError, RunError
 from autolr.recipe import Recipe
-from autolr.search import verdict
+from autolr.search import proposals, verdict
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher, diverged
 from autolr.search.plan import plan
 from autolr.search.result import SearchResult
 from autolr.search.run import search
+from autolr.search.space import SearchSpace
 from autolr.study import Horizon, Search, Study
 
 
@@ -89,15 +91,17 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
 def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
     result, _ = finished
     finals, evidence = result.finals, result.recipe.evidence
-    assert sorted(" + ".join(one.label for one in finals).split(" + ")) == ["finalist 1", "finalist 2", "rule"]
+    labels = sorted(" + ".join(one.label for one in finals).split(" + "))
+    assert [label for label in labels if label != "paper"] == ["finalist 1", "finalist 2", "rule"]
+    assert len(finals) == 3  # the rule of thumb takes nobody's place
     assert all(len(one.curve) == result.recipe.steps == 24 and one.seed == 0 for one in finals)
     assert [(s.candidate, s.confirm_loss) for s in evidence.finals] == [
-        (one.candidate, one.confirm_loss) for one in sorted(finals, key=lambda one: one.select_loss)
+        (one.candidate, one.confirm_loss) for one in sorted(finals, key=lambda one: one.held_out_loss)
     ]
     best = verdict.choose([one for one in finals if "finalist" in one.label])
-    losses = {one.candidate: one.select_loss for one in finals}
+    losses = {one.candidate: one.held_out_loss for one in finals}
     rule = next(one for one in finals if "rule" in one.label)
-    assert result.recipe.candidate == (best if losses[best] <= rule.select_loss else rule.candidate)
+    assert result.recipe.candidate == (best if losses[best] <= rule.held_out_loss else rule.candidate)
     # A final is the training that the trial of the same candidate has begun.
     for one in finals:
         trial = next(t for t in result.ended() if t.candidate == one.candidate)
@@ -247,3 +251,22 @@ def test_the_shortest_of_studies(small_study, tmp_path):
     assert {len(trial.curve) for trial in result.ended()} == {2}
     assert result.recipe.steps == 2
     assert plan(study).length == 2
+
+
+def test_the_rule_of_thumb_is_tried_at_the_largest_rank_too(small_study):
+    def enqueued(**space) -> list[tuple[str, int]]:
+        content = small_study.model_dump()
+        content["space"] |= space
+        study = Study.model_validate(content)
+        trials = optuna.create_study()
+        for _ in range(2):  # a search that goes on enqueues nothing twice
+            proposals.enqueue(trials, study, SearchSpace.around(study, 1e-2, 1e-3, 24), Watcher())
+        waiting = [trial.user_attrs for trial in trials.get_trials()]
+        fixed = [trial.system_attrs["fixed_params"] for trial in trials.get_trials()]
+        assert all(one["lr_v"] == 1e-2 for one, named in zip(fixed, waiting, strict=True) if named["rule"] != "paper")
+        return [(named["rule"], one.get("rank")) for one, named in zip(fixed, waiting, strict=True)]
+
+    rules = [("rule", 8), ("paper", 8), ("qkv", 8)]
+    assert enqueued(rank=[4, 8, 64, 16]) == [*rules, ("rule at rank 64", 64)]
+    assert enqueued(rank=[2, 4, 8]) == rules
+    assert [rank for _, rank in enqueued(rank=[64])] == [64, 64, 64]

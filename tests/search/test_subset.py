@@ -56,24 +56,24 @@ def test_how_bad_the_bad_ones_are_does_not_matter():
 
 def test_far_apart_is_told_by_the_pilot_and_near_together_takes_more():
     far, near = Trials(spread=1.0, noise=0.5), Trials(spread=0.1, noise=0.5)
-    assert Subset(DATA, 16, 0).score(far, 24, 400)[0].shape == (8, PILOT)
-    losses, _, _ = Subset(DATA, 16, 0).score(near, 24, 400)
+    assert Subset([DATA], 16, 0).score(far, 24, 400)[0].shape == (8, PILOT)
+    losses, _, _ = Subset([DATA], 16, 0).score(near, 24, 400)
     assert losses.shape[1] > 2 * PILOT
     assert len(set(near.seen)) == len(near.seen) == losses.shape[1]  # nothing is scored twice
 
 
 def test_scoring_costs_a_share_of_the_training():
     trials = Trials(spread=1e-6, noise=1.0)
-    losses, _, _ = Subset(DATA, 16, 0).score(trials, 24, 24)
+    losses, _, _ = Subset([DATA], 16, 0).score(trials, 24, 24)
     assert losses.shape[1] == int(subset.COST * subset.FORWARDS_PER_STEP * 24 * 16)
 
 
 def test_all_trials_of_a_rung_are_scored_on_the_same_examples():
-    rung = Subset(DATA, 16, 0)
+    rung = Subset([DATA], 16, 0)
     first, later, resumed = (Trials(0.1, 0.5) for _ in range(3))
     rung.score(first, 24, 400)
     rung.score(later, 24, 24)
-    Subset(DATA, 16, 0, rung.counts).score(resumed, 24, 24)
+    Subset([DATA], 16, 0, rung.counts).score(resumed, 24, 24)
     assert sorted(first.seen) == sorted(later.seen) == sorted(resumed.seen)
 
 

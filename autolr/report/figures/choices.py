@@ -36,7 +36,7 @@ class Confirmed(NamedTuple):
     """A candidate of the study's own that was in the finals; where there were none, in the confirmation.
 
     Attributes:
-        loss: mean select loss over seeds.
+        loss: by which it was compared with the others, the mean over seeds.
         error: standard error of its difference to the best; None: it is the best, or nobody can say.
         as_good: whether that difference is within one standard error.
     """
@@ -74,13 +74,14 @@ def parameters(result: SearchResult, candidate: Candidate) -> int | None:
 
 
 def confirmed(result: SearchResult) -> list[Confirmed]:
-    """Return those among whom the winner was chosen, the best on *select* first."""
+    """Return those among whom the winner was chosen, the best first."""
     groups = {
         candidate: group
         for candidate, group in data.judged(result).items()
         if candidate.targets in result.study.space.targets
     }
-    losses = {candidate: float(np.mean([r.select_loss for r in group])) for candidate, group in groups.items()}
+    loss = verdict.judged_by([record for group in groups.values() for record in group])
+    losses = {candidate: float(np.mean([loss(r) for r in group])) for candidate, group in groups.items()}
     ranked = sorted(losses, key=lambda candidate: losses[candidate])
     winner, found = data.own_winner(result), []
     for candidate in ranked:
