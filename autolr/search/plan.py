@@ -10,8 +10,10 @@ from autolr.candidate import Candidate
 from autolr.model import adapters
 from autolr.pack.slots import Slot
 from autolr.search import machine
+from autolr.search.held_out import judges
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.space import describe
+from autolr.search.subset import affordable
 from autolr.study import Study
 
 
@@ -58,7 +60,10 @@ def plan(
     found = machine.fit(setting)
     per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
     data = setting.data
-    evaluated = study.budget.trials * (len(rungs) + 1) * sum(data.select.lengths())
+    judging = sum(map(len, judges(study, data, setting.length)))
+    since = [step - before for before, step in itertools.pairwise([0, *rungs, setting.length])]
+    scored = sum(min(judging, affordable(steps, study.training.batch_size)) for steps in since)
+    evaluated = study.budget.trials * scored * sum(data.select.lengths()) / len(data.select)
     evaluated += (finals + repeats) * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
     return Plan(

@@ -57,8 +57,7 @@ class Subset:
         Returns:
             Losses and predictions on the rung's examples, float64 [trials, examples], and these examples' labels.
         """
-        affordable = int(COST * FORWARDS_PER_STEP * since * self.batch_size)
-        most = min(len(self.data), max(PILOT, affordable))
+        most = min(len(self.data), affordable(since, self.batch_size))
         if step in self.counts:
             part = self._part(0, self.counts[step])
             return *evaluate(part), part.labels
@@ -72,6 +71,11 @@ class Subset:
 
     def _part(self, start: int, end: int) -> TokenSet:
         return self.data.take(range(start, min(end, len(self.data))))
+
+
+def affordable(since: int, batch_size: int) -> int:
+    """Return on how many examples a rung may be scored, after so many steps of training since the rung before."""
+    return max(PILOT, int(COST * FORWARDS_PER_STEP * since * batch_size))
 
 
 def needed(losses: Tensor) -> int:
