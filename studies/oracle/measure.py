@@ -6,8 +6,9 @@
     python studies/oracle/measure.py horizon [--own]
 
 Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *select* and *confirm*, as
-they are and averaged. What is measured is kept run by run in `<name>.jsonl`, so the command can be stopped and given
-again; `<name>.parquet` is written from it, its provenance in the file's own metadata.
+they are and averaged; of the last steps the loss is kept that a search's finals are judged by too. What is measured
+is kept run by run in `<name>.jsonl`, so the command can be stopped and given again; `<name>.parquet` is written from
+it, its provenance in the file's own metadata.
 
 With `--cool` some candidates of the grid are trained to each rung and their rates then fall to 0 over a quarter as
 many steps: what a short cool-down would say of the end, kept in `<name>-cool.jsonl`. With `--own` the grid is trained
@@ -36,6 +37,7 @@ from autolr.pack.capacity import CPU_SLOTS
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.search import provenance, records
+from autolr.search.held_out import last_steps
 from autolr.search.loop import Job, Running, Source, Watcher, drive
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study
@@ -101,6 +103,7 @@ class Grid(Source):
     ) -> None:
         grid = GRIDS[name]
         cool, steps = kind == "cool", grid["own"] if kind == "own" else setting.steps
+        self.study, self.select = setting.study, len(setting.data.select)
         self.file = HERE / (f"{name}.jsonl" if kind == "whole" else f"{name}-{kind}.jsonl")
         self.rungs: tuple[int, ...] = tuple(grid["rungs"]) if kind == "whole" else ()
         self.pack = pack
@@ -146,13 +149,17 @@ class Grid(Source):
                 one.outcome = "finished"
 
     def ended(self, running: Running) -> None:
-        candidate = running.job.candidate
+        candidate, slot = running.job.candidate, running.slot
+        unseen = last_steps(self.study, slot, self.select) if running.outcome == "finished" else range(0)
         run = {
             **candidate.model_dump(include={"lr_v", "ratio", "rank"}),
             "seed": running.job.config.seed,
             **({"rung": int(running.job.label)} if running.job.config.cool else {}),
             "outcome": running.outcome,
             "seconds": round(running.seconds, 2),
+            "select_examples": self.select,
+            "unseen_examples": sum(len(slot.order[step]) for step in unseen),
+            "unseen_loss": float(np.mean([slot.losses[step] for step in unseen])) if unseen else None,
             "rungs": self.rows.pop(running, []),
         }
         with self.file.open("a") as file:

@@ -10,6 +10,10 @@ And what does it cost to go on with the best of a rung? Of 16 candidates drawn f
 three, by the averaged loss on *select* alone or on both splits: percent that the best of them ends above the best of
 the 16, the mean over draws.
 
+And at the end, where a search's finals are decided: how the loss on *select*, and that on all that is held out, the
+last training batches too, agree with the loss on *confirm*, which neither has seen; over the better half of the
+candidates. Oracles that were measured before these losses were kept have none.
+
 A search has one seed, and so has each of these figures: they are the means over the seeds with candidates enough.
 """
 
@@ -103,6 +107,22 @@ def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def ends(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return how well a seed's ends on *select*, and on all that is held out, rank the better half by *confirm*."""
+    found = []
+    for run in runs:
+        if run.get("unseen_loss") is not None:
+            end = max((rung for rung in run["rungs"] if rung["averaged"]), key=lambda rung: rung["step"])
+            seen, unseen = run["select_examples"], run["unseen_examples"]
+            pooled = (seen * end["select_loss"] + unseen * run["unseen_loss"]) / (seen + unseen)
+            found.append((end["select_loss"], pooled, end["confirm_loss"]))
+    if len(found) < TRIALS:
+        return []
+    better = np.array(sorted(found, key=lambda losses: sum(losses))[: len(found) // 2])
+    select, held_out = (float(spearmanr(better[:, column], better[:, 2]).statistic) for column in (0, 1))
+    return [{"select to confirm": select, "held out to confirm": held_out, "candidates": len(better)}]
+
+
 def over_seeds(runs: Sequence[Run], rows: Callable[[list[Run]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the means of what `rows` says of the runs of each seed that has candidates enough for a search."""
     by_seed: dict[int, list[Run]] = {}
@@ -122,7 +142,7 @@ def main() -> None:
     # Cool-downs are of the first seed.
     first = [run for run in runs if run["seed"] == 0]
     rows = table(first, cooled) if cooled else over_seeds(runs, lambda own: table(own, []))
-    for row in [*rows, *over_seeds(runs, costs)]:
+    for row in [*rows, *over_seeds(runs, costs), *over_seeds(runs, ends)]:
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 

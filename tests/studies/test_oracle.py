@@ -75,6 +75,16 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(script, small_study, tmp_path
         assert all(
             {"select_loss", "confirm_loss", "select_accuracy", "confirm_accuracy"} <= r.keys() for r in run["rungs"]
         )
+    # The small study's run has more than an epoch: its last steps are no judges. Of one within it they are.
+    assert {(run["select_examples"], run["unseen_examples"], run["unseen_loss"]) for run in runs} == {(48, 0, None)}
+    content = small_study.model_dump()
+    content["training"]["horizon"] = {"epochs": None, "steps": 16}
+    monkeypatch.setattr(measure, "read_study", lambda name, data: type(small_study).model_validate(content))
+    monkeypatch.setattr(measure, "GRIDS", {"short": {**grid, "rungs": [8]}})
+    monkeypatch.setattr(sys, "argv", ["measure.py", "short", "--seeds", "1", "--limit", "1"])
+    measure.main()
+    (short,) = records.lines(tmp_path / "short.jsonl")
+    assert short["unseen_examples"] == 4 * 8 and 0 < short["unseen_loss"] < 2
     table = pq.read_table(tmp_path / "toy.parquet")
     assert table.num_rows == 4 * 6
     about = json.loads(table.schema.metadata[b"autolr"])
@@ -104,6 +114,19 @@ def test_correlations_of_rungs_with_the_end(script):
     (cost,) = rungs.costs(runs)
     assert cost["best of 1 by select"] == pytest.approx(5)
     assert cost["best of 3 by select"] == cost["best of 1 by both"] == 0
+
+
+def test_what_is_held_out_may_rank_the_ends_better_than_select(script):
+    rungs, runs = script("rungs"), []
+    for number in range(32):
+        end = 0.4 + 0.01 * number
+        # select puts neighbours in the wrong order; the last batches, of as many examples, weigh more.
+        seen = [end + (0.012 if number % 2 == 0 else 0.0), end]
+        rung = {"step": 9, "averaged": True, "select_loss": seen[0], "confirm_loss": seen[1]}
+        runs.append({"rungs": [rung], "select_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0})
+    (row,) = rungs.ends(runs)
+    assert row["candidates"] == 16 and row["held out to confirm"] == 1.0 > row["select to confirm"] > 0.9
+    assert rungs.ends(runs[:10]) == rungs.ends([{**run, "unseen_loss": None} for run in runs]) == []
 
 
 def test_figures_of_rungs_are_means_over_seeds(script):
