@@ -36,8 +36,8 @@ def finalists(
     Nor is the one `apart`, which is compared with them in any case, unless it is all there is.
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
-    the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect: of the first
-    as things stand, of the others for the cases that the full run's best rate is higher, or lower.
+    the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect: those are
+    taken of which the best will be best, whether the full run wants the same rate, a higher or a lower one.
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if space.holds(t.candidate)]
