@@ -27,10 +27,8 @@ AUTO_FACTOR = 10.0
 RULE_RANK = 8
 HEAD_STEP = 2.0
 # How far the best rate at the end of a full run may lie from that of its first part, up or down: a standard deviation
-# in natural logarithms for each unit of log(whole / part): an estimate. In the real searches of
-# studies/benchmarks/repeats.py rates of a half and three quarters of the rule's led it after a quarter and ended
-# behind it (the second), and one of 1.9 times it was behind and ended ahead (the third).
-DRIFT = 0.35
+# in natural logarithms for each unit of log(whole / part); measured from a quarter on (studies/oracle/moves.py).
+DRIFT = 0.1
 PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from autolr.candidate import Candidate
+from autolr.search import space as spaces
 from autolr.search.confirm import finalists
 from autolr.search.records import TrialRecord
-from autolr.search.space import DRIFT, SearchSpace, drift, rule_rate
+from autolr.search.space import SearchSpace, drift, rule_rate
 from autolr.study import Study
 from tests import tiny
 
@@ -40,7 +41,8 @@ def test_rules():
     assert winner.rates(1e-3)["k"] == 0
 
 
-def test_finalists_are_ready_for_other_rates_at_the_end():
+def test_finalists_are_ready_for_other_rates_at_the_end(monkeypatch):
+    monkeypatch.setattr(spaces, "DRIFT", (far := 0.35))  # further than measured, to be seen on a grid
     found = space(ratio=[1.0], rank=[8], lr_v={"low": 1e-4, "high": 1e-2})
     rates = np.geomspace(1e-4, 1e-2, 25)
 
@@ -57,12 +59,12 @@ def test_finalists_are_ready_for_other_rates_at_the_end():
         ]
         return sorted(candidate.lr_v for candidate in finalists(trials, count, found))
 
-    assert drift(100, 25) == {"lr_v": DRIFT * math.log(4)} and drift(100, 100) == {"lr_v": 0.0}
+    assert drift(100, 25) == {"lr_v": far * math.log(4)} and drift(100, 100) == {"lr_v": 0.0}
     assert best(1, 25) == pytest.approx([1e-3])
     assert best(3, 100) == pytest.approx(rates[11:14])  # nothing follows: the neighbours
     low, middle, high = best(3, 25)
     assert middle == pytest.approx(1e-3)
-    assert high / middle == pytest.approx(middle / low, rel=0.3) == pytest.approx(4**DRIFT, rel=0.25)
+    assert high / middle == pytest.approx(middle / low, rel=0.3) == pytest.approx(4**far, rel=0.25)
 
 
 def test_which_rules_lie_in_the_space():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ORACLE))
         yield importlib.import_module
-        for name in ("measure", "sections", "rungs", "horizon"):
+        for name in ("measure", "sections", "rungs", "horizon", "moves"):
             sys.modules.pop(name, None)
 
 
@@ -135,6 +136,35 @@ def test_figures_of_rungs_are_means_over_seeds(script):
     few = [{"seed": 2, "value": 9.0}] * 15
     (row,) = rungs.over_seeds([*runs, *few], lambda own: [{"value": own[0]["value"], "runs": len(own)}])
     assert row == {"value": 0.5, "runs": 16}
+
+
+def test_how_far_the_best_rate_moves(script):
+    moves = script("moves")
+    rates = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+
+    def run(lr_v: float, seed: int, bests: dict[int, float], ratio: float = 2.0) -> dict:
+        losses = {step: math.exp(0.1 * math.log(lr_v / best) ** 2 - 1) for step, best in bests.items()}
+        rungs = [
+            {"step": step, "averaged": averaged, "select_loss": loss, "confirm_loss": loss}
+            for step, loss in losses.items()
+            for averaged in (False, True)
+        ]
+        return {"lr_v": lr_v, "ratio": ratio, "rank": 8, "seed": seed, "rungs": rungs}
+
+    # The best rate of one line falls by the half power of the lengths, that of another stays; of a third it lies at
+    # the end of the grid, and the fourth has too few rates.
+    runs = [run(rate, 0, {12: 9e-3, 25: 3e-3, 100: 1.5e-3}) for rate in rates]
+    runs += [run(rate, 1, {25: 1.7e-3, 100: 1.7e-3}) for rate in rates]
+    runs += [run(rate, 2, {25: 2e-2, 100: 1.7e-3}) for rate in rates]
+    runs += [run(rate, 3, {25: 1.7e-3, 100: 1.7e-3}) for rate in rates[:3]]
+    found = moves.moves(runs)
+    assert [(one.seed, one.rank, one.other) for one in found] == [(0, 8, "ratio=2"), (1, 8, "ratio=2")]
+    assert (found[0].early, found[0].late) == pytest.approx((3e-3, 1.5e-3))
+    assert [one.power for one in found] == pytest.approx([-0.5, 0.0], abs=1e-6)
+    assert moves.rms([3.0, -4.0]) == pytest.approx(math.sqrt(12.5))
+    assert {
+        one.other for one in moves.moves([run(rate, 0, {25: 2e-3, 100: 2e-3}, rate / 1e-3) for rate in rates], True)
+    } == {"lr_q=1.0e-03"}
 
 
 def test_what_copying_a_short_run_costs(script):
