@@ -11,6 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+
 from autolr.data.batches import TokenSet, batch_order
 from autolr.data.prepared import Prepared
 from autolr.pack.slots import Slot
@@ -21,7 +23,9 @@ LAST, TIMES = 0.25, 3
 
 
 def judges(study: Study, data: Prepared, length: int) -> list[TokenSet]:
-    """Return what trials are scored on: *select*, and the examples of *train* that they do not come to.
+    """Return what trials are scored on: *select*, and examples of *train* that they do not come to.
+
+    Together they are no more than `data.most`.
 
     Args:
         study: gives the seed of the trials; a *select* that is no part of the same table stays alone.
@@ -33,7 +37,8 @@ def judges(study: Study, data: Prepared, length: int) -> list[TokenSet]:
     order = batch_order(data.train.lengths(), study.training.batch_size, length, study.seed)
     learned = set(itertools.chain.from_iterable(order))
     rest = [row for row in range(len(data.train)) if row not in learned]
-    return [data.select, data.train.take(rest)] if rest else [data.select]
+    some = np.random.default_rng([study.seed, 17]).permutation(rest)[: max(0, study.data.most - len(data.select))]
+    return [data.select, data.train.take(sorted(some.tolist()))] if len(some) else [data.select]
 
 
 def last_steps(study: Study, slot: Slot, select: int) -> range:

@@ -36,6 +36,11 @@ def test_trials_are_judged_by_what_none_of_them_comes_to(small_study, setting):
     learned = {row for batch in batch_order(data.train.lengths(), size, 12, small_study.seed) for row in batch}
     rest = [tuple(ids) for row, ids in enumerate(data.train.ids) if row not in learned]
     assert sorted(map(tuple, later.ids)) == sorted(rest)
+    # No more than data.most, in all.
+    few = changed(small_study, data={"most": len(data.select) + 5})
+    assert [len(part) for part in judges(few, data, 12)] == [len(data.select), 5]
+    assert set(map(tuple, judges(few, data, 12)[1].ids)) <= set(rest)
+    assert judges(changed(small_study, data={"most": 20}), data, 12) == [data.select]
     # Nothing is left of an epoch, or select is a table of its own: select alone.
     assert judges(small_study, data, 10_000) == [data.select]
     apart = changed(small_study, data={"select_split": "other.csv"})
