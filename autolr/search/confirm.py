@@ -20,7 +20,7 @@ from autolr.search.held_out import last_steps
 from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.sampler import Encoding
-from autolr.search.space import SearchSpace, drift
+from autolr.search.space import SearchSpace
 from autolr.search.surrogate import ENOUGH, Surrogate
 from autolr.study import Study
 
@@ -36,8 +36,8 @@ def finalists(
     Nor is the one `apart`, which is compared with them in any case, unless it is all there is.
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
-    the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect: those are
-    taken of which the best will be best, whether the full run wants the same rate, a higher or a lower one.
+    the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect. That holds for
+    the full run too: from a quarter on the best rate hardly moves (studies/oracle/moves.py).
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if space.holds(t.candidate)]
@@ -50,10 +50,8 @@ def finalists(
             (point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if math.isfinite(loss)
         ]
         points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
-        length = max(ranked[0].rungs)
-        alike = [t for t in ranked if max(t.rungs) == length]
-        way = encoding.distance(drift(space.steps, length))
-        places = Surrogate.fit(points, steps, losses).best_of(np.array([point[t.number] for t in alike]), count, way)
+        alike = [t for t in ranked if max(t.rungs) == max(ranked[0].rungs)]
+        places = Surrogate.fit(points, steps, losses).ranked(np.array([point[t.number] for t in alike]))
         ranked = [*(alike[place] for place in places), *ranked[len(alike) :]]
     return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]
 

@@ -228,14 +228,6 @@ class Encoding:
             params[name] = int(value) if isinstance(distribution, IntDistribution) else float(value)
         return params
 
-    def distance(self, logarithms: Mapping[str, float]) -> Array:
-        """Return the way to points some of whose values have logarithms that are so much larger."""
-        way = np.zeros(self.width)
-        for axis in self._axes:
-            if axis.is_log and axis.corners is None:
-                way[axis.column] = logarithms.get(axis.name, 0.0) / axis.length
-        return way
-
     def snap(self, points: Array) -> Array:
         """Move points onto legal candidates."""
         snapped = np.clip(points, 0.0, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +25,6 @@ FULL_SHARE = 0.1
 AUTO_FACTOR = 10.0
 RULE_RANK = 8
 HEAD_STEP = 2.0
-# How far the best rate at the end of a full run may lie from that of its first part, up or down: a standard deviation
-# in natural logarithms for each unit of log(whole / part); measured from a quarter on (studies/oracle/moves.py).
-DRIFT = 0.1
 PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
 
 
@@ -36,11 +32,6 @@ def rule_rate(hidden_size: int, model_type: str, *, full: bool = False) -> float
     """Return the rule of thumb for the rate of a model of this width and family: of LoRA, or of full matrices."""
     exponent = next((p for name, p in RULE_EXPONENTS.items() if model_type.startswith(name)), RULE_EXPONENT)
     return float(f"{5e-4 * (FULL_SHARE if full else 1.0) * (2000 / hidden_size) ** exponent:.3g}")
-
-
-def drift(steps: int, length: int) -> dict[str, float]:
-    """Return how far the best values after `steps` may lie from those after `length`: standard deviations of logs."""
-    return {"lr_v": DRIFT * math.log(steps / length)}
 
 
 def describe(distribution: BaseDistribution) -> str:

@@ -26,9 +26,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 MOST, LEARNED = 320, 96
 # Of more trials under way than this those that promise most are taken into account: near the others nobody looks.
 UNDER_WAY = 64
-# Those that are trained on are chosen on so many ways that the best may move, and so many surfaces for each.
-# It is one of so many that lead as things stand.
-WAYS, DRAWS, LEADING = 15, 16, 128
 # Rungs this factor apart in steps are a unit of the step axis apart.
 STEP_UNIT = math.log(8.0)
 
@@ -151,35 +148,7 @@ class Surrogate:
         best: Array = self.points[np.argsort(self._expected)[:count]]
         return best
 
-    def best_of(self, points: Array, count: int, drift: Array) -> list[int]:
-        """Return which points to train on beyond the last rung: all, those first of which the best will be best.
-
-        What is best there may lie elsewhere than what is best at the last rung, and of neighbours nobody knows which
-        is better. Surfaces are drawn from what the surrogate thinks possible, each moved by a way that is drawn from
-        a normal distribution; one after another that point comes first which most lowers the least loss of those
-        chosen, in the mean over all surfaces.
-
-        Args:
-            points: [points, dimensions].
-            count: how many will be trained on.
-            drift: standard deviation of the way, [dimensions].
-        """
-        rng = np.random.default_rng(0)
-        ways = norm.ppf((np.arange(WAYS) + 0.5) / WAYS)
-        ranked = self._ranked(points)
-        leading = points[ranked[:LEADING]]
-        drawn = np.concatenate([self.draw_many(leading - way * drift, DRAWS, rng) for way in ways])
-        chosen: list[int] = []
-        least = np.full(len(drawn), np.inf)
-        while len(chosen) < min(count, len(leading)):
-            expected = np.minimum(least[:, None], drawn).mean(0)
-            expected[chosen] = np.inf
-            chosen.append(int(expected.argmin()))
-            least = np.minimum(least, drawn[:, chosen[-1]])
-        first = [ranked[place] for place in chosen]
-        return first + [place for place in ranked if place not in first]
-
-    def _ranked(self, points: Array) -> list[int]:
+    def ranked(self, points: Array) -> list[int]:
         """Return the places of points, the one that is expected to be best first."""
         places: list[int] = np.argsort(self.predict(points)[0], kind="stable").tolist()
         return places

@@ -27,7 +27,6 @@ from autolr.candidate import Candidate
 from autolr.search.confirm import ENOUGH
 from autolr.search.proposals import at_the_largest_rank
 from autolr.search.pruner import ChancePruner
-from autolr.search.space import drift
 from autolr.study import Search
 
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
@@ -282,9 +281,7 @@ def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) ->
     finalists = [trial for trial in seen if trial.last_step == furthest]
     points = np.array([encoding.encode(trial.params) for trial in finalists])
     surrogate = Surrogate.fit(*observations(seen, encoding, 1.0))
-    way = encoding.distance(drift(surface.bounds.steps, int(furthest)))
-    places = surrogate.best_of(points, FINALISTS, way)
-    return list(dict.fromkeys(Candidate(**finalists[place].params) for place in places))
+    return list(dict.fromkeys(Candidate(**finalists[place].params) for place in surrogate.ranked(points)))
 
 
 def curve_sampler(surface: Surface, seed: int) -> BaseSampler:

@@ -68,26 +68,6 @@ def test_finds_the_best_sooner_than_stock_samplers():
     assert own < 0.4 * random
 
 
-def test_the_distance_between_points_is_that_of_their_values():
-    encoding = Encoding(SPACE, {})
-    params = {"lr_v": 1e-3, "ratio": 2.0, "rank": 16}
-    moved = encoding.decode(
-        encoding.encode(params) + encoding.distance({"lr_v": math.log(3), "ratio": math.log(0.5)})
-    )
-    assert moved == pytest.approx({"lr_v": 3e-3, "ratio": 1.0, "rank": 16})
-
-
-def test_those_who_go_on_are_the_best_for_several_cases():
-    """After a bowl around 0.5 the best may lie higher or lower by 0.2; all others follow by what is expected."""
-    points = np.linspace(0, 1, 11)[:, None]
-    surrogate = Surrogate.fit(points, np.full(11, 8.0), (points[:, 0] - 0.5) ** 2)
-    found = surrogate.best_of(points, 3, np.array([0.2]))
-    assert found[0] == 5 and set(found[1:3]) == {3, 7}
-    assert sorted(found) == list(range(11)) and found[-1] in (0, 10)
-    assert surrogate.best_of(points, 3, np.zeros(1))[:3] in ([5, 4, 6], [5, 6, 4])
-    assert surrogate.best_of(points[:2], 3, np.zeros(1)) == [1, 0]
-
-
 def test_pruned_curves_teach():
     """With all but one trial of each group pruned at the first rung, the next group is better than the first."""
     trials = search(ours(), 3, keep=0.1)
