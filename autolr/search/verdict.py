@@ -146,9 +146,9 @@ def sentence(found: Sequence[Score]) -> str:
     what = f"{winner.candidate.describe()} (confirm loss {winner.confirm_loss:.4f})"
     rule = by_label.get("rule")
     if rule is None:
-        text = f"{what} was best on select; the rule of thumb does not fit this device's memory, so it was not tried."
+        text = f"{what} was best; the rule of thumb does not fit this device's memory, so it was not tried."
     elif rule is winner:
-        text = f"No gain over the rule of thumb: the rule itself, {what}, was best on select{_next(found)}."
+        text = f"No gain over the rule of thumb: the rule itself, {what}, was best{_next(found)}."
     else:
         text = _against(what, "the rule of thumb", rule)
     same_rate = by_label.get("winner_lr")
