@@ -107,7 +107,7 @@ def effect(result: SearchResult, name: str) -> Any:
         return None
     if len(groups) < 2 and name != "rank":
         return None
-    figure = blank(TITLES.get(name, name), "select loss")
+    figure = blank(TITLES.get(name, name), "held-out loss" if result.finals else "select loss")
     labels = {group.value: _label(group) for group in groups}
     for group in groups:
         figure.add_scatter(
