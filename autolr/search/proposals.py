@@ -22,6 +22,8 @@ from autolr.search.space import SearchSpace
 from autolr.study import Study
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+# Name of the rule of thumb there; where the largest does not fit the memory, at the largest that may.
+AT_THE_LARGEST_RANK = "rule at the largest rank"
 
 
 def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -> CurveSampler:
@@ -69,8 +71,8 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, watcher: Wat
         else:
             watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
     large = at_the_largest_rank(space.rule("rule"), space.distributions)
-    if large and f"rule at rank {large.rank}" not in present and space.holds(large):
-        trials.enqueue_trial(space.params(large), user_attrs={"rule": f"rule at rank {large.rank}"})
+    if large and AT_THE_LARGEST_RANK not in present and space.holds(large):
+        trials.enqueue_trial(space.params(large), user_attrs={"rule": AT_THE_LARGEST_RANK})
     for number, found in enumerate(study.search.prior):
         if number not in known:
             trials.enqueue_trial(space.params(prior.carried(found, space)), user_attrs={"prior": number})

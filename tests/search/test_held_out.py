@@ -164,5 +164,5 @@ def test_a_search_of_one_epoch_is_decided_by_it(small_study, tmp_path):
     rule = next(one for one in result.finals if one.label == "rule")
     best = next(one for one in own if one.candidate == verdict.choose(own))
     assert result.recipe.candidate == min(rule, best, key=lambda one: one.held_out_loss).candidate
-    # The trials of the small study, with an epoch and a third, have no such steps.
+    # What ends after a trial's steps, at a high rate, has no such steps.
     assert all(not one.unseen_losses for one in result.repeats)

@@ -267,6 +267,6 @@ def test_the_rule_of_thumb_is_tried_at_the_largest_rank_too(small_study):
         return [(named["rule"], one.get("rank")) for one, named in zip(fixed, waiting, strict=True)]
 
     rules = [("rule", 8), ("paper", 8), ("qkv", 8)]
-    assert enqueued(rank=[4, 8, 64, 16]) == [*rules, ("rule at rank 64", 64)]
+    assert enqueued(rank=[4, 8, 64, 16]) == [*rules, ("rule at the largest rank", 64)]
     assert enqueued(rank=[2, 4, 8]) == rules
     assert [rank for _, rank in enqueued(rank=[64])] == [64, 64, 64]
