@@ -306,8 +306,15 @@ class Search(Document):
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
     )
+    semifinalists: int = Field(
+        6,
+        ge=0,
+        le=1000,
+        description="best candidates whose trials go on to half of the full run, where the finalists are the best of "
+        "them; no more than `finalists`: the finalists are the best after the trials",
+    )
     finalists: int = Field(
-        3,
+        2,
         ge=1,
         le=1000,
         description="best candidates, of which the winner is chosen: where trials are shorter than the full run, "

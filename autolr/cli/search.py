@@ -199,6 +199,14 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
         + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
         *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
         *(
+            [
+                f"semifinals    {found.semifinals} trials go on to half of the full run, the best so far; the best "
+                "of them are the finalists"
+            ]
+            if found.semifinals
+            else []
+        ),
+        *(
             [f"finals        {found.finals} trials go on to the end: {study.search.finalists} finalists and the rule"]
             if found.finals
             else []

@@ -273,6 +273,7 @@ def _stamp(folder: RunFolder) -> list[float]:
     paths = (
         folder.journal,
         folder.curves,
+        folder.semifinals,
         folder.finals,
         folder.confirm,
         folder.recipe,
@@ -312,13 +313,16 @@ def _note(result: SearchResult) -> str:
 
 
 def _trial_notes(result: SearchResult) -> dict[int, str]:
-    """Return what is to be said on the trials whose candidates were finalists or confirmed, by their numbers."""
+    """Return what is to be said on the trials whose candidates went on or were confirmed, by their numbers."""
     evidence = result.recipe.evidence if result.recipe else None
     if evidence is None:
         return {}
     said: dict[Candidate, list[str]] = {}
+    for one in result.semifinals:
+        said[one.candidate] = [f"{one.label}: at half of the full run held-out loss {one.loss:.4f}"]
     for score in evidence.finals:
-        said[score.candidate] = [f"{score.label}: at the end of the full run confirm loss {score.confirm_loss:.4f}"]
+        what = f"{score.label}: at the end of the full run confirm loss {score.confirm_loss:.4f}"
+        said.setdefault(score.candidate, []).append(what)
     for score in evidence.scores:
         what = "the winner" if score.gain is None else f"{score.gain.mean:+.4f} above the winner"
         said.setdefault(score.candidate, [score.label])

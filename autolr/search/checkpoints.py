@@ -88,8 +88,8 @@ class Checkpoints(Keeper):
         return int(head["clock"]) if head is not None and head["worker"] == self.worker else None
 
     def restore(self, pack: Pack, job: Job) -> Running:
-        """Start a job in a free slot: from its checkpoint where there is one, or from that of its beginning."""
-        for key in filter(None, (job.key, job.begun_as)):
+        """Start a job in a free slot: from its checkpoint where there is one, or from those of its beginning."""
+        for key in (job.key, *job.begun_as):
             head = self._head(job, key)
             if head is None:
                 continue

@@ -1,4 +1,4 @@
-"""Finals and confirmation: finalists trained to the end; the winner and the rules again, several seeds each."""
+"""Semifinals, finals and confirmation: the best go on to half, then to the end; then several seeds of who won."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from autolr.candidate import Candidate
+from autolr.data.batches import joined
 from autolr.data.prepared import Prepared
 from autolr.errors import RunError
 from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.claims import Alone
-from autolr.search.held_out import last_steps
+from autolr.search.held_out import judges, last_steps
 from autolr.search.loop import Job, Running, Source
-from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.records import RepeatRecord, SemifinalRecord, TrialRecord
 from autolr.search.sampler import Encoding
 from autolr.search.space import SearchSpace
 from autolr.search.surrogate import ENOUGH, Surrogate
@@ -28,7 +29,7 @@ from autolr.study import Study
 WORST_LOSS = 100.0
 
 
-def finalists(
+def best_of(
     trials: list[TrialRecord], count: int, space: SearchSpace, apart: Candidate | None = None
 ) -> list[Candidate]:
     """Return the best candidates of the search, best first; a rule that lies outside the space is none of them.
@@ -100,6 +101,14 @@ def confirmation_jobs(study: Study, space: SearchSpace, candidates: dict[Candida
     ]
 
 
+def semifinal_jobs(
+    study: Study, space: SearchSpace, candidates: Sequence[Candidate], trials: Sequence[TrialRecord], length: int
+) -> list[Job]:
+    """Return the trainings of a search's semifinals: each candidate with the trials' seed, for `length` steps."""
+    labels = {candidate: f"semifinalist {place}" for place, candidate in enumerate(candidates, 1)}
+    return _going_on(study, space, labels, trials, ["semifinal"], length)
+
+
 def final_jobs(
     study: Study, space: SearchSpace, candidates: dict[Candidate, str], trials: Sequence[TrialRecord]
 ) -> list[Job]:
@@ -109,14 +118,28 @@ def final_jobs(
         study: gives the seed.
         space: gives the rates.
         candidates: finalists and the rule of thumb, and their labels.
-        trials: of the search; a final goes on with what the trial of its candidate has begun.
+        trials: of the search; a final goes on with what the trial or the semifinal of its candidate has begun.
     """
+    return _going_on(study, space, candidates, trials, ["final", "semifinal"], space.steps)
+
+
+def _going_on(
+    study: Study,
+    space: SearchSpace,
+    candidates: dict[Candidate, str],
+    trials: Sequence[TrialRecord],
+    stages: Sequence[str],
+    length: int,
+) -> list[Job]:
+    """Return the trainings of a stage; each goes on with its candidate's at the stages that follow, or its trial."""
     furthest_last = sorted(trials, key=lambda trial: max(trial.rungs, default=0))
     begun = {trial.candidate: trial_key(trial.number) for trial in furthest_last}
-    return [
-        Job(label, c, space.slot(c, study.seed, space.steps), number, f"final-{_digest(c)}", begun.get(c, ""))
-        for number, (c, label) in enumerate(candidates.items())
-    ]
+    jobs = []
+    for number, (c, label) in enumerate(candidates.items()):
+        own, *before = [f"{stage}-{_digest(c)}" for stage in stages]
+        before += [begun[c]] if c in begun else []
+        jobs.append(Job(label, c, space.slot(c, study.seed, length), number, own, tuple(before)))
+    return jobs
 
 
 def trial_key(number: int) -> str:
@@ -124,8 +147,8 @@ def trial_key(number: int) -> str:
     return f"trial-{number}"
 
 
-def missing(jobs: Sequence[Job], done: Sequence[RepeatRecord]) -> list[Job]:
-    """Return the repeats that are not there yet."""
+def missing(jobs: Sequence[Job], done: Sequence[RepeatRecord | SemifinalRecord]) -> list[Job]:
+    """Return the trainings that are not there yet."""
     there = {(record.candidate, record.seed) for record in done}
     return [job for job in jobs if (job.candidate, job.config.seed) not in there]
 
@@ -134,12 +157,16 @@ def _rounded(losses: torch.Tensor) -> list[float]:
     return [float(f"{loss:.6g}") for loss in losses.tolist()]
 
 
+def _curve(running: Running) -> list[float]:
+    return [float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)]
+
+
 def _digest(candidate: Candidate) -> str:
     return hashlib.sha256(candidate.model_dump_json().encode()).hexdigest()[:10]
 
 
 class Confirmation(Source):
-    """Repeats, or the trainings of the finals, as a source of jobs for the loop.
+    """Repeats, or trainings of the finals, as a source of jobs for the loop.
 
     Args:
         jobs: what is to be trained.
@@ -152,6 +179,7 @@ class Confirmation(Source):
     """
 
     rungs: tuple[int, ...] = ()
+    record: type[RepeatRecord | SemifinalRecord] = RepeatRecord
 
     def __init__(
         self,
@@ -169,6 +197,7 @@ class Confirmation(Source):
         self.data = data
         self.claims = claims or Alone()
         self.save_every = save_every
+        self.judges = [data.select, data.confirm]
         self.trained_tokens = self.evaluated_tokens = 0
         self._scores: dict[Running, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._queue = list(jobs)
@@ -195,30 +224,41 @@ class Confirmation(Source):
         self._queue = [job for job in self._queue if (job.candidate, job.label, job.config.seed) not in there]
 
     def _recorded(self) -> set[tuple[Candidate, str, int]]:
-        found = records.parsed(self.path, RepeatRecord)
+        found = records.parsed(self.path, self.record)
         return {(record.candidate, record.label, record.seed) for record in found}
 
     def reached(self, running: list[Running]) -> None:
-        """Score those that are through, on both splits, and end them."""
+        """Score those that are through, and end them."""
         self._score(running)
         for one in running:
             one.outcome = "finished"
 
     def ended(self, running: Running) -> bool:
-        """Record a repeat."""
+        """Record a training."""
         job = running.job
         if running.outcome == "infeasible":
             raise RunError(f"{job.label} ({job.candidate.describe()}): {running.slot.unfit}; use another --device")
         if running not in self._scores:  # it has diverged
             self._score([running])
-        (select, select_said), (confirm, confirm_said) = self._scores.pop(running)
-        score = self.pack.task.score
-        running.score = float(select.mean())
         self.trained_tokens += running.trained_tokens
-        slot, unseen = running.slot, range(0)
+        record = self._record(running, self._scores.pop(running))
+        self._taken.discard(job.key)
+        with self.claims.lock():
+            if not self.claims.holds(job.key):
+                return False  # this worker was silent for so long that another has taken the repeat over
+            records.append(self.path, record)
+        return True
+
+    def _record(
+        self, running: Running, scored: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> RepeatRecord | SemifinalRecord:
+        """Return what is kept of a training, from losses and predictions on each of its judges."""
+        (select, select_said), (confirm, confirm_said) = scored
+        job, slot, unseen, score = running.job, running.slot, range(0), self.pack.task.score
+        running.score = float(select.mean())
         if self.study and running.outcome == "finished":
             unseen = last_steps(self.study, slot, len(select))
-        record = RepeatRecord(
+        return RepeatRecord(
             label=job.label,
             candidate=job.candidate,
             seed=job.config.seed,
@@ -231,21 +271,59 @@ class Confirmation(Source):
             select_losses=_rounded(select),
             unseen_losses=[float(f"{slot.losses[step]:.6g}") for step in unseen],
             unseen_examples=sum(len(slot.order[step]) for step in unseen),
-            curve=[float(f"{loss:.5g}") for loss in slot.losses if math.isfinite(loss)],
+            curve=_curve(running),
             tokens=running.trained_tokens,
             seconds=running.seconds,
         )
-        self._taken.discard(job.key)
-        with self.claims.lock():
-            if not self.claims.holds(job.key):
-                return False  # this worker was silent for so long that another has taken the repeat over
-            records.append(self.path, record)
-        return True
 
     def _score(self, running: list[Running]) -> None:
-        for data in (self.data.select, self.data.confirm):
+        for data in self.judges:
             losses, said = self.pack.evaluate([one.slot for one in running], data, averaged=True)
             self.evaluated_tokens += len(running) * sum(data.lengths())
             finite = torch.nan_to_num(losses, nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
             for place, one in enumerate(running):
                 self._scores.setdefault(one, []).append((finite[place], said[place]))
+
+
+class Semifinals(Confirmation):
+    """The trainings of the semifinals as a source of jobs: scored on all that is held out by then, as trials are.
+
+    Args:
+        study: of the search.
+        jobs, path, pack, data, claims, save_every: as in a confirmation.
+    """
+
+    record = SemifinalRecord
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        path: Path,
+        pack: Pack,
+        data: Prepared,
+        claims: Alone | None = None,
+        save_every: int = 0,
+        *,
+        study: Study,
+    ) -> None:
+        super().__init__(jobs, path, pack, data, claims, save_every, study)
+        self.judges = [joined(judges(study, data, max(job.config.length for job in jobs)))]
+
+    def is_beginning(self, running: Running) -> bool:
+        """Tell that a final may go on with any that is through."""
+        return running.outcome == "finished"
+
+    def _record(self, running: Running, scored: list[tuple[torch.Tensor, torch.Tensor]]) -> SemifinalRecord:
+        ((losses, _),) = scored
+        running.score = float(losses.mean())
+        return SemifinalRecord(
+            label=running.job.label,
+            candidate=running.job.candidate,
+            seed=running.job.config.seed,
+            diverged=running.outcome == "diverged",
+            loss=running.score,
+            examples=len(losses),
+            curve=_curve(running),
+            tokens=running.trained_tokens,
+            seconds=running.seconds,
+        )

@@ -8,7 +8,7 @@ from functools import cached_property
 from autolr.candidate import Candidate
 from autolr.recipe import Cost, Evidence, Score
 from autolr.search import verdict
-from autolr.search.confirm import finalists, line_up
+from autolr.search.confirm import best_of, line_up
 from autolr.search.records import RepeatRecord
 from autolr.search.result import SearchResult
 from autolr.search.space import SearchSpace
@@ -30,9 +30,22 @@ class Contest:
     space: SearchSpace
 
     @cached_property
+    def semifinalists(self) -> list[Candidate]:
+        """The best candidates of the trials, best first, of those that finished: others have hardly a chance."""
+        trials = self.result.trials
+        finished = {trial.candidate for trial in trials if trial.outcome == "finished"}
+        best = best_of(trials, len(trials), self.space, self._rule)
+        return [one for one in best if one in finished][: self.study.search.semifinalists]
+
+    @cached_property
     def finalists(self) -> list[Candidate]:
-        """The best candidates of the trials, best first; nobody where no trial has a score."""
-        return finalists(self.result.trials, self.study.search.finalists, self.space, self._rule)
+        """The best of the semifinals, best first; without them, of the trials; nobody where no trial has a score."""
+        count = self.study.search.finalists
+        through = [record for record in self.result.semifinals if record.candidate in self.semifinalists]
+        if not through:
+            return best_of(self.result.trials, count, self.space, self._rule)
+        ranked = sorted(through, key=lambda record: (record.diverged, record.loss))
+        return [record.candidate for record in ranked[:count]]
 
     @cached_property
     def contenders(self) -> dict[Candidate, str]:

@@ -6,6 +6,7 @@ storage.json    where the trials lie instead of the journal: a database, and the
 slots/          checkpoints of the trainings under way
 workers/        what each worker of several has said, how far it is, and what it takes
 curves.jsonl    one trial a line: losses of each step
+semifinals.jsonl  one candidate trained to half of the full run a line
 finals.jsonl    one finalist trained to the end of the full run a line
 confirm.jsonl   one repeat of the confirmation a line
 phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
@@ -60,6 +61,7 @@ class RunFolder:
         self.slots = self.path / "slots"
         self.workers = self.path / "workers"
         self.curves = self.path / "curves.jsonl"
+        self.semifinals = self.path / "semifinals.jsonl"
         self.finals = self.path / "finals.jsonl"
         self.confirm = self.path / "confirm.jsonl"
         self.phases = self.path / "phases.jsonl"
@@ -207,7 +209,8 @@ class RunFolder:
     def mend(self) -> list[str]:
         """Cut off last lines that were not written to their end, and say so; the lock must be held."""
         cut = {
-            path.name: storages.cut_last_line(path) for path in (self.curves, self.finals, self.confirm, self.phases)
+            path.name: storages.cut_last_line(path)
+            for path in (self.curves, self.semifinals, self.finals, self.confirm, self.phases)
         }
         return [
             f"{name}: its last line was cut off when a process was killed; {count} bytes dropped"

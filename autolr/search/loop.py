@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         key: names it in the run folder, in every sitting of a search.
-        begun_as: key of a job that was the beginning of this very training.
+        begun_as: keys of jobs that were the beginning of this very training, the longest first.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Job:
     config: SlotConfig
     number: int
     key: str = ""
-    begun_as: str = ""
+    begun_as: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from autolr.candidate import Candidate
+from autolr.data.batches import joined
 from autolr.model import adapters
 from autolr.pack.slots import Slot
 from autolr.search import machine
@@ -32,6 +33,7 @@ class Plan:
     rungs: tuple[int, ...]
     rules: dict[str, Candidate]
     space: dict[str, str]
+    semifinals: int
     finals: int
     repeats: int
     trained_tokens: int
@@ -53,10 +55,14 @@ def plan(
     names = [name for name in study.baselines if name != "winner_lr"]
     finals = study.search.finalists + ("rule" in study.baselines) if setting.has_finals else 0
     repeats = ((1 if finals else study.search.finalists) + len(study.baselines)) * study.search.repeats
-    # At most: some trials are pruned. A final goes on with a trial; the rule's, outside the space, has none.
+    half = setting.semifinal_steps
+    semifinals = study.search.semifinalists if half else 0
+    # At most: some trials are pruned, and do not go on. A semifinal goes on with a trial, and a final with that; the
+    # rule of thumb's, outside the space, with none.
     is_tried = "rule" in names and setting.space.holds(setting.space.rule("rule"))
-    begun = study.search.finalists + is_tried if finals else 0
-    steps = (study.budget.trials + repeats - begun) * setting.length + finals * setting.steps
+    begun = (study.search.finalists * (half or setting.length) + is_tried * setting.length) if finals else 0
+    steps = (study.budget.trials + repeats) * setting.length + finals * setting.steps - begun
+    steps += semifinals * (half - setting.length)
     found = machine.fit(setting)
     per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
     data = setting.data
@@ -64,6 +70,8 @@ def plan(
     since = [step - before for before, step in itertools.pairwise([0, *rungs, setting.length])]
     scored = sum(min(judging, affordable(steps, study.training.batch_size)) for steps in since)
     evaluated = study.budget.trials * scored * sum(data.select.lengths()) / len(data.select)
+    if semifinals:
+        evaluated += semifinals * sum(joined(judges(study, data, half)).lengths())
     evaluated += (finals + repeats) * sum(data.select.lengths() + data.confirm.lengths())
     tokens = steps * setting.full_run_tokens / setting.steps
     return Plan(
@@ -78,6 +86,7 @@ def plan(
         rungs=rungs,
         rules={name: setting.space.rule(name) for name in names},
         space={name: describe(d) for name, d in setting.space.distributions.items()},
+        semifinals=semifinals,
         finals=finals,
         repeats=repeats,
         trained_tokens=round(tokens),

@@ -47,6 +47,28 @@ class TrialRecord(Document):
     seconds: float = 0.0
 
 
+class SemifinalRecord(Document):
+    """A candidate of the search trained to half of the full run.
+
+    Attributes:
+        label: `semifinalist 1`, ..., the best of the trials first.
+        loss: mean over the examples of `held_out.judges`, of the averaged weights.
+        examples: how many these are.
+        curve: training loss of each step, those of the trial that it went on with too.
+        tokens: trained tokens, padding not counted; those of the trial that it went on with are the trial's.
+    """
+
+    label: str
+    candidate: Candidate
+    seed: int
+    diverged: bool = False
+    loss: float
+    examples: int
+    curve: list[float] = Field([], repr=False)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 class RepeatRecord(Document):
     """One candidate trained once more: in the finals to its end, in the confirmation with a seed of its own.
 

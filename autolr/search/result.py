@@ -15,7 +15,7 @@ from autolr.recipe import Recipe
 from autolr.search import records
 from autolr.search.claims import CLAIM
 from autolr.search.folder import RunFolder
-from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.records import RepeatRecord, SemifinalRecord, TrialRecord
 from autolr.study import Study
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class SearchResult:
         phases: time and tokens, phase by phase.
         recipe: the result; None until the confirmation is through.
         finals: finalists and the rule of thumb, trained to the end of the full run.
+        semifinals: the best of the trials, trained to half of the full run.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class SearchResult:
     phases: list[Phase]
     recipe: Recipe | None
     finals: list[RepeatRecord] = field(default_factory=list)
+    semifinals: list[SemifinalRecord] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: str | Path) -> SearchResult:
@@ -73,6 +75,7 @@ class SearchResult:
             phases=records.parsed(run.phases, Phase),
             recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
             finals=records.parsed(run.finals, RepeatRecord),
+            semifinals=records.parsed(run.semifinals, SemifinalRecord),
         )
 
     def _repr_html_(self) -> str:
@@ -112,6 +115,7 @@ class SearchResult:
             "folder": str(self.folder),
             "study": self.study.model_dump(mode="json"),
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
+            "semifinals": [one.model_dump(mode="json") for one in self.semifinals],
             "finals": [final.model_dump(mode="json", exclude=single) for final in self.finals],
             "repeats": [repeat.model_dump(mode="json", exclude=single) for repeat in self.repeats],
             "phases": [phase.model_dump(mode="json") for phase in self.phases],

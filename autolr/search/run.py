@@ -21,12 +21,19 @@ from autolr.search import machine, notebook, provenance, records, verdict
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
-from autolr.search.confirm import Confirmation, confirmation_jobs, final_jobs, missing
+from autolr.search.confirm import (
+    Confirmation,
+    Semifinals,
+    confirmation_jobs,
+    final_jobs,
+    missing,
+    semifinal_jobs,
+)
 from autolr.search.contest import Contest
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher, drive
 from autolr.search.machine import Machine
-from autolr.search.records import RepeatRecord
+from autolr.search.records import RepeatRecord, SemifinalRecord
 from autolr.search.result import Phase, SearchResult
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.state import Watchers, observed
@@ -305,7 +312,7 @@ def _search(task: _Task) -> None:
 
 
 def _confirm(task: _Task) -> None:
-    """Train the finalists to the end, then confirm who won and the rules; without finals, first all finalists."""
+    """Let the best go on to half, and to the end; then confirm the winner, or all finalists, and the rules."""
     setting, folder = task.setting, task.folder
     contest = task.contest()
     if not contest.contenders:
@@ -313,8 +320,15 @@ def _confirm(task: _Task) -> None:
             f"{folder.path}: none of the {len(contest.result.ended())} trials gave a score, all diverged or did not "
             "fit the memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
+    study, space, trials = setting.study, setting.space, contest.result.trials
+    # A search that has had its finals without semifinals keeps to that.
+    is_new = not contest.result.finals or contest.result.semifinals
+    if setting.semifinal_steps and is_new and len(contest.semifinalists) > study.search.finalists:
+        jobs = semifinal_jobs(study, space, contest.semifinalists, trials, setting.semifinal_steps)
+        _repeat(task, "semifinals", jobs, contest.result.semifinals, folder.semifinals, Semifinals)
+        contest = task.contest()
     if setting.has_finals:
-        finals = final_jobs(setting.study, setting.space, contest.in_the_finals, contest.result.trials)
+        finals = final_jobs(study, space, contest.in_the_finals, trials)
         _repeat(task, "finals", finals, contest.result.finals, folder.finals)
     else:
         _repeat_with_seeds(task, contest.contenders)
@@ -327,7 +341,14 @@ def _repeat_with_seeds(task: _Task, candidates: dict[Candidate, str]) -> None:
     _repeat(task, "confirmation", jobs, SearchResult.load(folder.path).repeats, folder.confirm)
 
 
-def _repeat(task: _Task, phase: str, jobs: list[Job], done: list[RepeatRecord], path: Path) -> None:
+def _repeat(
+    task: _Task,
+    phase: str,
+    jobs: list[Job],
+    done: Sequence[RepeatRecord | SemifinalRecord],
+    path: Path,
+    kind: type[Confirmation] = Confirmation,
+) -> None:
     """Do those of a phase's jobs that are not done."""
     setting, found = task.setting, task.found
     left = missing(jobs, done)
@@ -337,7 +358,7 @@ def _repeat(task: _Task, phase: str, jobs: list[Job], done: list[RepeatRecord], 
         # As often as in trials: what a kill costs is a rung's work at most.
         rungs = setting.study.search.rung_steps(setting.length)
         every = min(rungs, default=0)
-        source = Confirmation(left, path, pack, setting.data, task.claims, save_every=every, study=setting.study)
+        source = kind(left, path, pack, setting.data, task.claims, save_every=every, study=setting.study)
         task.watcher.phase(phase, len(jobs), len(jobs) - len(left))
         task.drive(phase, pack, source)
 

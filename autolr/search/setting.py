@@ -67,6 +67,12 @@ class Setting:
         return self.study.search.has_finals(self.length, self.steps)
 
     @property
+    def semifinal_steps(self) -> int:
+        """Where semifinals end, in steps of the full run; 0 where there are none."""
+        half, search = round(self.steps / 2 / CYCLE) * CYCLE, self.study.search
+        return half if self.has_finals and search.semifinalists > search.finalists and half > self.length else 0
+
+    @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
         targets = max(self._targets, key=lambda targets: len(roles_of(targets)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CURVE, EVERY = 200, 1.0
 NOTES = 20
 # Of a search, in their order.
-PHASES = ("search", "finals", "confirmation")
+PHASES = ("search", "semifinals", "finals", "confirmation")
 
 Ended = Literal["finished", "stopped"]
 

@@ -29,9 +29,9 @@ from autolr.study import Study
 EXAMPLES = "rung_examples"
 # Attribute of a trial: its worker's clock when it ended.
 END = "end"
-# Of so many trials for each finalist the ends are kept, the best by their own scores: finalists are chosen by all
-# curves, and one whose end was not kept is trained from the start.
-ENDS_KEPT = 4
+# Of so many trials for each that goes on the ends are kept, the best by their own scores: who goes on is chosen by
+# all curves, and one whose end was not kept is trained from the start.
+ENDS_KEPT = 3
 
 
 class Trials(Source):
@@ -195,7 +195,7 @@ class Trials(Source):
         return True
 
     def is_beginning(self, running: Running) -> bool:
-        """Tell whether the finals may go on with a trial: with the rule of thumb's, or one of the best so far."""
+        """Tell whether a trial may go on after the search: the rule of thumb's, or one of the best so far."""
         search = self.study.search
         if not search.has_finals(self.length, self.space.steps):
             return False
@@ -204,7 +204,7 @@ class Trials(Source):
         score = running.score if running.score is not None else math.inf
         done = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         better = sum(trial.value is not None and trial.value < score for trial in done)
-        return running.job.label == "rule" or better < ENDS_KEPT * search.finalists
+        return running.job.label == "rule" or better < ENDS_KEPT * max(search.semifinalists, search.finalists)
 
     def _reason(self, running: Running) -> str:
         """Say why a trial ended before its time."""

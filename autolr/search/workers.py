@@ -264,8 +264,9 @@ class Together(StateFile):
             ended = {line.get("number"): str(line.get("outcome")) for line in records.lines(self.folder.curves)}
             found = list(ended.values())
         else:
-            repeats = records.lines(self.folder.finals if phase == "finals" else self.folder.confirm)
-            found = ["diverged" if line.get("diverged") else "finished" for line in repeats]
+            folder = self.folder
+            files = {"semifinals": folder.semifinals, "finals": folder.finals, "confirmation": folder.confirm}
+            found = ["diverged" if line.get("diverged") else "finished" for line in records.lines(files[phase])]
         return {name: found.count(name) for name in dict.fromkeys(found)}
 
 

@@ -29,8 +29,8 @@ from autolr.study import Study
 # Steps of slots between two kills, evenly drawn, so that as much gets done on a slow machine as on a fast one; and
 # the share of the kills that hit the process that starts the others.
 BETWEEN, FIRST = (10, 700), 0.1
-# The share of the kills that waits for finals and confirmation.
-LATE, LATE_PHASES = 0.2, ("finals", "confirmation")
+# The share of the kills that waits for what follows the trials.
+LATE, LATE_PHASES = 0.2, ("semifinals", "finals", "confirmation")
 # Bytes of a step's line in a trace, about.
 LINE = 26
 LENGTH, RUNG = 320, 40
@@ -251,7 +251,8 @@ def _judged(folder: RunFolder, study: Study) -> dict[str, Any]:
     """Count what is there more than once or not at all, and train some trials again, undisturbed."""
     result = SearchResult.load(folder.path)
     ended = result.ended()
-    trained = [Counter((one.candidate, one.seed) for one in kind) for kind in (result.finals, result.repeats)]
+    stages = (result.semifinals, result.finals, result.repeats)
+    trained = [Counter((one.candidate, one.seed) for one in stage) for stage in stages]
     searched = Counter(trial.candidate for trial in ended if trial.rule is None)
     duplicated = max(0, len(ended) - study.budget.trials)
     duplicated += sum(count - 1 for counts in (*trained, searched) for count in counts.values())

@@ -53,7 +53,7 @@ class Plan:
         slow_repeats: of Optuna's GP sampler, whose proposals take about 0.3 s each.
         budget: of all searches in full runs; what is not reached within it is censored.
         packed_budget: after so many full runs ours stop, as a user would; they keep what they have found. The last
-            three are those of the finals, each of which is a trial that goes on.
+            three are those of semifinals and finals, each of which is a trial that goes on.
         surfaces: at most so many of a family; 0: all.
     """
 

@@ -32,8 +32,6 @@ from autolr.study import Search
 # Rungs of full-length trials, as shares of the horizon: those of the measured oracle.
 RUNG_SHARES = (24 / 479, 64 / 479, 128 / 479, 256 / 479)
 SLOTS = 2
-# Of the finals, beside the rule.
-FINALISTS = 3
 # Rates of the paper's grid (RoBERTa, Figure 1): (lr_v, lr_q).
 PAPER_POINTS = [
     (lr_v, lr_q) for lr_v in (1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 2e-3) for lr_q in (2e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
@@ -150,12 +148,14 @@ def packed(
 ) -> Ledger:
     """Short trials side by side: the first part of full runs, or with a decay of their own and rates carried.
 
-    With finals the last of the budget lets the best trials, and the rule's, go on to the end: the lowest loss wins.
+    With finals the last of the budget lets the best trials go on to half, and the best of them, and the rule's, to
+    the end: the lowest loss wins.
     """
     steps, settings = surface.bounds.steps, Search()
     length = max(1, round(OWN_PART * steps / CYCLE)) * CYCLE if own_decay else trial_length(steps)
     rungs = settings.rung_steps(length)
     ends = [*rungs, length]
+    half, semifinalists, finalists = round(steps / 2), settings.semifinalists, settings.finalists
 
     def seen(candidate: Candidate, step: int) -> float:
         if not own_decay:
@@ -169,18 +169,21 @@ def packed(
     if large:
         study.enqueue_trial({**rule_params(surface), "rank": large.rank})
     ledger, running, now = Ledger(budget), [], 0
-    reached: dict[Candidate, int] = {}  # the last rung of each candidate's trial
+    reached: dict[Candidate, int] = {}  # how far each candidate has come
 
-    def left(candidate: Candidate) -> float:
-        """Return what it costs to train a candidate to the end, in full runs."""
-        return 1 - reached.get(candidate, 0) / steps
+    def left(candidate: Candidate, until: int = steps) -> float:
+        """Return what it costs to train a candidate on, in full runs."""
+        return (until - reached.get(candidate, 0)) / steps
 
     while True:
         while len(running) < SLOTS:
             trial = study.ask(surface.bounds.distributions)
             running.append(Running(trial, Candidate(**trial.params), now))
         ahead = min(one.since + ends[one.passed] for one in running) - now
-        kept = FINALISTS * (1 - length / steps) + left(surface.bounds.rule_candidate) if finals else 0.0
+        kept = 0.0
+        if finals:
+            on = semifinalists * (half - length) + finalists * (steps - half)
+            kept = on / steps + left(surface.bounds.rule_candidate)
         if ledger.spent + len(running) * ahead / steps > budget - kept:
             break
         ledger.spend(len(running) * ahead / steps)
@@ -204,9 +207,11 @@ def packed(
         ledger.recommend(pick(surface, study.get_trials(deepcopy=False))[0])
     if finals:
         rule = surface.bounds.rule_candidate
-        best = [one for one in pick(surface, study.get_trials(deepcopy=False)) if one != rule][:FINALISTS]
-        best.append(rule)
-        last = {one: surface.loss(one, steps, seed) for one in best if ledger.spend(left(one))}
+        best = [one for one in pick(surface, study.get_trials(deepcopy=False)) if one != rule][:semifinalists]
+        best = [one for one in best if ledger.spend(left(one, half))]
+        reached |= dict.fromkeys(best, half)
+        best.sort(key=lambda one: surface.loss(one, half, seed, averaged=True))
+        last = {one: surface.loss(one, steps, seed) for one in [*best[:finalists], rule] if ledger.spend(left(one))}
         ledger.recommend(min(last, key=last.__getitem__))
     return ledger
 

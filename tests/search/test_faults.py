@@ -243,7 +243,7 @@ DAMAGE = {
     "curves.jsonl": (garbage, "1 of 5 lines are damaged"),
     "finals.jsonl": (cut, "lines are damaged; the others are read"),
     "confirm.jsonl": (cut, "lines are damaged; the others are read"),
-    "phases.jsonl": (garbage, "1 of 3 lines are damaged"),
+    "phases.jsonl": (garbage, "1 of 4 lines are damaged"),
     "recipe.yaml": (cut, "made again by the search"),
     "machine.json": (cut, "made again by the search"),
     "live.json": (cut, "made again by the search"),

@@ -10,7 +10,10 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from scipy import optimize
+from sklearn.gaussian_process import GaussianProcessRegressor
 
+from autolr.search import surrogate
 from autolr.search.sampler import CurveSampler, Encoding, Prior
 from autolr.search.surrogate import MOST, UNDER_WAY, Surrogate, _thinned
 
@@ -158,6 +161,32 @@ def test_encoding_there_and_back():
         assert all(d._contains(d.to_internal_repr(params[name])) for name, d in space.items())
     low, middle, high = (encoding.encode_one("rank", rank) for rank in (4, 8, 16))
     assert (low, middle, high) == pytest.approx((0, 0.5, 1))
+
+
+def few_losses() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(4)
+    points, steps = rng.random((6, 3)), np.full(6, 128.0)
+    return points, steps, 0.4 + 0.1 * (points[:, 0] - 0.5) ** 2 + 0.02 * rng.standard_normal(6)
+
+
+def test_few_losses_do_not_decide_over_what_length_candidates_are_alike(monkeypatch):
+    points, steps, values = few_losses()
+    lengths = Surrogate.fit(points, steps, values).process.kernel_.k1.k2.length_scale
+    assert (lengths[:3] > 0.2).all() and (lengths[:3] < 1.2).all()
+    # What is likeliest alone is at a bound.
+    monkeypatch.setattr(surrogate, "_Process", GaussianProcessRegressor)
+    free = Surrogate.fit(points, steps, values).process.kernel_.k1.k2.length_scale
+    assert (np.isclose(free[:3], 0.15, rtol=0.01) | np.isclose(free[:3], 5.0, rtol=0.01)).any()
+
+
+def test_the_prior_on_the_kernel_has_the_gradient_it_says():
+    process = Surrogate.fit(*few_losses()).process
+    for shift in (-0.3, 0.4):
+        theta = process.kernel_.theta + shift
+        value, gradient = process.log_marginal_likelihood(theta, eval_gradient=True)
+        assert value == pytest.approx(process.log_marginal_likelihood(theta))
+        by_hand = optimize.approx_fprime(theta, process.log_marginal_likelihood, 1e-6)
+        assert gradient == pytest.approx(by_hand, rel=1e-3, abs=1e-3)
 
 
 def test_of_very_many_observations_the_best_half_and_an_even_pick_of_the_rest_are_kept():

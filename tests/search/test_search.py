@@ -51,7 +51,8 @@ def facts(result: SearchResult):
     """All that must not differ between two equal searches."""
     trials = [(t.candidate, t.rule, t.outcome, t.rungs, t.curve, t.tokens) for t in result.trials]
     retrained = [*result.finals, *result.repeats]
-    repeats = sorted((r.label, r.seed, r.select_loss, r.confirm_loss, r.losses) for r in retrained)
+    repeats: list = sorted((s.label, s.seed, s.loss, s.examples, s.curve) for s in result.semifinals)
+    repeats += sorted((r.label, r.seed, r.select_loss, r.confirm_loss, r.losses) for r in retrained)
     evidence = result.recipe.evidence.model_copy(update={"cost": None})
     return trials, repeats, result.recipe.model_copy(update={"evidence": evidence})
 
@@ -84,7 +85,7 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     assert all(name in labels for name in ("finalist 1", "rule", "winner_lr", "paper", "qkv"))
     assert len(result.repeats) == 2 * len(evidence.scores)
     assert evidence.cost.trained_tokens == sum(
-        one.tokens for one in (*result.trials, *result.finals, *result.repeats)
+        one.tokens for one in (*result.trials, *result.semifinals, *result.finals, *result.repeats)
     )
 
 
@@ -102,10 +103,11 @@ def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
     losses = {one.candidate: one.held_out_loss for one in finals}
     rule = next(one for one in finals if "rule" in one.label)
     assert result.recipe.candidate == (best if losses[best] <= rule.held_out_loss else rule.candidate)
-    # A final is the training that the trial of the same candidate has begun.
-    for one in finals:
-        trial = next(t for t in result.ended() if t.candidate == one.candidate)
-        assert one.curve[: len(trial.curve)] == trial.curve
+    # A final is the training that the trial of the same candidate has begun, and its semifinal gone on with.
+    for one in (*result.semifinals, *finals):
+        for before in (*result.ended(), *result.semifinals):
+            if before.candidate == one.candidate:
+                assert one.curve[: len(before.curve)] == before.curve
     for one in finals:
         assert f"comes to a confirm loss of {one.confirm_loss:.4f}" in evidence.verdict
     assert "All this after 12 of 24 steps." in evidence.verdict
@@ -148,6 +150,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path,
     assert all(ended[trial.number] == trial for trial in before.ended())
     assert all(record in resumed.repeats for record in before.repeats)
     assert all(record in resumed.finals for record in before.finals)
+    assert all(record in resumed.semifinals for record in before.semifinals)
     assert {trial.rule for trial in resumed.ended()} == {"rule", "paper", "qkv", None}
     assert resumed.recipe is not None
 
@@ -233,8 +236,9 @@ def test_a_plan_writes_nothing(small_study, in_folder):
     assert found.parameters["r=4"] == {"adapter": 4 * 2 * 2 * 64, "head": 66}
     assert found.rules["paper"] == Candidate(lr_v=4e-4, ratio=4, rank=8)
     assert found.seconds > 0 and found.trained_tokens > 0
-    # Nine trials and ten repeats of 12 steps; three of the trials, that of the rule too, go on to 24.
-    assert found.finals == 3 and found.full_run_equivalents == (9 * 12 + 10 * 12 + 3 * 12) / 24
+    # Nine trials and ten repeats of 12 steps; six trials go on to 16, two of these to 24, and that of the rule.
+    assert found.semifinals == 6 and found.finals == 3
+    assert found.full_run_equivalents == pytest.approx((9 * 12 + 10 * 12 + 6 * 4 + 2 * 8 + 12) / 24)
     assert list(in_folder.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autolr.candidate import Candidate
-from autolr.search.confirm import finalists
+from autolr.search.confirm import best_of
 from autolr.search.records import TrialRecord
 from autolr.search.space import SearchSpace, rule_rate
 from autolr.study import Study
@@ -40,7 +40,7 @@ def test_rules():
     assert winner.rates(1e-3)["k"] == 0
 
 
-def test_finalists_are_those_of_whom_all_curves_expect_most():
+def test_the_best_are_those_of_whom_all_curves_expect_most():
     found = space(ratio=[1.0], rank=[8], lr_v={"low": 1e-4, "high": 1e-2})
     rates = np.geomspace(1e-4, 1e-2, 25)
 
@@ -54,16 +54,16 @@ def test_finalists_are_those_of_whom_all_curves_expect_most():
             )
         return made
 
-    chosen = finalists(trials(), 3, found)
+    chosen = best_of(trials(), 3, found)
     assert chosen[0].lr_v == pytest.approx(1e-3)
     assert sorted(one.lr_v for one in chosen) == pytest.approx(rates[11:14])
     # A lucky score among bad ones is luck.
-    assert Candidate(lr_v=float(rates[3]), ratio=1.0, rank=8) not in finalists(trials(trial_3=-0.16), 3, found)
+    assert Candidate(lr_v=float(rates[3]), ratio=1.0, rank=8) not in best_of(trials(trial_3=-0.16), 3, found)
     # One that goes on in any case takes nobody's place, unless it is all there is.
     apart = Candidate(lr_v=float(rates[12]), ratio=1.0, rank=8)
-    others = finalists(trials(), 3, found, apart)
+    others = best_of(trials(), 3, found, apart)
     assert len(others) == 3 and apart not in others
-    assert finalists([t for t in trials() if t.candidate == apart], 3, found, apart) == [apart]
+    assert best_of([t for t in trials() if t.candidate == apart], 3, found, apart) == [apart]
 
 
 def test_which_rules_lie_in_the_space():

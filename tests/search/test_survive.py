@@ -230,19 +230,22 @@ def test_finals_go_on_where_their_trials_ended(undisturbed, small_study, tmp_pat
     from_the_start = search(small_study, tmp_path / "damaged", device="cpu", watcher=notes)
     assert any("trial-0.safetensors: is damaged" in note for note in notes.said)
     assert same(from_the_start, undisturbed)
-    # So do finals whose trials' ends were not among those kept: the rule's alone is.
+    # So do semifinals whose trials' ends were not among those kept: the rule's alone is.
     monkeypatch.setattr(trials, "ENDS_KEPT", 0)
     with pytest.raises(KeyboardInterrupt):
         search(small_study, tmp_path / "few", device="cpu", watcher=StopInTheFinals(1))
     assert [file.stem for file in (tmp_path / "few" / "slots").glob("trial-*.safetensors")] == ["trial-0"]
     assert same(search(small_study, tmp_path / "few", device="cpu"), undisturbed)
     tried = {trial.candidate: trial for trial in undisturbed.ended()}
+    half = {one.candidate: one for one in undisturbed.semifinals}
+    saved = 0
     for whole, final in zip(from_the_start.finals, undisturbed.finals, strict=True):
-        begun = tried[final.candidate]
-        assert begun.outcome == "finished" or final.label == "rule"
-        assert final.tokens == whole.tokens - begun.tokens
-        assert len(final.curve) == 24 and final.curve[: len(begun.curve)] == begun.curve
-    saved = sum(tried[final.candidate].tokens for final in undisturbed.finals)
+        stages = [tried[final.candidate], *([half[final.candidate]] if final.candidate in half else [])]
+        assert stages[0].outcome == "finished" or final.label == "rule"
+        begun = sum(stage.tokens for stage in stages)
+        assert final.tokens == whole.tokens - begun
+        assert len(final.curve) == 24 and final.curve[: len(stages[-1].curve)] == stages[-1].curve
+        saved += begun
     costs = [one.recipe.evidence.cost.trained_tokens for one in (undisturbed, from_the_start)]
     assert costs[1] - costs[0] == saved > 0
 

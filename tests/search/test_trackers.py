@@ -28,6 +28,11 @@ def scalars(path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def trainings(result: SearchResult) -> int:
+    """Count what a search has trained."""
+    return sum(map(len, (result.trials, result.semifinals, result.finals, result.repeats)))
+
+
 def test_tensorboard_has_every_trial_and_the_full_run(small_study, tmp_path):
     folder = RunFolder(tmp_path / "run")
     result = search(small_study, folder.path, device="cpu", watcher=tracker("tensorboard", folder, "small"))
@@ -35,9 +40,7 @@ def test_tensorboard_has_every_trial_and_the_full_run(small_study, tmp_path):
         found = scalars(folder.path / "tensorboard" / f"search-{trial.rule or f'trial-{trial.number}'}-seed0")
         assert [value for _, value in found["train/loss"]] == pytest.approx(trial.curve, rel=1e-3)
         assert found["select/loss"][-1] == (max(trial.rungs), pytest.approx(trial.score, rel=1e-5))
-    assert len(list((folder.path / "tensorboard").iterdir())) == len(result.trials) + len(result.finals) + len(
-        result.repeats
-    )
+    assert len(list((folder.path / "tensorboard").iterdir())) == trainings(result)
     recipe = Recipe.load(folder.path)
     entries: list[dict] = []
     full = train(recipe, tmp_path / "full", device="cpu", report_to=["tensorboard"], on_log=entries.append)
@@ -58,7 +61,7 @@ def test_mlflow_has_every_trial(small_study, tmp_path, monkeypatch):
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder.path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("small").experiment_id
     found = client.search_runs([experiment], max_results=500)
-    assert len(found) == len(result.trials) + len(result.finals) + len(result.repeats)
+    assert len(found) == trainings(result)
     trial = result.trials[0]
     one = next(run for run in found if run.data.params["label"] == "rule" and run.data.tags["phase"] == "search")
     assert float(one.data.params["lr_v"]) == trial.candidate.lr_v
@@ -81,7 +84,7 @@ def test_trackio_has_every_trial(small_study, tmp_path):
     with sqlite3.connect(kept / "small.db") as store:
         facts = [json.loads(config) for (config,) in store.execute("select config from configs order by id")]
         rows = store.execute("select run_name, metrics from metrics order by run_id, step").fetchall()
-    assert len(facts) == len(result.trials) + len(result.finals) + len(result.repeats)
+    assert len(facts) == trainings(result)
     assert {fact["lr_v"] for fact in facts} >= {trial.candidate.lr_v for trial in result.trials}
     rule = [json.loads(metrics) for name, metrics in rows if name == "search rule seed 0"]
     assert [row["train/loss"] for row in rule] == pytest.approx(result.trials[0].curve, rel=1e-3)
@@ -97,7 +100,7 @@ def test_wandb_has_every_trial(small_study, tmp_path, monkeypatch):
     assert wandb.run is own  # a run of the caller's own goes on
     own.finish()
     found = [file.read_bytes() for file in folder.path.glob("wandb/offline-run-*/run-*.wandb")]
-    assert len(found) == len(result.trials) + len(result.finals) + len(result.repeats)
+    assert len(found) == trainings(result)
     assert sum(b"search rule seed 0" in content for content in found) == 1
     monkeypatch.setenv("WANDB_MODE", "online")
 

@@ -92,6 +92,8 @@ def check(result: SearchResult, alone: SearchResult) -> None:
     repeats = [(one.candidate, one.seed) for one in result.repeats]
     assert len(repeats) == len(set(repeats))
     assert len(repeats) == 2 * len(result.recipe.evidence.scores)
+    for stage in (result.semifinals, result.finals):
+        assert len({one.candidate for one in stage}) == len(stage)
     finals = [one.candidate for one in result.finals]
     assert len(finals) == len(set(finals)) == len(result.recipe.evidence.finals)
 

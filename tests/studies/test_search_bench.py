@@ -316,10 +316,11 @@ def test_the_finals_are_paid_for_and_end_no_worse_than_the_rule(strategies, tabl
     surface = tables.surface("crossing/1")
     steps, rule = surface.bounds.steps, surface.bounds.rule_candidate
     ledger = strategies.STRATEGIES["ours"](surface, 5.0, 3)
-    # A final goes on with a trial, and pays for the rest of the full run.
+    # Up to six go on with their trials to half, two of them and the rule to the end; each pays for what is left.
     part = strategies.trial_length(steps) / steps
-    finals = (strategies.FINALISTS + 1) * (1 - part)
-    assert 5.0 - part < ledger.spent <= 5.0
+    finals = 6 * (0.5 - part) + 2 * 0.5 + (1 - part)
+    through = sum(not pruned for candidate, pruned in ledger.tried if candidate != rule)
+    assert through > 2 and 5.0 - part - max(0, 6 - through) * (0.5 - part) < ledger.spent <= 5.0
     searched = [moment for moment, _ in ledger.incumbents if moment <= 5.0 - finals + 1e-9]
     assert searched and len(ledger.incumbents) - len(searched) <= 1
     final = ledger.incumbents[-1][1]
