@@ -4,10 +4,10 @@
 
 Each search has splits, batches and adapters of its own seed. A recipe is judged by the measured oracle of the
 embedded study (`studies/oracle`): percent that its full run ends above the best of the space. The rule of thumb is
-judged in the same way, and stands beside them; and of all who were in the finals it is told what their trials said
-and where they ended. How well the finals' differences on *select*, and on all that is held out, agree with those on
-*confirm* and with the oracle's: correlations over all pairs of a search. Searches that are there, in the folder
-`--runs`, are not run again: the command can be stopped and given again, also when the oracle has grown.
+judged in the same way, and stands beside them; and of all who were in semifinals and finals it is told what their
+trials said and where they ended. How well the finals' differences on *select*, and on all that is held out, agree
+with those on *confirm* and with the oracle's: correlations over all pairs of a search. Searches that are there, in
+the folder `--runs`, are not run again: the command can be stopped and given again, also when the oracle has grown.
 """
 
 from __future__ import annotations
@@ -49,6 +49,16 @@ def main() -> None:
         assert recipe is not None and recipe.evidence is not None
         found, cost = recipe.candidate, recipe.evidence.cost
         trials = {trial.candidate: trial.score for trial in searched.ended()}
+        for one in searched.semifinals:
+            result.row(
+                "semifinal",
+                seed=seed,
+                label=one.label,
+                **one.candidate.model_dump(include={"lr_v", "ratio", "rank"}),
+                excess_pct=round(oracle.excess(one.candidate), 4),
+                trial_loss=trials.get(one.candidate),
+                half_loss=one.loss,
+            )
         for final in searched.finals:
             result.row(
                 "final",
