@@ -128,7 +128,7 @@ def over_seeds(runs: Sequence[Run], rows: Callable[[list[Run]], list[dict[str, A
     by_seed: dict[int, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run["seed"], []).append(run)
-    found = [rows(own) for own in by_seed.values() if len(own) >= TRIALS]
+    found = [told for own in by_seed.values() if len(own) >= TRIALS and (told := rows(own))]
     return [
         {key: float(np.nanmean([row[key] for row in same])) for key in same[0]} for same in zip(*found, strict=True)
     ]

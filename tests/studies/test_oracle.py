@@ -136,6 +136,9 @@ def test_figures_of_rungs_are_means_over_seeds(script):
     few = [{"seed": 2, "value": 9.0}] * 15
     (row,) = rungs.over_seeds([*runs, *few], lambda own: [{"value": own[0]["value"], "runs": len(own)}])
     assert row == {"value": 0.5, "runs": 16}
+    # Of a seed that was measured before something was kept, nothing is said of it.
+    (row,) = rungs.over_seeds(runs, lambda own: [{"value": own[0]["value"]}] if own[0]["seed"] else [])
+    assert row == {"value": 1.0}
 
 
 def test_how_far_the_best_rate_moves(script):
