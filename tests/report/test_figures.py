@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -17,7 +18,7 @@ from autolr.report import data, figures
 from autolr.report.figures import choices, influence, pruning, rates, resources, speed
 from autolr.report.figures.style import Colours
 from autolr.report.page import render
-from autolr.search.records import RepeatRecord
+from autolr.search.records import RepeatRecord, SemifinalRecord
 from autolr.search.result import SearchResult
 from autolr.study import Study
 from tests.report import made
@@ -274,6 +275,14 @@ def test_foresight_compares_ranks(tmp_path):
         ("step 20", "step 40", -1.0),
     ]
     assert influence.foresights(result(tmp_path, *same[:2]))[0].correlation is None
+    # Those that went on to half of the full run tell more than other rungs of a trial.
+    those = [trial(n, lr_v=1e-3 * (n + 1), rungs={10: n / 10}, score=n / 10) for n in range(6)]
+    halves = [
+        SemifinalRecord(label="semifinalist", candidate=one.candidate, seed=0, loss=1 - one.score, examples=9)
+        for one in those
+    ]
+    (half,) = influence.foresights(dataclasses.replace(result(tmp_path, *those), semifinals=halves))
+    assert (half.early, half.late, half.correlation) == ("step 10", "half of the full run", pytest.approx(-1.0))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.json").write_text(json.dumps({"select": {"loss": 0.123}}))
     assert "the full run came to a select loss of 0.1230" in influence.headline(made.searched(tmp_path))

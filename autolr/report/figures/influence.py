@@ -118,10 +118,13 @@ def foresights(result: SearchResult) -> list[Foresight]:
         there = [trial for trial in finished if rung in trial.rungs]
         pairs = [(trial, trial.rungs[rung], trial.rungs[last]) for trial in there]
         found.append(_compared(f"step {rung}", f"step {last}", pairs))
-    ends = {record.candidate: record.select_loss for record in result.finals}
-    through = [(t, t.rungs[last], ends[t.candidate]) for t in finished if t.candidate in ends]
-    if through:
-        found.append(_compared(f"step {last}", "the end of the full run", through))
+    for late, losses in (
+        ("half of the full run", {record.candidate: record.loss for record in result.semifinals}),
+        ("the end of the full run", {record.candidate: record.select_loss for record in result.finals}),
+    ):
+        through = [(t, t.rungs[last], losses[t.candidate]) for t in finished if t.candidate in losses]
+        if through:
+            found.append(_compared(f"step {last}", late, through))
     groups = data.repeats(result)
     again = [
         (t, t.rungs[last], float(np.mean([r.select_loss for r in groups[t.candidate]])))
