@@ -6,7 +6,8 @@ Each search has splits, batches and adapters of its own seed. A recipe is judged
 embedded study (`studies/oracle`): percent that its full run ends above the best of the space. The rule of thumb is
 judged in the same way, and stands beside them; and of all who were in semifinals and finals it is told what their
 trials said and where they ended. How well the finals' differences on *select*, and on all that is held out, agree
-with those on *confirm* and with the oracle's: correlations over all pairs of a search. Searches that are there, in
+with those on *confirm* and with the oracle's, and those of semifinalists after their trials and at half with the
+oracle's: correlations over all pairs of a search. Searches that are there, in
 the folder `--runs`, are not run again: the command can be stopped and given again, also when the oracle has grown.
 """
 
@@ -35,6 +36,7 @@ def main() -> None:
     given = options.parse_args()
     oracle = tables.oracle("sentiment")
     apart: dict[str, list[float]] = {"select": [], "held_out": [], "confirm": [], "oracle": []}
+    halves: dict[str, list[float]] = {"trial": [], "half": [], "oracle": []}
     words = [*SHORT, *contract.FEW, "baselines=[rule]"] if given.quick else []
     count = 1 if given.quick else given.searches
     result = contract.Result("repeats", settings={"quick": given.quick, "searches": count, "oracle": oracle.about})
@@ -59,6 +61,10 @@ def main() -> None:
                 trial_loss=trials.get(one.candidate),
                 half_loss=one.loss,
             )
+        for first, second in itertools.combinations(searched.semifinals, 2):
+            halves["trial"].append((trials[first.candidate] or 0.0) - (trials[second.candidate] or 0.0))
+            halves["half"].append(first.loss - second.loss)
+            halves["oracle"].append(oracle.excess(first.candidate) - oracle.excess(second.candidate))
         for final in searched.finals:
             result.row(
                 "final",
@@ -96,6 +102,8 @@ def main() -> None:
     if not given.quick:
         for seen, truth in itertools.product(("select", "held_out"), ("confirm", "oracle")):
             result.figure(f"{seen}_to_{truth}", statistics.correlation(apart[seen], apart[truth]))
+        for seen in ("trial", "half"):
+            result.figure(f"{seen}_to_oracle", statistics.correlation(halves[seen], halves["oracle"]))
     contract.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)
 
 
