@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from autolr.candidate import Candidate
-from autolr.data.batches import joined
+from autolr.data.batches import TokenSet, joined
 from autolr.data.prepared import Prepared
 from autolr.errors import RunError
 from autolr.pack.pack import Pack
@@ -197,7 +197,7 @@ class Confirmation(Source):
         self.data = data
         self.claims = claims or Alone()
         self.save_every = save_every
-        self.judges = [data.select, data.confirm]
+        self.judges = self._judges(jobs)
         self.trained_tokens = self.evaluated_tokens = 0
         self._scores: dict[Running, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._queue = list(jobs)
@@ -276,6 +276,10 @@ class Confirmation(Source):
             seconds=running.seconds,
         )
 
+    def _judges(self, jobs: Sequence[Job]) -> list[TokenSet]:
+        """Return what the jobs are scored on."""
+        return [self.data.select, self.data.confirm]
+
     def _score(self, running: list[Running]) -> None:
         for data in self.judges:
             losses, said = self.pack.evaluate([one.slot for one in running], data, averaged=True)
@@ -286,28 +290,13 @@ class Confirmation(Source):
 
 
 class Semifinals(Confirmation):
-    """The trainings of the semifinals as a source of jobs: scored on all that is held out by then, as trials are.
-
-    Args:
-        study: of the search.
-        jobs, path, pack, data, claims, save_every: as in a confirmation.
-    """
+    """The trainings of a search's semifinals, as a source of jobs: scored on all that is held out until then."""
 
     record = SemifinalRecord
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        path: Path,
-        pack: Pack,
-        data: Prepared,
-        claims: Alone | None = None,
-        save_every: int = 0,
-        *,
-        study: Study,
-    ) -> None:
-        super().__init__(jobs, path, pack, data, claims, save_every, study)
-        self.judges = [joined(judges(study, data, max(job.config.length for job in jobs)))]
+    def _judges(self, jobs: Sequence[Job]) -> list[TokenSet]:
+        assert self.study is not None
+        return [joined(judges(self.study, self.data, max(job.config.length for job in jobs)))]
 
     def is_beginning(self, running: Running) -> bool:
         """Tell that a final may go on with any that is through."""
