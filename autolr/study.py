@@ -307,11 +307,7 @@ class Search(Document):
         "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
     )
     semifinalists: int = Field(
-        6,
-        ge=0,
-        le=1000,
-        description="best candidates whose trials go on to half of the full run, where the finalists are the best of "
-        "them; no more than `finalists`: the finalists are the best after the trials",
+        6, ge=0, le=1000, description="best trials that go on to half of the full run; `finalists` or fewer: none do"
     )
     finalists: int = Field(
         2,

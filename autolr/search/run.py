@@ -321,9 +321,11 @@ def _confirm(task: _Task) -> None:
             "fit the memory; lower space.lr_v, method.lr_head or space.rank, or give more trials"
         )
     study, space, trials = setting.study, setting.space, contest.result.trials
-    # A search that has had its finals without semifinals keeps to that.
-    is_new = not contest.result.finals or contest.result.semifinals
-    if setting.semifinal_steps and is_new and len(contest.semifinalists) > study.search.finalists:
+    # An older search that is through without semifinals keeps to that, unless it has had more trials since.
+    recipe = contest.result.recipe
+    judged = recipe.evidence.trials["total"] if recipe and recipe.evidence else 0
+    is_through = judged == len(contest.result.ended()) and not contest.result.semifinals
+    if setting.semifinal_steps and not is_through and len(contest.semifinalists) > study.search.finalists:
         jobs = semifinal_jobs(study, space, contest.semifinalists, trials, setting.semifinal_steps)
         _repeat(task, "semifinals", jobs, contest.result.semifinals, folder.semifinals, Semifinals)
         contest = task.contest()

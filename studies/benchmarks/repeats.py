@@ -18,11 +18,13 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import contract
 import tables
 import torch
 
+from autolr.search.records import RepeatRecord, SemifinalRecord
 from autolr.search.result import SearchResult
 
 STUDY = Path(__file__).parents[1] / "sentiment.yaml"
@@ -50,29 +52,27 @@ def main() -> None:
         recipe = searched.recipe
         assert recipe is not None and recipe.evidence is not None
         found, cost = recipe.candidate, recipe.evidence.cost
-        trials = {trial.candidate: trial.score for trial in searched.ended()}
-        for one in searched.semifinals:
-            result.row(
-                "semifinal",
-                seed=seed,
-                label=one.label,
+        trials = {trial.candidate: trial.score for trial in searched.ended() if trial.score is not None}
+
+        def about(one: RepeatRecord | SemifinalRecord) -> dict[str, Any]:
+            return {
+                "seed": seed,  # noqa: B023 (called in this round alone)
+                "label": one.label,
                 **one.candidate.model_dump(include={"lr_v", "ratio", "rank"}),
-                excess_pct=round(oracle.excess(one.candidate), 4),
-                trial_loss=trials.get(one.candidate),
-                half_loss=one.loss,
-            )
+                "excess_pct": round(oracle.excess(one.candidate), 4),
+                "trial_loss": trials.get(one.candidate),  # noqa: B023
+            }
+
+        for one in searched.semifinals:
+            result.row("semifinal", **about(one), half_loss=one.loss)
         for first, second in itertools.combinations(searched.semifinals, 2):
-            halves["trial"].append((trials[first.candidate] or 0.0) - (trials[second.candidate] or 0.0))
+            halves["trial"].append(trials[first.candidate] - trials[second.candidate])
             halves["half"].append(first.loss - second.loss)
             halves["oracle"].append(oracle.excess(first.candidate) - oracle.excess(second.candidate))
         for final in searched.finals:
             result.row(
                 "final",
-                seed=seed,
-                label=final.label,
-                **final.candidate.model_dump(include={"lr_v", "ratio", "rank"}),
-                excess_pct=round(oracle.excess(final.candidate), 4),
-                trial_loss=trials.get(final.candidate),
+                **about(final),
                 select_loss=final.select_loss,
                 held_out_loss=final.held_out_loss,
                 confirm_loss=final.confirm_loss,

@@ -241,6 +241,7 @@ DAMAGE = {
     "study.yaml": (garbage, "a search needs it"),
     "journal.log": (garbage, "head -n"),
     "curves.jsonl": (garbage, "1 of 5 lines are damaged"),
+    "semifinals.jsonl": (cut, "lines are damaged; the others are read"),
     "finals.jsonl": (cut, "lines are damaged; the others are read"),
     "confirm.jsonl": (cut, "lines are damaged; the others are read"),
     "phases.jsonl": (garbage, "1 of 4 lines are damaged"),

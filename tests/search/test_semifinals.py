@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
@@ -67,9 +65,17 @@ def test_there_are_none_where_as_many_go_to_the_end(small_study, setting, tmp_pa
     assert {one.candidate for one in result.finals} == {*best, rule}
 
 
-def test_a_search_that_had_its_finals_without_them_is_not_searched_again(finished, tmp_path):
-    shutil.copytree(finished.folder, tmp_path / "run")
-    RunFolder(tmp_path / "run").semifinals.unlink()
-    had = SearchResult.load(tmp_path / "run").finals
-    again = search(finished.study, tmp_path / "run", device="cpu")
-    assert not again.semifinals and again.finals[: len(had)] == had
+def test_a_search_that_had_its_finals_before_there_were_any_is_not_searched_again(small_study, tmp_path):
+    changed = small_study.search.model_copy(update={"semifinalists": 0})
+    old = search(small_study.model_copy(update={"search": changed}), tmp_path / "run", device="cpu")
+    study = RunFolder(tmp_path / "run").study
+    study.write_text(study.read_text().replace("  semifinalists: 0\n", ""))
+    again = search(small_study, tmp_path / "run", device="cpu")
+    assert not again.semifinals and again.finals == old.finals and again.phases == old.phases
+
+
+def test_a_search_that_goes_on_with_more_trials_has_them(small_study, tmp_path):
+    few = small_study.model_copy(update={"budget": small_study.budget.model_copy(update={"trials": 4})})
+    before = search(few, tmp_path / "run", device="cpu")
+    assert before.finals and not before.semifinals  # no more than two beside the rule
+    assert len(search(small_study, tmp_path / "run", device="cpu").semifinals) > 2

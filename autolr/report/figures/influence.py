@@ -107,7 +107,7 @@ def importance(result: SearchResult) -> Any:
 
 
 def foresights(result: SearchResult) -> list[Foresight]:
-    """Return how early scores compare with late ones: each rung with a trial's end, its end with other seeds."""
+    """Return how early scores compare with late ones: rungs with a trial's end, and that with all that followed."""
     finished = [t for t in data.searched(result) if t.outcome == "finished" and t.rungs]
     if not finished:
         return []
