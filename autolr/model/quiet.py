@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +10,33 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' and datasets' logs below errors, progress bars and warnings."""
-    from datasets.utils import logging as datasets_logging
+    """Silence transformers' progress bars, its logs below errors, and warnings; and datasets' logs if installed."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    datasets_verbosity = datasets_logging.get_verbosity()
     logging.set_verbosity(50)  # CRITICAL
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets_logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_datasets():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(verbosity)
-        datasets_logging.set_verbosity(datasets_verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Silence datasets' logs below errors; a pack works without the package."""
+    if importlib.util.find_spec("datasets") is None:
+        yield
+        return
+    from datasets.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
