@@ -12,8 +12,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores, and models
 import csv
 import importlib.util
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -24,6 +26,9 @@ from autolr.data import sources
 from autolr.recipe import Rates, Recipe
 from autolr.study import Study
 from tests import tiny
+
+if TYPE_CHECKING:
+    from tests.simgpu import Gpu
 
 GOOD = ["good", "fine", "great", "lovely", "superb", "warm"]
 BAD = ["bad", "dull", "awful", "poor", "weak", "cold"]
@@ -146,3 +151,23 @@ def in_folder(tmp_path, monkeypatch) -> Path:
     """Run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def make_gpu() -> Iterator[Callable[..., Gpu]]:
+    """Return a function that opens simulated GPUs: `make_gpu(devices=2, limit=2**30)`; each call closes the last."""
+    from tests.simgpu import Gpu  # it imports torch's compiler, which the other tests do without
+
+    with ExitStack() as stack:
+
+        def make(**options: int) -> Gpu:
+            stack.close()
+            return stack.enter_context(Gpu(**options))
+
+        yield make
+
+
+@pytest.fixture
+def gpu(make_gpu) -> Gpu:
+    """A machine with one simulated GPU."""
+    return make_gpu()
