@@ -37,7 +37,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def options() -> argparse.ArgumentParser:
     return found
 
 
-def machine(*, simulated: bool, stack: contextlib.ExitStack) -> Any:
+def machine(stack: contextlib.ExitStack, *, simulated: bool, devices: int) -> Any:
     """Prepare torch before anything uses it; return the simulated GPU, or None on a real one."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -69,7 +68,7 @@ def machine(*, simulated: bool, stack: contextlib.ExitStack) -> Any:
         from tests.simgpu import Gpu
 
         torch.set_num_threads(1)
-        return stack.enter_context(Gpu(devices=2))
+        return stack.enter_context(Gpu(devices=devices))
     if not torch.cuda.is_available():
         raise SystemExit("gpu.py: torch sees no GPU here. Give --simulated, or run it on a machine that has one.")
     return None
@@ -81,12 +80,13 @@ def parts(run: Any) -> list[Any]:
     import gpu_rates as rates
     from gpu_rates import Case
     from gpu_run import Part
-    from shapes import LLAMA_1B, LLAMA_8B, ROBERTA, TINY_LLAMA, TINY_ROBERTA
+    from shapes import LLAMA_1B, LLAMA_8B, ROBERTA, TINIEST_ROBERTA, TINY_LLAMA
 
     if run.simulated:
-        few: dict[str, Any] = {"slots": (1, 2), "seconds": 60.0, "rounds": 1, "count": 64}
-        roberta = Case("roberta", TINY_ROBERTA, 2, 8, **few)
-        llama_1b, llama_8b = (Case(name, TINY_LLAMA, 1, 8, **few) for name in ("llama_1b", "llama_8b"))
+        few: dict[str, Any] = {"slots": (1, 2), "seconds": 60.0, "rounds": 1, "count": 64, "block": 2}
+        roberta = Case("roberta", TINIEST_ROBERTA, 2, 8, **few)
+        llama_1b = Case("llama_1b", TINY_LLAMA, 1, 8, **few)
+        llama_8b = Case("llama_8b", TINY_LLAMA, 1, 8, **{**few, "slots": (2,)})
         language = Case("language_1b", TINY_LLAMA, 2, 16, learned=1.0, **few)
         long = Case("language_8b", TINY_LLAMA, 2, 32, learned=0.5, **few)
         most = 2
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = options()
     given = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
-        gpu = machine(simulated=given.simulated, stack=stack)
+        gpu = machine(stack, simulated=given.simulated, devices=1 if given.search else 2)
         import contract
         import torch
         from gpu_run import DEVICE, GIB, Run

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from gpu_models import save
 from gpu_run import DEVICE, Run, first_line
-from shapes import ROBERTA, TINY_ROBERTA, base, tokens
+from shapes import ROBERTA, TINIEST_ROBERTA, base, tokens
 from tests import tiny
 from torch import Tensor
 
@@ -69,14 +70,14 @@ class Trained(NamedTuple):
         return max(float((one - two).abs().max()) for one, two in pairs)
 
 
-def train(built: Backbone, kind: MethodKind = "lora", *, graphs: bool = False, steps: int = 12) -> Trained:
+def train(built: Backbone, kind: MethodKind = "lora", *, steps: int, graphs: bool = False) -> Trained:
     """Train three slots of a tiny base, the first of which makes way for another in the middle.
 
     Args:
         built: the base, on its device.
         kind: the method.
-        graphs: whether passes are recorded.
         steps: before and after the change.
+        graphs: whether passes are recorded.
     """
     language = not built.head
     data = tiny.tokens(learned=language)
@@ -110,6 +111,17 @@ def train(built: Backbone, kind: MethodKind = "lora", *, graphs: bool = False, s
         return Trained(values, losses, pack.graphs.shapes if pack.graphs else 0)
 
 
+@cache
+def on_cpu(family: str, kind: MethodKind = "lora", *, steps: int) -> Trained:
+    """Return what the CPU learns in the same training."""
+    return train(small(family, "cpu"), kind, steps=steps)
+
+
+def steps_of(run: Run) -> int:
+    """Return the steps of a small training, before and after the change."""
+    return 4 if run.simulated else 12
+
+
 def small(family: str, device: str | torch.device, dtype: torch.dtype = torch.float64) -> Backbone:
     """Return a tiny base of a family on a device."""
     built = tiny.base(family, dtype)
@@ -120,13 +132,14 @@ def small(family: str, device: str | torch.device, dtype: torch.dtype = torch.fl
 def equality(run: Run) -> None:
     """Compare trainings with the CPU's in float64, eager and recorded."""
     worst: dict[str, float] = {}
+    steps = steps_of(run)
     for family, kind in COMPARED:
-        expected = train(small(family, "cpu"), kind)
-        eager = expected.apart(train(small(family, DEVICE), kind))
+        expected = on_cpu(family, kind, steps=steps)
+        eager = expected.apart(train(small(family, DEVICE), kind, steps=steps))
         row: dict[str, Any] = {"family": family, "method": kind, "eager": eager}
         worst["eager"] = max(worst.get("eager", 0.0), eager)
         try:
-            recorded = train(small(family, DEVICE), kind, graphs=True)
+            recorded = train(small(family, DEVICE), kind, steps=steps, graphs=True)
         except RuntimeError as error:
             row["not_recorded"] = first_line(error)
         else:
@@ -155,15 +168,14 @@ def waits(run: Run) -> None:
 
 def shortage(run: Run) -> None:
     """Train with less memory than all slots need: fewer share a pass, and the steps stay the same."""
-    shape = TINY_ROBERTA if run.simulated else ROBERTA
-    length, batch = (16, 4) if run.simulated else (64, 32)
-    data = tokens(shape, length, 8 * batch)
+    shape = TINIEST_ROBERTA if run.simulated else ROBERTA
+    length, batch, slots = (16, 8, 4) if run.simulated else (64, 32, 8)
+    data, steps = tokens(shape, length, 8 * batch), 2 if run.simulated else 4
 
     def attempt(memory: int | None) -> dict[str, Any]:
-        built = base(shape, DEVICE)
+        built = base(shape, DEVICE, "fp32")
         run.release()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         with (
             run.limited(memory or torch.cuda.get_device_properties(DEVICE).total_memory),
             Pack(
@@ -171,25 +183,25 @@ def shortage(run: Run) -> None:
                 Training(batch_size=batch),
                 Classification(("a", "b")),
                 data,
-                capacity=8,
+                capacity=slots,
                 max_rank=8,
                 alpha=16.0,
                 roles=("q", "v", "head"),
             ) as pack,
         ):
-            for seed in range(8):
+            for seed in range(slots):
                 pack.admit(SlotConfig(RATES, 8, seed, 64))
             ready = torch.cuda.memory_allocated()
-            for _ in range(4):
+            for _ in range(steps):
                 pack.step()
             pack.flush()
             losses = torch.tensor([slot.losses for slot in pack.slots])
             parts, together = max(slot.parts for slot in pack.slots), pack.together
         peak = torch.cuda.max_memory_allocated()
-        return {"losses": losses, "parts": parts, "together": together, "peak": peak, "ready": ready, "base": before}
+        return {"losses": losses, "parts": parts, "together": together, "peak": peak, "ready": ready}
 
     free = attempt(None)
-    for share in (0.6, 0.3, 0.05):
+    for share in (0.6, 0.3, 0.1):
         # Of the activations' memory this share is left.
         found = attempt(int(free["ready"] + share * (free["peak"] - free["ready"])))
         worst = float((free["losses"] - found["losses"]).abs().max())
@@ -210,19 +222,18 @@ def two_devices(run: Run) -> None:
         run.left_out("two devices", "one GPU is in sight")
         return
     other = torch.device("cuda", 1)
+    steps = steps_of(run)
     for graphs in (False, True):
-        expected = train(small("bert", "cpu"))
         torch.cuda.set_device(other)
         try:
-            found = expected.apart(train(small("bert", other), graphs=graphs))
+            found = on_cpu("bert", steps=steps).apart(train(small("bert", other), steps=steps, graphs=graphs))
         finally:
             torch.cuda.set_device(DEVICE)
         run.row("other device", graphs=graphs, difference=found, good=found < CLOSE)
     for family in ("llama", "llama/lm"):
-        expected = train(small(family, "cpu"))
         built = tiny.base(family, torch.float64)
         placement.spread(built.model, _halves(built.model))
-        found = expected.apart(train(built))
+        found = on_cpu(family, steps=steps).apart(train(built, steps=steps))
         run.row("split base", family=family, difference=found, good=found < CLOSE)
 
 
@@ -263,28 +274,30 @@ def few_bits(run: Run) -> None:
 
 def failed_recording(run: Run) -> None:
     """Record what cannot be recorded, and use the GPU afterwards; the last part, since it may break the process."""
-    before = torch.cuda.memory_reserved()
+    before, stream, steps = torch.cuda.memory_reserved(), torch.cuda.current_stream(), steps_of(run)
+    eager = on_cpu(UNRECORDABLE, steps=steps).apart(train(small(UNRECORDABLE, DEVICE), steps=steps))
+    run.row("equality", family=UNRECORDABLE, method="lora", eager=eager, good=eager < CLOSE)
     try:
-        train(small(UNRECORDABLE, DEVICE), graphs=True)
+        train(small(UNRECORDABLE, DEVICE), steps=steps, graphs=True)
     except RuntimeError as error:
         said = first_line(error)
     else:
         run.row("failed recording", happened=False, good=True)
         return
     run.release()
-    same = run.simulated or torch.cuda.current_stream() == torch.cuda.default_stream()
+    same = torch.cuda.current_stream() == stream
     block = torch.empty(2**20 if run.simulated else 2**30, dtype=torch.uint8, device=DEVICE)
     del block
     run.release()
     kept = torch.cuda.memory_reserved() - before
-    expected = train(small("bert", "cpu"))
-    eager = expected.apart(train(small("bert", DEVICE)))
-    recorded = expected.apart(train(small("bert", DEVICE), graphs=True))
+    expected = on_cpu("bert", steps=steps)
+    eager = expected.apart(train(small("bert", DEVICE), steps=steps))
+    recorded = expected.apart(train(small("bert", DEVICE), steps=steps, graphs=True))
     run.row(
         "failed recording",
         happened=True,
         said=said,
-        on_default_stream=same,
+        on_its_stream=same,
         bytes_kept=kept,
         eager_after=eager,
         recorded_after=recorded,

@@ -92,7 +92,7 @@ class Loop:
         return place, graph
 
 
-def differ(run: Run, model: Any, data: TokenSet, batch_size: int, steps: int = 8) -> float:
+def differ(run: Run, model: Any, data: TokenSet, batch_size: int, steps: int) -> float:
     """Return how far the loss of the captured loop is from the plain loop's after the same steps.
 
     Args:

@@ -44,7 +44,8 @@ class Case:
         seconds: the case may take, loading not counted.
         learned: share of each text that a language model learns; None: two classes.
         count: examples, where their length is given.
-        rounds: timed blocks of each contender, `CYCLE` steps each.
+        rounds: timed blocks of each contender.
+        block: steps of a block, in which all lengths come round, and of the warm-up.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     learned: float | None = None
     count: int = 4096
     rounds: int = 3
+    block: int = CYCLE
 
     @property
     def task(self) -> Task:
@@ -158,17 +160,18 @@ class _Rivals:
         self.loops: dict[str, Loop] = {"loop": Loop(run, model, data, case.batch_size)}
         self.difference: float | None = None
         try:
-            self.difference = differ(run, model, data, case.batch_size)
+            self.difference = differ(run, model, data, case.batch_size, case.block)
             self.loops["captured loop"] = Loop(run, model, data, case.batch_size, graphs=True)
         except RuntimeError as error:
             run.row("not possible", case=case.name, contender="captured loop", reason=first_line(error))
 
     def measure(self) -> None:
         """Time each of them, after a cycle of lengths that warms up."""
+        block = self.case.block
         for name in list(self.loops):
             try:
-                self.loops[name].rate(CYCLE)
-                found = [self.loops[name].rate(CYCLE, seed) for seed in range(self.case.rounds)]
+                self.loops[name].rate(block)
+                found = [self.loops[name].rate(block, seed) for seed in range(self.case.rounds)]
             except RuntimeError as error:
                 self.run.row("not possible", case=self.case.name, contender=name, reason=first_line(error))
                 del self.loops[name]
@@ -182,11 +185,11 @@ def _pack(
     run: Run, case: Case, built: Backbone, data: TokenSet, slots: int, graphs: bool, peaks: dict[int, int]
 ) -> list[float]:
     """Time a pack and write a line; add the peak of its memory to those of smaller ones."""
-    warm = CYCLE * (WARM + 1) if graphs else CYCLE
+    warm = case.block * (WARM + 1) if graphs else case.block
     before = torch.cuda.memory_allocated()
     predicted = capacity.predict(peaks, slots) if peaks else None
     torch.cuda.reset_peak_memory_stats()
-    with case.filled(built, data, slots, warm + case.rounds * CYCLE, graphs=graphs) as pack:
+    with case.filled(built, data, slots, warm + case.rounds * case.block, graphs=graphs) as pack:
         if graphs and pack.graphs is None:
             raise RuntimeError("this pack records nothing")
         for _ in range(warm):
@@ -195,10 +198,10 @@ def _pack(
         rates = []
         for _ in range(case.rounds):
             start = time.perf_counter()
-            for _ in range(CYCLE):
+            for _ in range(case.block):
                 pack.step()
             pack.flush()  # waits for the GPU
-            rates.append(slots * CYCLE / (time.perf_counter() - start))
+            rates.append(slots * case.block / (time.perf_counter() - start))
         passes = pack.graphs.shapes if pack.graphs else 0
     peaks[slots] = torch.cuda.max_memory_allocated() - before
     _rate_row(
@@ -251,8 +254,8 @@ def _profile(run: Run, case: Case, built: Backbone, data: TokenSet, slots: int, 
     """Write where the GPU's time of a pack's eager steps goes."""
     activities = [ProfilerActivity.CPU, *([] if run.simulated else [ProfilerActivity.CUDA])]
     own = "self_cpu_time_total" if run.simulated else "self_device_time_total"
-    with case.filled(built, data, slots, CYCLE + steps) as pack:
-        for _ in range(CYCLE):
+    with case.filled(built, data, slots, case.block + steps) as pack:
+        for _ in range(case.block):
             pack.step()
         pack.flush()
         with profile(activities=activities) as profiler:
@@ -301,8 +304,9 @@ def chosen(run: Run, case: Case, most: int = 64) -> None:
     seconds = time.perf_counter() - start
     run.release()
     torch.cuda.reset_peak_memory_stats()
-    with case.filled(built, data, found.slots, CYCLE * (WARM + 1), graphs=found.graphs) as pack:
-        for _ in range(CYCLE * (WARM + 1)):
+    steps = case.block * (WARM + 1)
+    with case.filled(built, data, found.slots, steps, graphs=found.graphs) as pack:
+        for _ in range(steps):
             pack.step()
         pack.flush()
         pack.evaluate(pack.slots, data.take(range(min(len(data), 512))), averaged=True)

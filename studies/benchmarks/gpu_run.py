@@ -187,9 +187,6 @@ class Run:
     @contextmanager
     def side_stream(self) -> Iterator[None]:
         """Work on a stream of its own, as torch asks of what is done before a CUDA graph is captured."""
-        if self.simulated:
-            yield
-            return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

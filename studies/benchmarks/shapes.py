@@ -68,7 +68,8 @@ ROBERTA = Shape("roberta_base", "roberta", _encoder(768, 12, 12, 50265))
 SMOLLM2 = Shape("smollm2_135m", "llama", _llama(576, 1536, 30, 9, 3, 49152))
 LLAMA_1B = Shape("llama_1b", "llama", _llama(2048, 8192, 16, 32, 8, 128256))
 LLAMA_8B = Shape("llama_8b", "llama", _llama(4096, 14336, 32, 32, 8, 128256))
-TINY_LLAMA = Shape("llama_tiny", "llama", _llama(64, 128, 2, 4, 2, 500))
+TINIEST_ROBERTA = Shape("roberta_tiniest", "roberta", _encoder(32, 2, 4, 100))
+TINY_LLAMA = Shape("llama_tiny", "llama", _llama(32, 48, 2, 4, 2, 200))
 
 
 def base(shape: Shape, device: torch.device, wanted: Precision = "auto", *, language: bool = False) -> Backbone:

@@ -82,7 +82,9 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     plain = tuple(_plain(value) for value in args)
     capture = gpu.capture_on(index)
     if capture is not None:
-        capture.before(value for value in private.written(func, args) if isinstance(value, GpuTensor))
+        changed: list[GpuTensor] = []  # fused operations change lists
+        _sort(private.written(func, args), changed, [])
+        capture.before(changed)
     with private.quiet():
         found = func(*plain, **kwargs)
     if name not in VIEWS:
@@ -144,7 +146,8 @@ def _device(gpu: Gpu, name: str, args: Any, own: list[GpuTensor], host: list[tor
             )
         host = [leaf for leaf in host if not any(leaf is pick for pick in picks)]
     there = {leaf.ordinal for leaf in own}
-    into_host = name.endswith("_") and not isinstance(args[0], GpuTensor)
+    target = args[0]  # of fused operations a list, whose tensors are among the others
+    into_host = name.endswith("_") and isinstance(target, torch.Tensor) and not isinstance(target, GpuTensor)
     stray = into_host or any(leaf.dim() > 0 for leaf in host)
     if len(there) == 1 and not stray:
         return own[0].ordinal

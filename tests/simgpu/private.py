@@ -23,6 +23,7 @@ NAMES = {
     "_C.DisableTorchFunction": "the CPU's own computations are not taken for the GPU's",
     "_C._nn._parse_to": "the arguments of Tensor.to",
     "utils.checkpoint._checkpoint_without_reentrant_generator": "checkpointed layers, computed again on the way back",
+    "_C._group_tensors_by_device_and_dtype": "optimizers and clipping, which work on all tensors of a device at once",
     "ops.aten.add_.Tensor._schema": "the name of an operation, and which of its arguments it writes to",
 }
 # torch has this one only in builds for CUDA, where AutoLR calls it; the simulated GPU puts its own in that place.
@@ -82,6 +83,9 @@ def check() -> None:
         "_C._nn._parse_to": lambda: (
             parse_to(torch.device("cuda", 1), torch.half)[:2] == (torch.device("cuda", 1), torch.half)
         ),
+        "_C._group_tensors_by_device_and_dtype": lambda: (
+            list(torch._C._group_tensors_by_device_and_dtype([[plain]], False)) == [(plain.device, plain.dtype)]
+        ),
         "ops.aten.add_.Tensor._schema": lambda: (
             name_of(torch.ops.aten.add_.Tensor) == "add_"
             and written(torch.ops.aten.add_.Tensor, (plain, 1)) == [plain]
@@ -94,6 +98,20 @@ def check() -> None:
             good, why = False, repr(error)
         if not good:
             raise complaint(name, why)
+
+
+@contextmanager
+def grouped_by_device() -> Iterator[None]:
+    """Let optimizers and clipping group tensors by the device these say they lie on: C++ takes it for the CPU."""
+    name = "_group_tensors_by_device_and_dtype"
+    own = getattr(torch._C, name)
+
+    def grouped(lists: Any, with_indices: bool = False) -> Any:
+        found = own(lists, with_indices)
+        return {(tensors[0][0].device, dtype): (tensors, at) for (_, dtype), (tensors, at) in found.items()}
+
+    with mock.patch.object(torch._C, name, grouped):
+        yield
 
 
 @contextmanager

@@ -88,6 +88,7 @@ def replace(gpu: Gpu, stack: ExitStack) -> None:
     end = mock.patch.object(torch._C, private.END_ALLOCATE_TO_POOL, _end_allocate_to_pool(gpu), create=True)
     stack.enter_context(end)
     stack.enter_context(mock.patch.object(safetensors.torch, "safe_open", _open))
+    stack.enter_context(private.grouped_by_device())
     stack.enter_context(private.recomputed_inside(lambda: Calls(gpu)))
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter that is moved stays the same object
