@@ -93,12 +93,11 @@ class Calls(TorchFunctionMode):
         data = args[0] if args else kwargs.get("data")
         device = kwargs.get("device")
         on_gpu = device is not None and is_gpu(device)
-        if isinstance(data, torch.Tensor) and (on_gpu or isinstance(data, GpuTensor)) and name != "tensor":
-            return data.to(device=data.device if device is None else device, dtype=kwargs.get("dtype"))
         if isinstance(data, torch.Tensor) and (on_gpu or isinstance(data, GpuTensor)):
-            made = data.detach().to(
-                device=data.device if device is None else device, dtype=kwargs.get("dtype"), copy=True
-            )
+            named = {"device": data.device if device is None else device, "dtype": kwargs.get("dtype")}
+            if name == "as_tensor":
+                return moved(self.gpu, "to", data, (), named)
+            made = moved(self.gpu, "to", data.detach(), (), {**named, "copy": True})
             return made.requires_grad_(kwargs.get("requires_grad", False))
         if isinstance(data, (list, tuple)) and _has_gpu(data):
             self.gpu.wait("torch.tensor of tensors on a GPU")
@@ -113,7 +112,7 @@ class Calls(TorchFunctionMode):
         rest = {key: value for key, value in kwargs.items() if key not in ("device", "requires_grad", "pin_memory")}
         with private.quiet():
             made = func(*args, **rest)
-            if name in ("as_tensor", "asarray"):
+            if name != "tensor" and name in FROM_DATA:
                 made = made.clone()  # its memory is not the host's
         if name in FROM_DATA:
             if made.numel():
