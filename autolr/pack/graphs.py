@@ -54,6 +54,7 @@ class Graphs:
         self._seen: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[Batch, Recording]] = {}
         self._pool: Any = None
+        self._stream: Any = None
 
     @property
     def shapes(self) -> int:
@@ -108,15 +109,19 @@ class Graphs:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             # Passes follow each other and leave nothing in the pool that a later one reads, so all share one.
             self._pool = self._pool or torch.cuda.graph_pool_handle()
+            # torch's own stream for recordings is that of the first device the process has recorded on.
+            self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     work()
-            except BaseException:
+            except BaseException as error:
                 # Up to torch 2.13 at least, a recording that fails keeps its stream current, and the allocator takes
                 # it to be under way for good.
                 torch.cuda.set_stream(stream)
                 with suppress(Exception):
                     torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                if isinstance(error, Warning):
+                    raise RuntimeError(str(error)) from None
                 raise
         return graph

@@ -1,4 +1,4 @@
-"""Everything a real GPU is asked, in one call: is AutoLR right on it, and how fast.
+r"""Everything a real GPU is asked, in one call: is AutoLR right on it, and how fast.
 
     python studies/benchmarks/gpu.py --out FOLDER                  # 9 minutes at most
     python studies/benchmarks/gpu.py --out FOLDER --only roberta   # one part, or several: --only roberta,llama_1b
@@ -6,27 +6,27 @@
     python studies/benchmarks/gpu.py --out FOLDER --simulated      # the same on a simulated GPU, in tiny shapes
 
 Each result is written at once as a line of `FOLDER/results.jsonl`. A part that fails is a line, and the next part
-begins. What does not fit `--budget` is left out and named. The last line on standard output is the benchmark's document
-(see `contract`), which also lies in FOLDER.
+begins. What does not fit `--budget` is left out and named. The last line on standard output is the document of
+`contract`, which is written to FOLDER as well.
 
 The machine needs Python 3.11 or newer, this checkout, torch with CUDA, transformers, peft, accelerate, safetensors,
 psutil, numpy, PyYAML and pydantic. Models have random weights and data are random tokens, so nothing is downloaded.
-`--search` needs the packages of AutoLR's own requirements as well.
+`--search` needs all that AutoLR requires.
 
-A machine without a package index gets the missing packages as wheels. On a machine that has an index, for Python 3.12:
+A machine without a package index gets the missing packages as wheels, here for Python 3.12 on x86-64. These commands
+run in this checkout, on a machine that has an index. The folder `wheels` has 3 MB, with those for `--search` 19 MB.
+Keep checkout and wheels below the limit on what may be carried along, often 64 MiB:
 
-    pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
-        pydantic==2.12.5 pydantic-core==2.41.5 annotated-types typing-inspection typing-extensions
+    echo /wheels/ >> .git/info/exclude
+    GET="python3 -m pip download -d wheels --only-binary=:all: --python-version 3.12 --implementation cp \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64"
+    $GET pydantic
+    $GET --no-deps optuna alembic colorlog sqlalchemy mako greenlet datasets dill multiprocess plotly  # for --search
 
-and for `--search` the same with these names added (all together 18 MB):
+And these on the GPU machine, in the checkout with its `wheels`:
 
-        optuna alembic colorlog sqlalchemy mako greenlet datasets dill multiprocess plotly
-
-Copy the folder `wheels` (under 64 MiB, a common limit of what may be carried along) with the checkout. There:
-
-    python3 -m pip install -q --no-index --find-links wheels --no-deps --no-compile --target site wheels/*.whl
-    PYTHONPATH=site python3 studies/benchmarks/gpu.py --out FOLDER
+    python3 -m pip install -q --no-index --find-links wheels --no-deps --no-compile --target /tmp/site wheels/*.whl
+    PYTHONPATH=/tmp/site python3 studies/benchmarks/gpu.py --out FOLDER
 """
 
 from __future__ import annotations
@@ -130,22 +130,28 @@ def main(arguments: list[str] | None = None) -> None:
         import torch
         from gpu_run import DEVICE, GIB, Run
 
-        name = "gpu_search" if given.search else "gpu"
+        wanted = [word for word in given.only.split(",") if word]
+        name = "_".join(["gpu", *(["search"] if given.search else []), *wanted])
         run = Run(name, given.out, given.budget, STARTED, gpu)
         plan = searches(run) if given.search else parts(run)
-        wanted = [word for word in given.only.split(",") if word]
-        unknown = [word for word in wanted if word not in [part.name for part in plan]]
-        if unknown:
-            parser.error(f"--only {unknown[0]}: no such part. Give one of: {', '.join(part.name for part in plan)}.")
+        known = [part.name for part in plan]
+        for word in wanted:
+            if word not in known:
+                parser.error(f"--only {word}: no such part. Give one or more of: {', '.join(known)}.")
         plan = [part for part in plan if not wanted or part.name in wanted]
-        run.result.settings = {"budget": given.budget, "parts": [part.name for part in plan]}
-        run.result.settings["simulated"] = given.simulated
         free, total = torch.cuda.mem_get_info(DEVICE)
         about = {"device": torch.cuda.get_device_name(DEVICE), "gpus": torch.cuda.device_count()}
-        run.row("machine", **about, free_gib=round(free / GIB, 1), total_gib=round(total / GIB, 1), cores=os.cpu_count())
+        run.row(
+            "machine", **about, free_gib=round(free / GIB, 1), total_gib=round(total / GIB, 1), cores=os.cpu_count()
+        )
         run.do(plan)
         run.row("done", seconds=round(run.seconds))
-        run.result.settings["seconds"] = round(run.seconds)
+        run.result.settings = {
+            "budget": given.budget,
+            "simulated": given.simulated,
+            "parts": [part.name for part in plan],
+            "seconds": round(run.seconds),
+        }
         contract.deliver(run.result, DEVICE, keep=False, out=given.out)
 
 

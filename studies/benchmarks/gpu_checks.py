@@ -13,7 +13,6 @@ import torch
 from gpu_models import save
 from gpu_run import DEVICE, Run, first_line
 from shapes import ROBERTA, TINIEST_ROBERTA, base, tokens
-from tests import tiny
 from torch import Tensor
 
 from autolr.data.batches import batch_order
@@ -24,6 +23,7 @@ from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.study import MethodKind, Role, Training
+from tests import tiny
 
 # Families and methods that are compared with the CPU.
 COMPARED: tuple[tuple[str, MethodKind], ...] = (

@@ -1,4 +1,4 @@
-"""Model folders and data files without a network: random weights, a tokenizer of words, sentences that words decide."""
+"""Model folders and data files without a network: random weights, a tokenizer of words, texts of two classes."""
 
 from __future__ import annotations
 

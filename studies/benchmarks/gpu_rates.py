@@ -1,4 +1,4 @@
-"""How fast a GPU trains: its ceilings, packs against PEFT one after another, memory, and what a search would choose."""
+"""How fast a GPU trains: its ceilings, packs against PEFT one after another, memory, a search's choice."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ class Case:
         assert self.length is not None
         return texts(self.shape, self.length, self.count, learned or self.learned)
 
-    def pack(self, built: Backbone, data: TokenSet, slots: int, *, graphs: bool = False, thrifty: bool = False) -> Pack:
+    def pack(
+        self, built: Backbone, data: TokenSet, slots: int, *, graphs: bool = False, thrifty: bool = False
+    ) -> Pack:
         """Return an empty pack."""
         return Pack(
             built,

@@ -181,7 +181,9 @@ class Run:
                 yield found
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        places = ("/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in caught if SYNCHRONIZES in str(w.message))
+        places = (
+            "/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in caught if SYNCHRONIZES in str(w.message)
+        )
         found.update(places)
 
     @contextmanager

@@ -1,8 +1,7 @@
 """Whole searches and full runs on a GPU, phase by phase, against stock trials one after another.
 
-RoBERTa-base classifies sentences of natural lengths, and Llama-1B learns completions; both have random weights, so the
-losses say nothing about either model. What is measured is time: of AutoLR's phases, and of the same tokens in plain
-PEFT trials.
+RoBERTa-base classifies sentences of natural lengths, and Llama-1B learns completions. Both have random weights, so
+the losses mean nothing. The measurement is time: of AutoLR's phases, and of the same tokens in plain PEFT trials.
 """
 
 from __future__ import annotations
@@ -103,7 +102,10 @@ def cases(*, simulated: bool) -> list[Case]:
 
 def parts(run: Run) -> list[Part]:
     """Return the parts of a call that searches."""
-    return [Part(case.name, 0 if run.simulated else 120, partial(whole, case=case)) for case in cases(simulated=run.simulated)]
+    return [
+        Part(case.name, 0 if run.simulated else 120, partial(whole, case=case))
+        for case in cases(simulated=run.simulated)
+    ]
 
 
 def whole(run: Run, case: Case) -> None:
@@ -124,7 +126,14 @@ def whole(run: Run, case: Case) -> None:
         assert found.recipe is not None
         full = autolr.train(found.recipe, folder / "full-run", device=str(DEVICE))
         seconds = digits(time.perf_counter() - start)
-        run.row("full run", case=case.name, seconds=seconds, steps=found.recipe.steps, select=full.select, confirm=full.confirm)
+        run.row(
+            "full run",
+            case=case.name,
+            seconds=seconds,
+            steps=found.recipe.steps,
+            select=full.select,
+            confirm=full.confirm,
+        )
         run.figure(f"{case.name}_full_run_seconds", seconds)
         run.release()
         _stock(run, case, study, searched, trained)
@@ -148,7 +157,9 @@ def _searched(run: Run, case: Case, found: SearchResult, seconds: float) -> int:
         candidate=found.recipe.candidate.model_dump(mode="json"),
         allocated_gib=digits(torch.cuda.max_memory_allocated() / GIB),
         reserved_gib=digits(torch.cuda.max_memory_reserved() / GIB),
-        machine={name: about[name] for name in ("slots", "reason", "predicted_bytes", "peak_bytes", "graphs", "rates")},
+        machine={
+            name: about[name] for name in ("slots", "reason", "predicted_bytes", "peak_bytes", "graphs", "rates")
+        },
         graphs_reason=about["graphs_reason"],
     )
     run.figure(f"{case.name}_search_seconds", seconds)
@@ -156,7 +167,7 @@ def _searched(run: Run, case: Case, found: SearchResult, seconds: float) -> int:
 
 
 def _stock(run: Run, case: Case, study: Study, searched: float, trained: int) -> None:
-    """Time stock trials of the search's length, scored on *select*; compare them with the search by trained tokens."""
+    """Time stock trials of the search's length, scored on *select*, and compare them by trained tokens."""
     setting = read_setting(study, DEVICE)
     with quiet():
         base = backbone.load(study.model, setting.examples.classes, DEVICE, "bf16", study.task)

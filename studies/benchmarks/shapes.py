@@ -96,9 +96,7 @@ def base(shape: Shape, device: torch.device, wanted: Precision = "auto", *, lang
         model = auto.from_config(config, dtype=torch.bfloat16 if half else torch.float32)
     model.eval().requires_grad_(False)
     prefix = f"{model.base_model_prefix}."
-    fresh = frozenset(
-        name for name, _ in model.named_parameters() if not language and not name.startswith(prefix)
-    )
+    fresh = frozenset(name for name, _ in model.named_parameters() if not language and not name.startswith(prefix))
     built = backbone.from_model(model, None, shape.name, fresh)
     built.precision = chosen
     if chosen == "bf16" and not half:
