@@ -1,0 +1,89 @@
+"""A GPU that is not the first: everything is measured, recorded and trained there, and the first is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autolr.model import placement
+from autolr.pack import capacity
+from autolr.search.setting import choose_device
+from tests.gpu.training import apart, base_on, config, pack_on, trained
+
+
+def measured(device: str, most: int = 2) -> capacity.Capacity:
+    """Measure a pack of a language model, whose passes are not recorded."""
+    base = base_on("llama/lm", device, torch.bfloat16)
+    return capacity.measure(
+        lambda count, passes=None, graphs=False: pack_on(
+            base, "llama/lm", graphs=graphs, capacity=count, together=count
+        ),
+        config(0, 8),
+        most,
+    )
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "recorded"])
+def test_a_pack_on_the_second_gpu_takes_the_same_steps(make_gpu, graphs):
+    expected = trained("bert", "cpu", ("lora", "dora"), steps=8)
+    gpu = make_gpu(devices=2)
+    choose_device("cuda:1")
+    found = trained("bert", "cuda:1", ("lora", "dora"), steps=8, graphs=graphs)
+    assert apart(expected, found) < 1e-12
+    assert gpu.current == 1 and set(gpu.asked) == {1} and (gpu.replayed > 0) == graphs
+
+
+@pytest.mark.parametrize("chosen", ["cuda:0", "cuda:1"])
+def test_recordings_follow_their_tensors_whichever_gpu_is_current(make_gpu, chosen):
+    # torch's own stream for recordings stays on the GPU of the first one, so the second GPU needs a stream of its own.
+    expected = trained("bert", "cpu", steps=6)
+    gpu = make_gpu(devices=2)
+    torch.cuda.set_device(chosen)
+    for device in ("cuda:0", "cuda:1"):
+        gpu.forget()
+        assert apart(expected, trained("bert", device, steps=6, graphs=True)) < 1e-12
+        assert gpu.replayed and gpu.current == int(chosen[-1])
+
+
+def test_capacity_is_that_of_the_gpu_that_is_asked_about(make_gpu):
+    first = make_gpu(devices=2, limit=2**24)
+    alone = measured("cuda:0")
+    assert set(first.asked) == {0}
+    gpu = make_gpu(devices=2, limit=2**24)
+    choose_device("cuda:1")
+    other = measured("cuda:1")
+    assert set(gpu.asked) == {1} and gpu.current == 1
+    assert other.peak_bytes == alone.peak_bytes > 0 and other.slot_bytes == alone.slot_bytes > 0
+    assert other.free_bytes == alone.free_bytes
+
+
+def test_little_memory_on_the_second_gpu_means_few_slots(make_gpu):
+    gpu = make_gpu(devices=2)
+    choose_device("cuda:1")
+    one = measured("cuda:1", 1)
+    gpu.memories[1].limit = int((gpu.used(1) + 1.3 * one.peak_bytes) / capacity.SHARE)  # the first one has room
+    few = measured("cuda:1", 4)
+    assert few.slots == 1 and "memory" in few.reason
+
+
+def test_a_base_that_fits_one_gpu_asks_no_other(make_gpu):
+    gpu = make_gpu(devices=4, limit=2**30)
+    placed = placement.place(10**8, "auto", torch.device("cuda", 2), "m")
+    assert set(gpu.asked) == {2} and placed.split is None
+    choose_device("cuda:3")
+    gpu.asked.clear()
+    assert placement.place(10**8, "auto", torch.device("cuda"), "m").split is None
+    assert set(gpu.asked) == {3}
+    torch.ones(2**20, device="cuda:1")
+    split = placement.place(10**9, "bf16", torch.device("cuda", 2), "m").split
+    assert set(gpu.asked) == set(split) == {0, 1, 2, 3}
+
+
+def test_what_torch_keeps_of_a_search_counts_as_free(make_gpu, monkeypatch):
+    gpu = make_gpu(limit=2**24)
+    held = torch.empty(12 * 2**20, dtype=torch.uint8, device="cuda")
+    del held
+    assert torch.cuda.mem_get_info()[0] == gpu.limit - 12 * 2**20
+    monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: object())  # bitsandbytes is installed
+    placed = placement.place(6 * 2**20, "auto", torch.device("cuda"), "m")
+    assert placed.precision == "auto" and placed.reason.startswith("on one device")

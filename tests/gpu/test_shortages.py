@@ -1,0 +1,195 @@
+"""Memory that runs out, at each allocation in turn: the same steps, nothing left behind, and a clear end."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from autolr.errors import RunError
+from tests.gpu.training import apart, base_on, config, pack_on, result
+
+CASES = {"bert": ("lora", "dora", "full"), "llama/lm": ("lora",)}
+# Every so many allocations one fails: few enough to be quick, and prime, so that all kinds are met.
+STRIDE = {"bert": 13, "llama/lm": 17}
+
+
+def expected(family: str, steps: int):
+    with pack_on(base_on(family, "cpu"), family, kinds=CASES[family]) as pack:
+        slots = admitted(pack, family)
+        for _ in range(steps):
+            pack.step()
+        return result(pack, slots)
+
+
+def admitted(pack, family):
+    kinds = CASES[family]
+    return [pack.admit(config(seed, 4, kinds[seed % len(kinds)], steps=200)) for seed in range(3)]
+
+
+def allocations_of(gpu, work) -> int:
+    before = gpu.allocations
+    work()
+    return gpu.allocations - before
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_shortage_anywhere_in_a_step_changes_nothing_but_how_it_is_taken(gpu, family):
+    base = base_on(family, "cuda")
+    with pack_on(base, family, kinds=CASES[family]) as pack:
+        slots = admitted(pack, family)
+        pack.step()
+        pack.flush()
+        gc.collect()
+        held, steps = gpu.used(), 2
+        count = allocations_of(gpu, pack.step)
+        for place in range(0, count, STRIDE[family]):
+            shortages = gpu.shortages
+            gpu.fail_after(place)
+            pack.step()
+            steps += 1
+            pack.flush()
+            assert gpu.shortages == shortages + 1, place
+            assert not any(slot.unfit for slot in slots)
+            pack.together = 4  # as if it were the first shortage
+            for slot in slots:
+                slot.parts = 1
+            gpu.fail_after(None)
+        found = result(pack, slots)
+        gc.collect()
+        assert gpu.used() <= held
+    assert count > 100 and steps > 10
+    assert apart(expected(family, steps), found) < 1e-10
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_shortage_in_the_last_allocations_of_a_step_does_not_take_it_twice(gpu, family):
+    # The optimizer's are the last: rows that have moved must not move again.
+    with pack_on(base_on(family, "cuda"), family, kinds=CASES[family]) as pack:
+        slots = admitted(pack, family)
+        pack.step()
+        count, steps, scratch = allocations_of(gpu, pack.step), 2, pack.optimizer.scratch
+        for place in range(count - 30, count):
+            gpu.fail_after(place)
+            pack.step()
+            steps += 1
+            gpu.fail_after(None)
+            pack.together, pack.optimizer.scratch = 4, scratch
+            for slot in slots:
+                slot.parts = 1
+        found = result(pack, slots)
+    assert apart(expected(family, steps), found) < 1e-10
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_shortage_anywhere_in_scoring_changes_nothing(gpu, family):
+    with pack_on(base_on(family, "cuda"), family, kinds=CASES[family]) as pack:
+        slots = admitted(pack, family)
+        pack.step()
+        pack.flush()
+        before = pack.evaluate(slots, pack.data, averaged=False)
+        gc.collect()
+        held, budget = gpu.used(), pack.budget
+        count = allocations_of(gpu, lambda: pack.evaluate(slots, pack.data, averaged=False))
+        for place in range(0, count, STRIDE[family]):
+            gpu.fail_after(place)
+            found = pack.evaluate(slots, pack.data, averaged=False)
+            gpu.fail_after(None)
+            for one, other in zip(found, before, strict=True):
+                assert (one - other).abs().max() < 1e-10, place
+            pack.budget = budget
+        del found
+        gc.collect()
+        assert gpu.used() == held and count > 20
+
+
+def test_scoring_keeps_what_it_found_to_fit(gpu):
+    # Else each scoring would fail as often as the first.
+    with pack_on(base_on("llama/lm", "cuda"), "llama/lm") as pack:
+        slots = admitted(pack, "llama/lm")
+        gpu.reset_peak()
+        before, _ = pack.evaluate(slots, pack.data, averaged=False)
+        gpu.limit = int(gpu.used() + 0.3 * (gpu.peak() - gpu.used()))
+        found, _ = pack.evaluate(slots, pack.data, averaged=False)
+        assert (found - before).abs().max() < 1e-10 and gpu.shortages > 0
+        shortages = gpu.shortages
+        pack.evaluate(slots, pack.data, averaged=True)
+        assert gpu.shortages == shortages
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_checkpoint_needs_no_memory_of_the_gpu(gpu, family):
+    with pack_on(base_on(family, "cuda"), family, kinds=CASES[family]) as pack:
+        slots = admitted(pack, family)
+        pack.step()
+        pack.flush()
+        gpu.limit = gpu.reserved()
+        torch.cuda.empty_cache()
+        gpu.limit = gpu.used()
+        gpu.forget()
+        states = [pack.state(slot) for slot in slots]
+        assert all(tensor.device.type == "cpu" for state in states for tensor in state.values())
+        assert sum(gpu.waits.values()) <= 4 * len(slots)  # one for each row, not one for each tensor
+        gpu.limit = 2**34
+        values = [pack.values(slot) for slot in slots]
+    for state, own in zip(states, values, strict=True):
+        assert {f"weights.{name}" for name in own} <= state.keys()
+        assert all(torch.equal(state[f"weights.{name}"], value.cpu()) for name, value in own.items())
+
+
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("part", [0.35, 0.08, 0.03])
+def test_a_card_that_is_too_small_takes_the_same_steps(gpu, family, part):
+    base = base_on(family, "cuda")
+    before, results = gpu.used(), []
+    for limited in (False, True):
+        with pack_on(base, family, kinds=CASES[family]) as pack:
+            if limited:
+                gpu.limit = int(fixed + part * (peak - fixed))
+            fixed = gpu.used()
+            gpu.reset_peak()
+            slots = admitted(pack, family)
+            for _ in range(3):
+                pack.step()
+            results.append(result(pack, slots))
+            peak = gpu.peak()
+            more = pack.together < 4 or max(slot.parts for slot in slots) > 1 or gpu.shortages > 0
+            assert more == limited and not any(slot.unfit for slot in slots)
+        del pack, slots
+        gc.collect()
+        assert gpu.used() == before
+        torch.cuda.empty_cache()
+    assert apart(*results) < 1e-10
+
+
+def test_a_slot_of_which_not_one_example_fits_ends_and_says_so(gpu):
+    base = base_on("bert", "cuda")
+    with pack_on(base, "bert") as pack:
+        slots = [pack.admit(config(seed)) for seed in range(2)]
+        torch.cuda.empty_cache()
+        gpu.limit = gpu.used() + 2**12
+        try:
+            pack.step()
+        except RunError as error:  # the others cannot take their step either
+            assert "memory" in str(error)
+        assert all("does not fit the device's memory" in (slot.unfit or "") for slot in slots)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_a_slot_that_could_not_be_admitted_leaves_the_others_alone(gpu, kind):
+    with pack_on(base_on("bert", "cuda"), "bert", kinds=("lora", kind) if kind != "lora" else ("lora",)) as pack:
+        first = pack.admit(config(0, 2))
+        pack.step()
+        pack.flush()
+        before = {name: value.cpu() for name, value in pack.values(first).items()}
+        count = allocations_of(gpu, lambda: pack.evict(pack.admit(config(1, 8, kind))))
+        for place in range(count):
+            gpu.fail_after(place)
+            try:
+                pack.evict(pack.admit(config(1, 8, kind)))
+            except torch.OutOfMemoryError:
+                assert pack.slots == [first], f"a slot that was not admitted is there (allocation {place})"
+            gpu.fail_after(None)
+            after = {name: value.cpu() for name, value in pack.values(first).items()}
+            assert all(torch.equal(value, after[name]) for name, value in before.items())
