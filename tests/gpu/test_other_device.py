@@ -14,13 +14,11 @@ from tests.gpu.training import apart, base_on, config, pack_on, trained
 def measured(device: str, most: int = 2) -> capacity.Capacity:
     """Measure a pack of a language model, whose passes are not recorded."""
     base = base_on("llama/lm", device, torch.bfloat16)
-    return capacity.measure(
-        lambda count, passes=None, graphs=False: pack_on(
-            base, "llama/lm", graphs=graphs, capacity=count, together=count
-        ),
-        config(0, 8),
-        most,
-    )
+
+    def make(count, passes=None, graphs=False):
+        return pack_on(base, "llama/lm", graphs=graphs, capacity=count, together=count)
+
+    return capacity.measure(make, config(0, 8), most)
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["eager", "recorded"])
