@@ -19,14 +19,16 @@ Keep checkout and wheels below the limit on what may be carried along, often 64 
 
     echo /wheels/ >> .git/info/exclude
     GET="python3 -m pip download -d wheels --only-binary=:all: --python-version 3.12 --implementation cp \
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64"
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 \
+        --platform manylinux2014_x86_64"
     $GET pydantic
     $GET --no-deps optuna alembic colorlog sqlalchemy mako greenlet datasets dill multiprocess plotly  # for --search
+    $GET --no-deps bitsandbytes  # 43 MB, for the part nf4 alone
 
 And these on the GPU machine, in the checkout with its `wheels`:
 
-    python3 -m pip install -q --no-index --find-links wheels --no-deps --no-compile --target /tmp/site wheels/*.whl
-    PYTHONPATH=/tmp/site python3 studies/benchmarks/gpu.py --out FOLDER
+    python3 -m pip install -q --no-index --find-links wheels --no-deps --no-compile --target ../site wheels/*.whl
+    PYTHONPATH=../site python3 studies/benchmarks/gpu.py --out FOLDER
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def machine(stack: contextlib.ExitStack, *, simulated: bool, devices: int) -> Any:
-    """Prepare torch before anything uses it; return the simulated GPU, or None on a real one."""
+    """Prepare torch before anything uses it; return the simulated GPU, or None for a real one."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -69,8 +71,6 @@ def machine(stack: contextlib.ExitStack, *, simulated: bool, devices: int) -> An
 
         torch.set_num_threads(1)
         return stack.enter_context(Gpu(devices=devices))
-    if not torch.cuda.is_available():
-        raise SystemExit("gpu.py: torch sees no GPU here. Give --simulated, or run it on a machine that has one.")
     return None
 
 
@@ -129,6 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
         import contract
         import torch
         from gpu_run import DEVICE, GIB, Run
+
+        if not torch.cuda.is_available():
+            parser.error("torch sees no GPU here. Give --simulated, or use a machine that has one.")
 
         wanted = [word for word in given.only.split(",") if word]
         name = "_".join(["gpu", *(["search"] if given.search else []), *wanted])

@@ -19,6 +19,7 @@ from autolr.data.batches import batch_order
 from autolr.data.tasks import Classification, Language
 from autolr.model import backbone, placement
 from autolr.model.backbone import Backbone
+from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
@@ -253,7 +254,8 @@ def few_bits(run: Run) -> None:
     data = tiny.tokens(learned=True)
     with tempfile.TemporaryDirectory() as folder:
         save(tiny.model("llama/lm"), Path(folder), tiny.VOCABULARY)
-        built = backbone.load(folder, [], DEVICE, "nf4", "lm")
+        with quiet():
+            built = backbone.load(folder, [], DEVICE, "nf4", "lm")
     stock = []
     with torch.no_grad():
         for seed in range(2):

@@ -37,6 +37,27 @@ def test_recording_does_nothing_and_replaying_does_it_at_the_same_places(gpu: Gp
     assert total.tolist() == [12, 12, 12] and gpu.replayed == 2
 
 
+def test_fused_operations_on_lists_are_recorded_as_others_are(gpu: Gpu) -> None:
+    # torch/optim/adamw.py with fused=True and torch/nn/utils/clip_grad.py work on lists of tensors.
+    def training(device: str, capture: bool) -> list[float]:
+        weights = [torch.ones(3, device=device, requires_grad=True), torch.ones(2, device=device, requires_grad=True)]
+        optimizer = torch.optim.AdamW(weights, lr=torch.tensor(0.1, device=device), fused=True, capturable=capture)
+
+        def step() -> None:
+            sum((weight**3).sum() for weight in weights).backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        graph = recorded(step) if capture else None
+        for _ in range(3):
+            graph.replay() if graph else step()
+        return torch.cat([weight.detach().cpu() for weight in weights]).tolist()
+
+    assert training("cuda", True) == training("cuda", False) == pytest.approx(training("cpu", False))
+
+
 def test_numbers_of_the_host_are_baked_in(gpu: Gpu) -> None:
     # Constraints: "CPU work is elided during replay", so its numbers stay what they were.
     total, numbers, scalar = torch.zeros(1, device="cuda"), [1.0], torch.tensor(10.0)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
 PARTS = [
@@ -179,6 +180,21 @@ def test_a_part_that_is_not_known_is_refused(module, tmp_path, capsys):
         module("gpu").main(["--simulated", "--only", "robberta", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert "--only robberta: no such part. Give one or more of: ceilings, equality" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_is_told_what_to_do(module, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        module("gpu").main(["--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "torch sees no GPU here. Give --simulated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_the_time_of_a_pack_goes(call):
+    profiles = {line["case"]: line for line in call.of("profile")}
+    assert set(profiles) == {"roberta", "llama_1b", "llama_8b", "language_1b"}
+    assert any("mm" in entry["operation"] for entry in profiles["roberta"]["top"])
 
 
 def test_the_lengths_that_are_kept_are_those_of_the_embedded_sentences(module):
