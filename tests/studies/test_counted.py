@@ -284,9 +284,12 @@ def test_a_step_costs_no_more_than_is_committed(module, counted, committed, name
         pytest.skip(f"{path.name} was counted with other versions of torch and transformers")
     case = next(case for case in counted.CASES if case.name == name)
     result = module("contract").Result("counted")
-    counted.measure(result, replace(case, slots=(1,)))
+    counted.measure(result, replace(case, slots=(1,), steps=1))
+    now = costs(result.rows[0])
+    if case.steps > 1:  # the first step's texts have a length of their own, which changes bytes, but no kernels
+        now = {name: value for name, value in now.items() if name.endswith("kernels")}
     before = next(row for row in document["rows"] if (row["case"], row["slots"]) == (name, 1))
-    found = grown(costs(result.rows[0]), costs(before))
+    found = grown(now, costs(before))
     advice = f"If that is meant, run studies/benchmarks/counted.py and commit its result in place of {path.name}."
     assert not found, f"{name}: a step costs more ({'; '.join(found)}). {advice}"
 
@@ -302,6 +305,6 @@ def test_a_step_that_costs_more_would_be_noticed(committed):
 
 def test_the_page_shows_the_committed_counts(counted, committed):
     path, document = committed
-    page = PAGE.read_text(encoding="utf-8")
-    assert path.name in page
+    page, readme = (file.read_text(encoding="utf-8") for file in (PAGE, BENCHMARKS.parents[1] / "README.md"))
+    assert path.name in page and path.name in readme
     assert all(table in page for table in counted.tables(document["rows"]).split("\n\n"))
