@@ -23,11 +23,11 @@ from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError, DataError, RunError
 from autolr.model import backbone
 from autolr.model.backbone import Backbone, fresh_head
+from autolr.model.device import choose_device
 from autolr.model.quiet import quiet
 from autolr.recipe import Recipe
 from autolr.search import provenance, scored
 from autolr.search.arms import ADAPTER, Arm, base_model, read_arm
-from autolr.search.setting import choose_device
 from autolr.study import Data, TaskName
 from autolr.train import material
 

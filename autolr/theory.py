@@ -20,10 +20,11 @@ from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError
 from autolr.model import adapters, backbone
 from autolr.model.backbone import Backbone
+from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.search import provenance
-from autolr.search.setting import choose_device, read_setting
+from autolr.search.setting import read_setting
 from autolr.study import LANGUAGE, Data, MethodKind, Role, Study, Targets, TaskName, Training
 from autolr.train.optimizer import grouped
 

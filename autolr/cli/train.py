@@ -91,8 +91,8 @@ def _repository(name: str, private: bool) -> str | None:
 
 
 def _show_plan(recipe: Recipe, device: str | None, **code: bool) -> None:
+    from autolr.model.device import choose_device
     from autolr.model.quiet import quiet
-    from autolr.search.setting import choose_device
     from autolr.train.material import read
 
     with quiet():
@@ -119,7 +119,7 @@ def full_run(
     **code: bool,
 ) -> TrainResult:
     """Do the full run and print what it comes to."""
-    from autolr.search.setting import choose_device
+    from autolr.model.device import choose_device
     from autolr.train.processes import Processes
     from autolr.train.run import train
 

@@ -70,8 +70,8 @@ def _model(model: str, classes: int, task: TaskName, device: str | None, as_json
     from autolr import testing
     from autolr.errors import ModelError
     from autolr.model import backbone
+    from autolr.model.device import choose_device
     from autolr.model.quiet import quiet
-    from autolr.search.setting import choose_device
 
     def say(line: str) -> None:
         if not as_json:

@@ -62,8 +62,20 @@ class TokenSet:
         """Return `rows` as a set of their own, in their order."""
         return TokenSet([self.ids[row] for row in rows], [self.labels[row] for row in rows], self.pad_id)  # type: ignore[arg-type]
 
-    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    @cached_property
+    def learned(self) -> list[int]:
+        """How many predictions each example is scored on: a language model's learned tokens, else one."""
+        if not self.of_language:
+            return [1] * len(self)
+        return [sum(label != IGNORED for label in own[1:]) for own in self.labels]  # type: ignore[index]
+
+    def collate(self, rows: Sequence[int], multiple: int = 1, limit: int | None = None) -> dict[str, Tensor]:
         """Return `rows` as a batch padded on the right to its longest example.
+
+        Args:
+            rows: numbers of examples.
+            multiple: the batch is padded further, to so many tokens or a multiple of them.
+            limit: and never for that beyond this many tokens, which the model does not take; None: any.
 
         Returns:
             `input_ids` and `attention_mask`, [rows, tokens]; `labels`, [rows], or of language [rows, tokens].
@@ -71,7 +83,9 @@ class TokenSet:
         flat, learned, starts, sizes = self._flat
         picked = np.asarray(rows)
         size = sizes[picked]
-        place = np.arange(size.max())
+        longest = int(size.max())
+        width = -(-longest // multiple) * multiple
+        place = np.arange(width if limit is None else max(longest, min(width, limit)))
         real = place < size[:, None]  # [rows, tokens]
         at = np.minimum(starts[picked][:, None] + place, len(flat) - 1)
         ids = np.where(real, flat[at], self.pad_id)

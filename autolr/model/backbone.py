@@ -86,7 +86,7 @@ class Backbone:
         for name, parameter in self.model.named_parameters():
             if name not in head:
                 digest.update(f"{name}{tuple(parameter.shape)}".encode())
-                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+                digest.update(memoryview(parameter.detach().float().cpu().contiguous().numpy()).cast("B"))
         return digest.hexdigest()
 
 
@@ -149,10 +149,8 @@ def load(
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
     _give_pad_token(tokenizer, config, source)
-    if of_language:
-        config.use_cache = False
-        if tokenizer.eos_token is None:
-            raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
+    if of_language and tokenizer.eos_token is None:
+        raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
     held = getattr(config, "quantization_config", None)
     placed = None
     if held is None:
@@ -162,15 +160,22 @@ def load(
             raise ModelError(_cannot_load(source, error)) from None
         placed = placement.place(size, wanted, torch.device(device), source)
         wanted = placed.precision
-    few_bits = precision.quantization(wanted, held, source)
+    where_to = torch.device(device)
+    few_bits = precision.quantization(wanted, held, source, where_to)
     quantized = few_bits is not None or held is not None
+    in_half = not quantized and precision.choose(wanted, where_to) == "bf16" and precision.whole(where_to)
+    # A base that a GPU keeps in bf16 is read in its checkpoint's own type: 8 billion parameters would take 30 GiB in
+    # float32. A GGUF file's numbers have no such type, and the fingerprint needs them before they are rounded.
+    dtype: Any = precision.activations(where_to) if quantized else torch.float32
+    if in_half and not where:
+        dtype = "auto"
     try:
         # The bar of a GGUF file's conversion is none of transformers' own, which can be switched off.
         with redirect_stderr(StringIO()) if where else nullcontext():
             model, info = auto.from_pretrained(
                 location,
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -192,8 +197,7 @@ def load(
         precision.spare_packing(model)
         base.precision = wanted
         return base
-    base.precision = precision.choose(wanted, torch.device(device))
-    in_half = base.precision == "bf16" and precision.whole(torch.device(device))
+    base.precision = precision.choose(wanted, where_to)
     if in_half:  # before it goes to the device, where there may be no room for all its bits
         base.digest = base.fingerprint()
         model.to(torch.bfloat16)
@@ -214,6 +218,7 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
             language model sees the tokens it is to predict.
     """
     found = projections.find(model, source)
+    model.config.get_text_config().use_cache = False  # keys and values of a trained text are never read again
     body = model.base_model_prefix
     if model.get_output_embeddings() is not None:
         if fresh:
@@ -271,7 +276,6 @@ def checkpoint_layers(model: Any, source: str) -> None:
         )
     # Nothing is drawn inside, so there is no state of a generator to keep.
     model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    model.config.get_text_config().use_cache = False  # a layer that runs twice would fill its cache twice
     for layer in layers:
         layer.training = True
 

@@ -15,10 +15,11 @@ from autolr.data.batches import predicting
 
 # A CPU's products of fewer rows than this sum over the vocabulary 200 times less precisely, on the way back.
 FEWEST = 4
+PLACES = "places"
 
 
 class _Places(threading.local):
-    """Which places the forward pass that this thread is in wants logits of, [rows, tokens]; None: all."""
+    """Which tokens the forward pass that this thread is in wants logits of, [learned], counted over all rows."""
 
     wanted: Tensor | None = None
 
@@ -26,21 +27,34 @@ class _Places(threading.local):
 _places = _Places()
 
 
+def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch of the machine's memory that says where a language model predicts its learned tokens.
+
+    A GPU would have to be waited for to learn how many they are.
+    """
+    return {**batch, PLACES: _where(batch["labels"])} if batch["labels"].dim() == 2 else batch
+
+
+def _where(labels: Tensor) -> Tensor:
+    return predicting(labels).flatten().nonzero().squeeze(1)
+
+
 def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Return the logits of a batch, [rows, outputs]; those of a language model are [learned tokens, vocabulary].
 
     Args:
         model: a classification model; or a language model that `watch` has seen, bare or inside PEFT's.
-        batch: as `TokenSet.collate` gives it, on the model's device.
+        batch: as `TokenSet.collate` or `with_places` gives it, on the model's device.
     """
     labels = batch["labels"]
-    _places.wanted = predicting(labels) if labels.dim() == 2 else None
+    wanted = (batch[PLACES] if PLACES in batch else _where(labels)) if labels.dim() == 2 else None
+    _places.wanted = wanted
     try:
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     finally:
-        wanted, _places.wanted = _places.wanted, None
+        _places.wanted = None
     logits: Tensor = output.logits
-    return logits if wanted is None else logits[: int(wanted.sum())]
+    return logits if wanted is None else logits[: len(wanted)]
 
 
 def watch(model: Any) -> None:
@@ -51,5 +65,8 @@ def watch(model: Any) -> None:
 def _pick(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     if _places.wanted is None:
         return None
-    picked = args[0][_places.wanted]
-    return (functional.pad(picked, (0, 0, 0, max(0, FEWEST - len(picked)))),)
+    hidden = args[0]  # [rows, tokens, hidden], on the last device of a base that is split
+    picked = hidden.flatten(0, 1).index_select(0, _places.wanted.to(hidden.device))
+    if hidden.device.type == "cpu":
+        picked = functional.pad(picked, (0, 0, 0, max(0, FEWEST - len(picked))))
+    return (picked,)

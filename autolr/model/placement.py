@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from autolr.errors import ModelError
+from autolr.model.device import GpuMemory
 from autolr.model.precision import QUANTIZED, choose
 from autolr.study import Precision
 
@@ -61,7 +62,7 @@ def decide(
     Raises:
         ModelError: it fits nowhere.
     """
-    number = device.index or 0
+    number = 0 if device.type != "cuda" else torch.cuda.current_device() if device.index is None else device.index
     kept = wanted if wanted in QUANTIZED else choose(wanted, device)
     # A CPU keeps float32, and beside it the bf16 copies of what it multiplies.
     each = BYTES[kept] if device.type == "cuda" or kept in QUANTIZED else 4.0 + (2.0 if kept == "bf16" else 0.0)
@@ -87,11 +88,9 @@ def decide(
     raise ModelError(f"model {source!r}: {size}, and {room}{others}; {remedy}")
 
 
-def free_bytes(device: torch.device) -> dict[int, int]:
-    """Return the free bytes of all devices of a kind, by their numbers; of a CPU, number 0."""
-    if device.type == "cuda":
-        return {index: torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
-    return {0: int(psutil.virtual_memory().available)}
+def free_bytes(device: torch.device) -> Mapping[int, int]:
+    """Return the bytes that each device of a kind can still give, by its number; a CPU's memory is number 0."""
+    return GpuMemory() if device.type == "cuda" else {0: int(psutil.virtual_memory().available)}
 
 
 def count(auto: Any, config: Any, **options: Any) -> int:

@@ -34,11 +34,12 @@ def choose(wanted: Precision, device: torch.device) -> Precision:
     return "bf16" if any(capabilities.get(name) for name in BF16_INSTRUCTIONS) else "fp32"
 
 
-def quantization(wanted: Precision, held: Any, source: str) -> Any:
+def quantization(wanted: Precision, held: Any, source: str, device: torch.device) -> Any:
     """Return how transformers keeps a frozen base in few bits; None where it does not, or as its checkpoint says.
 
     Args:
         wanted: the study's precision.
+        device: where the base goes. Products of 4-bit weights are computed in bf16 if it is a GPU that is fast at it.
         held: `quantization_config` of the checkpoint; None: it holds plain numbers.
         source: what the user calls the model.
 
@@ -66,7 +67,7 @@ def quantization(wanted: Precision, held: Any, source: str) -> Any:
     if wanted == "int8":
         settings: dict[str, Any] = {"load_in_8bit": True}
     else:
-        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": activations(device)}
     return BitsAndBytesConfig(**settings, llm_int8_skip_modules=heads)  # type: ignore[no-untyped-call]
 
 
@@ -78,8 +79,13 @@ def spare_packing(model: nn.Module) -> None:
 
 
 def whole(device: torch.device) -> bool:
-    """Tell whether bf16 means the whole base on this device, not the products alone."""
+    """Return True if bf16 means the whole base on this device, and not only its products."""
     return device.type == "cuda"
+
+
+def activations(device: torch.device) -> torch.dtype:
+    """Return the type in which a base of few bits computes: bf16 on a GPU that is fast at it, else float32."""
+    return torch.bfloat16 if whole(device) and choose("auto", device) == "bf16" else torch.float32
 
 
 class _Product(torch.autograd.Function):

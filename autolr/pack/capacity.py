@@ -2,20 +2,22 @@
 
 The memory of a pack is a straight line in its slots: the base model once, and for each slot its
 row in the five buffers (weights, averages, gradients, two moments: 20 bytes a parameter) and,
-where slots share a forward pass, its activations. The line is measured on the widest batch.
+where slots share a forward pass, its activations. The line is measured on the widest batch, and
+on the longest texts that are scored at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from autolr.data.batches import CYCLE
+from autolr.pack import scoring
 from autolr.pack.graphs import WARM
-from autolr.pack.memory import free_memory, is_out_of_memory, peak_bytes, release, resident_bytes
+from autolr.pack.memory import free_memory, is_out_of_memory, peak_bytes, release, reset_peak, resident_bytes
 from autolr.pack.pack import GIVE_BACK, Pack
 from autolr.pack.slots import SlotConfig
 
@@ -26,8 +28,11 @@ SHARE = 0.85
 CPU_SLOTS = 2
 # Twice the slots must train this much faster in sum to be worth their memory.
 WORTHWHILE = 1.1
+# A number of slots is the best after so many doublings that were not worth it: one measurement may mislead.
+DOUBLINGS = 2
 MOST_SLOTS = 256
-WARM_UP, TIMED = 2, 8
+# Lengths come round after a cycle: each is met once before the clock runs, and once while it does.
+WARM_UP, TIMED = CYCLE, CYCLE
 # Examples that are scored to probe the memory of a CPU.
 SCORED = 256
 # Over a search the heap of a CPU's process comes to this many times the probe's: pieces between what is in use.
@@ -75,25 +80,53 @@ def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wante
         torch.OutOfMemoryError: not even one slot fits, with one example at a time.
     """
     with make_pack(1) as pack:
-        device = pack.device
+        devices, recordable = pack.devices, pack.recordable
+        device = devices[0]
         row_bytes = (6 if config.heads else 5) * pack.rows.element_size() * pack.rows.shape[1]
     try:
         if device.type == "cuda":
-            return _on_gpu(make_pack, config, most, wanted)
+            return _on_gpu(make_pack, config, most, wanted, device, recordable)
         return _on_cpu(make_pack, config, most, wanted, row_bytes)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    release(device)
+    finally:
+        release(device)
+        reset_peak(devices)  # what follows has a peak of its own
     return _in_parts(make_pack, config, row_bytes)
 
 
-def _on_gpu(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wanted: int | None) -> Capacity:
-    free = free_memory(cuda=True)
-    limit = int(SHARE * free) + torch.cuda.memory_allocated()
+def _on_gpu(
+    make_pack: Callable[..., Pack],
+    config: SlotConfig,
+    most: int,
+    wanted: int | None,
+    device: torch.device,
+    recordable: bool,
+) -> Capacity:
+    free, limit = free_memory(device), _limit(device)
     slots, reason, peaks, rates = knee(lambda count: _probe(make_pack, config, count), limit, most, wanted)
-    graphs, why = recording(lambda on: _probe(make_pack, config, slots, graphs=on)[1], predict(peaks, slots), limit)
-    return Capacity(slots, reason, predict(peaks, slots), slope(peaks), free, rates, graphs=graphs, graphs_reason=why)
+    peak = predict(peaks, slots)
+    graphs, why = False, "a language model's passes and those of a base on several devices are not recorded"
+    if recordable:
+        graphs, why = recording(lambda on: _probe(make_pack, config, slots, graphs=on)[1], peak, limit)
+    return Capacity(slots, reason, peak, slope(peaks), free, rates, graphs=graphs, graphs_reason=why)
+
+
+def _limit(device: torch.device) -> int:
+    """Return the bytes that may be in use on a GPU."""
+    return int(SHARE * free_memory(device)) + torch.cuda.memory_allocated(device)
+
+
+def fullest(peaks: Mapping[torch.device, int], limits: Mapping[torch.device, int]) -> int:
+    """Return the peak of the device that is nearest to its limit, as if it had the first device's limit.
+
+    Args:
+        peaks: bytes in use at the highest, of each device that the base lies on.
+        limits: bytes that may be in use there.
+    """
+    first = next(iter(limits.values()))
+    return max(first - limit + peaks[device] for device, limit in limits.items())
 
 
 def _in_parts(make_pack: Callable[..., Pack], config: SlotConfig, row_bytes: int) -> Capacity:
@@ -105,7 +138,7 @@ def _in_parts(make_pack: Callable[..., Pack], config: SlotConfig, row_bytes: int
     if slot.unfit:
         raise torch.OutOfMemoryError(slot.unfit)
     reason = f"a batch does not fit the memory at once: it is trained in {slot.parts} parts, which take the same step"
-    return Capacity(1, reason, peak_bytes(device), row_bytes, free_memory(cuda=device.type == "cuda"), {})
+    return Capacity(1, reason, peak_bytes(device), row_bytes, free_memory(device), {})
 
 
 def _on_cpu(
@@ -145,24 +178,34 @@ def knee(
     """
     peaks: dict[int, int] = {}
     rates: dict[int, float] = {}
-    slots = 1
-    while True:
+    best = slots = 1
+
+    def found() -> tuple[int, str, dict[int, int], dict[int, float]]:
+        reason = "twice as many do not fit the memory"
+        if 2 * best in rates:
+            reason = f"twice as many train {rates[2 * best] / rates[best]:.2f} times as fast in sum"
+        elif 2 * best > min(most, MOST_SLOTS):
+            reason = "there are no more trials"
+        return best, reason, peaks, rates
+
+    while slots <= min(most, MOST_SLOTS) or slots == 1:
         if wanted is None and predict(peaks, slots) > limit:
-            return slots // 2, "twice as many do not fit the memory", peaks, rates
+            return found()
         try:
             peaks[slots], rates[slots] = probe(slots)
-        except torch.OutOfMemoryError:
-            if slots == 1 or wanted is not None:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or slots == 1 or wanted is not None:
                 raise
-            return slots // 2, "twice as many did not fit the memory", peaks, rates
+            return found()
         if wanted is not None and slots >= min(2, wanted):
             return wanted, "as asked", peaks, rates
-        if slots > 1 and rates[slots] < WORTHWHILE * rates[slots // 2]:
-            times = rates[slots] / rates[slots // 2]
-            return slots // 2, f"twice as many train {times:.2f} times as fast in sum", peaks, rates
-        if 2 * slots > min(most, MOST_SLOTS):
-            return slots, "there are no more trials", peaks, rates
+        doublings = (slots // best).bit_length() - 1
+        if rates[slots] >= WORTHWHILE**doublings * rates[best]:
+            best = slots
+        elif doublings == DOUBLINGS:
+            return found()
         slots *= 2
+    return found()
 
 
 def recording(probe: Callable[[bool], float], peak: int, limit: int) -> tuple[bool, str]:
@@ -173,21 +216,22 @@ def recording(probe: Callable[[bool], float], peak: int, limit: int) -> tuple[bo
         peak: bytes in use at the highest without them.
         limit: bytes that may be in use; recorded passes keep their activations beside those of the others.
     """
+    short = "no memory for their activations"
     if 2 * peak > limit:
-        return False, "no memory for their activations"
-    without = probe(False)
+        return False, short
     try:
-        times = probe(True) / without
-    except RuntimeError as error:  # an operation of the model that waits for the device cannot be recorded
-        torch.cuda.empty_cache()
-        return False, f"cannot be recorded: {str(error).strip().splitlines()[0][:120]}"
+        times = 1 / probe(False) * probe(True)
+    except (RuntimeError, MemoryError) as error:  # an operation of the model that waits cannot be recorded
+        return False, short if is_out_of_memory(error) else f"cannot be recorded: {str(error).splitlines()[0][:120]}"
     return times > WORTHWHILE, f"{times:.2f} times as fast"
 
 
 def predict(peaks: dict[int, int], slots: int) -> int:
-    """Return the peak of so many slots: the line through the last two measured, or in proportion to the only one."""
+    """Return the peak of so many slots: as measured, or on the line through the last two, or in proportion to one."""
     if not peaks:
         return 0
+    if slots in peaks:
+        return peaks[slots]
     last = max(peaks)
     return peaks[last] + (slots - last) * slope(peaks)
 
@@ -201,23 +245,27 @@ def slope(peaks: dict[int, int]) -> int:
 
 
 def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int, graphs: bool = False) -> tuple[int, float]:
-    """Return peak bytes on the widest batch, and trial-steps per second on ordinary ones."""
-    torch.cuda.reset_peak_memory_stats()
+    """Return peak bytes on the widest batch and in scoring, and trial-steps per second on ordinary batches."""
     with make_pack(slots) as pack:
+        devices = pack.devices
+        limits = {device: _limit(device) for device in devices}
+        reset_peak(devices)
         pack.thrifty = False
         _fill(pack, config, slots, widest=True)
         pack.step()
-        peak = torch.cuda.max_memory_allocated()
+        longest = next(scoring.batches(pack, pack.data, min(slots, pack.together)))
+        pack.evaluate(pack.slots, pack.data.take(longest), averaged=False)
+        peak = fullest({device: peak_bytes(device) for device in devices}, limits)
     with make_pack(slots, graphs=graphs) as pack:
         pack.thrifty = False
         _fill(pack, config, slots, widest=False)
-        for _ in range(CYCLE * (WARM + 1) if graphs else WARM_UP):  # lengths come round after a cycle
+        for _ in range(CYCLE * (WARM + 1) if graphs else WARM_UP):
             pack.step()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(pack.device)
         start = time.perf_counter()
         for _ in range(TIMED):
             pack.step()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(pack.device)
         rate = slots * TIMED / (time.perf_counter() - start)
     return peak, rate
 

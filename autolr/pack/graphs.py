@@ -8,7 +8,10 @@ they are. Texts are padded to a multiple of `STRIDE` tokens, so that there are f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +23,7 @@ Batch = dict[str, Tensor]
 STRIDE = 16
 # A pass is recorded when it comes for this time; before, it runs as it is, and the libraries warm up.
 WARM = 3
-# Shapes beyond this many run as they are.
+# Recordings that are kept; the one that was not used for the longest time makes room for another.
 MOST = 64
 # What the places of a padded text hold; ids are padded with the tokenizer's own.
 FILL = {"attention_mask": 0, "labels": -100}
@@ -39,11 +42,15 @@ class Graphs:
     Args:
         pad_id: id used to pad.
         record: does a pass and returns its recording; None: as a CUDA graph.
+        limit: tokens of the longest text that the model takes; None: any.
     """
 
-    def __init__(self, pad_id: int, record: Callable[[Callable[[], None]], Recording] | None = None) -> None:
+    def __init__(
+        self, pad_id: int, record: Callable[[Callable[[], None]], Recording] | None = None, limit: int | None = None
+    ) -> None:
         self.pad_id = pad_id
-        self._record = record or self._capture
+        self.limit = limit
+        self._record = record
         self._seen: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[Batch, Recording]] = {}
         self._pool: Any = None
@@ -64,33 +71,52 @@ class Graphs:
         batch = self._padded(batch)
         key = (key, *(value.shape for value in batch.values()))
         if key in self._recorded:
-            place, recording = self._recorded[key]
+            place, recording = self._recorded[key] = self._recorded.pop(key)  # the last is the newest
             for name, value in batch.items():
                 place[name].copy_(value, non_blocking=True)
             recording.replay()
             return
         self._seen[key] = self._seen.get(key, 0) + 1
-        if self._seen[key] < WARM or self.shapes >= MOST:
+        if self._seen[key] < WARM:
             work(batch)
             return
+        if self.shapes >= MOST:
+            oldest = next(iter(self._recorded))
+            del self._recorded[oldest], self._seen[oldest]
         place = {name: value.clone() for name, value in batch.items()}
-        recording = self._record(lambda: work(place))
+        recording = (self._record or partial(self._capture, batch["input_ids"].device))(lambda: work(place))
         self._recorded[key] = place, recording
         recording.replay()  # recording a graph does not run it
 
     def _padded(self, batch: Batch) -> Batch:
-        more = -batch["input_ids"].shape[1] % STRIDE
+        length = batch["input_ids"].shape[1]
+        more = -length % STRIDE if self.limit is None else max(0, min(-length % STRIDE, self.limit - length))
         fill = {"input_ids": self.pad_id, **FILL}
         return {
             name: functional.pad(value, (0, more), value=fill[name]) if value.dim() == 2 and more else value
             for name, value in batch.items()
         }
 
-    def _capture(self, work: Callable[[], None]) -> Recording:
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        # Passes follow each other and leave nothing in the pool that a later one reads, so all share one.
-        with torch.cuda.graph(graph, pool=self._pool):
-            work()
-        self._pool = graph.pool()
+    def _capture(self, device: torch.device, work: Callable[[], None]) -> Recording:
+        """Record a pass as a CUDA graph.
+
+        Raises:
+            RuntimeError: the pass waits for the device, or gives it nothing to do. It leaves nothing behind.
+        """
+        with torch.cuda.device(device), warnings.catch_warnings():
+            warnings.filterwarnings("error", "The CUDA Graph is empty")  # its replay would train nothing
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            # Passes follow each other and leave nothing in the pool that a later one reads, so all share one.
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            torch.cuda.synchronize()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    work()
+            except BaseException:
+                # Up to torch 2.13 at least, a recording that fails keeps its stream current, and the allocator takes
+                # it to be under way for good.
+                torch.cuda.set_stream(stream)
+                with suppress(Exception):
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+                raise
         return graph

@@ -45,7 +45,7 @@ class Pass:
         head: tensors of the head, [slots, ...], by name.
         used: roles that any of its slots trains.
         batch: rows of its input.
-        twins: copies of the head's modules without hooks, whose tensors are replaced.
+        twins: copies of the head's modules, whose tensors are replaced.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Hooks:
             handles.append(modules[name].register_forward_hook(self._adapter(group)))
         owners = dict.fromkeys(name.rpartition(".")[0] for name in self.backbone.head_parameters())
         for owner in owners:
-            handles.append(modules[owner].register_forward_hook(self._head(owner, modules[owner])))
+            handles.append(Replaced(modules[owner], self._head(owner, modules[owner])))
         return handles
 
     def _adapter(self, sites: tuple[Site, ...]) -> Callable[..., Tensor | None]:
@@ -187,25 +187,43 @@ class Hooks:
         grown: Tensor = factor * (output + term) if bias is None else factor * (output - bias + term) + bias
         return grown
 
-    def _head(self, owner: str, module: nn.Module) -> Callable[..., Tensor]:
+    def _head(self, owner: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Return a forward pass that gives each slot's rows to the slot's own copy of a module of the head."""
         names = [name for name, _ in module.named_parameters(recurse=False)]
-        # The hook runs inside the module's own call, so per-slot calls go to a copy without hooks.
-        original = deepcopy(module)
+        original, device = deepcopy(module), next(module.parameters()).device
 
-        def replace(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            own = {name: self.now.head[f"{owner}.{name}"].to(output.device) for name in names}
+        def forward(given: Tensor) -> Tensor:
+            own = {name: self.now.head[f"{owner}.{name}"].to(device) for name in names}
             slots = next(iter(own.values())).shape[0]
-            x = args[0].reshape(slots, -1, *args[0].shape[1:]).to(output.device, self.dtype)
+            x = given.reshape(slots, -1, *given.shape[1:]).to(device, self.dtype)
             if isinstance(module, nn.Linear):
                 flat = x.reshape(slots, -1, module.in_features)
                 out = torch.bmm(flat, own["weight"].transpose(1, 2))
                 if "bias" in own:
                     out = out + own["bias"].unsqueeze(1)
-                return out.view(*args[0].shape[:-1], module.out_features)
+                return out.view(*given.shape[:-1], module.out_features)
             if owner not in self.now.twins:
                 self.now.twins[owner] = deepcopy(original)
             twin = self.now.twins[owner]
             parts = [functional_call(twin, {n: t[i] for n, t in own.items()}, (x[i],)) for i in range(slots)]
             return torch.cat(parts)
 
-        return replace
+        return forward
+
+
+class Replaced:
+    """Another forward pass of a module, until `remove`.
+
+    A hook would run behind the module's own pass. The modules of a head follow each other, and give float32 where a
+    GPU's base has bf16 weights: the second one's own pass fails on what the first one's hook returns.
+    """
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self.module, self.before = module, module.__dict__.get("forward")
+        module.__dict__["forward"] = forward
+
+    def remove(self) -> None:
+        """Give the module its own pass back."""
+        del self.module.__dict__["forward"]
+        if self.before is not None:
+            self.module.__dict__["forward"] = self.before

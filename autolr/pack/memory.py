@@ -5,10 +5,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
+
+from autolr.model.device import GpuMemory
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -34,10 +38,17 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def free_memory(*, cuda: bool = False) -> int:
-    """Return the bytes this process may still take, on the GPU or in the machine's memory."""
-    if cuda:
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+def reset_peak(devices: Sequence[torch.device]) -> None:
+    """Let the highest memory in use of GPUs count from now on."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Return the bytes this process may still take, on a GPU or (None) in the machine's memory."""
+    if device is not None and device.type == "cuda":
+        return GpuMemory()[torch.cuda.current_device() if device.index is None else device.index]
     free = int(psutil.virtual_memory().available)
     for limit_file, usage_file in (
         ("memory.max", "memory.current"),
@@ -51,6 +62,16 @@ def free_memory(*, cuda: bool = False) -> int:
             continue
         free = min(free, max(0, limit - usage))
     return free
+
+
+def to_device(numbers: Sequence[float] | Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Return numbers as a tensor of the type and on the device of another, without waiting for a GPU."""
+    return moved(torch.tensor(numbers, dtype=like.dtype), like.device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the machine's memory on a device; a GPU reads it while the host goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from autolr.pack.memory import to_device
 from autolr.pack.rows import Block, Layout
 from autolr.study import Training
+
+# Numbers that a step of all rows holds in memory beside the buffers: 64 MiB in float32.
+SCRATCH = 2**24
 
 
 def schedule_factor(training: Training, step: int, steps: int) -> float:
@@ -34,6 +38,7 @@ class RowAdamW:
 
     Attributes:
         factors: what each rate is multiplied by, as `rows`; None: all are 1.
+        scratch: numbers of each row that a step changes at a time; as many are in memory beside the buffers.
     """
 
     def __init__(self, layout: Layout, training: Training, rows: Tensor) -> None:
@@ -43,6 +48,7 @@ class RowAdamW:
         self.mean = torch.zeros_like(rows)
         self.square = torch.zeros_like(rows)
         self.factors: Tensor | None = None
+        self.scratch = max(1, SCRATCH // len(rows))
 
     def reset(self, slot: int) -> None:
         """Forget the moments of a row, and what its rates were multiplied by."""
@@ -68,34 +74,62 @@ class RowAdamW:
     def step(self, grad: Tensor, counts: Sequence[int], rates: Mapping[Block, Sequence[float]]) -> None:
         """Update the first rows.
 
+        All memory is taken before anything is changed: where there is none, rows and moments are as they were.
+
         Args:
             grad: gradients, [active, columns]; overwritten.
             counts: which update this is for each active row; 1 is its first.
             rates: for each block the rate of each active row; a block whose rate is 0 at the row's
                 start is frozen: pass a negative number to leave it out of the norm as well.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no memory for `scratch` numbers of each active row.
         """
-        active = grad.shape[0]
         beta1, beta2 = self.training.betas
-        as_column = {"dtype": grad.dtype, "device": grad.device}
-        lr = {block: torch.tensor(values, **as_column).unsqueeze(1) for block, values in rates.items()}  # type: ignore[arg-type]
+        numbers = to_device(self._numbers(counts, rates), grad).unsqueeze(2)  # [3 * blocks + 1, active, 1]
+        sizes, decays, kept = (dict(zip(rates, part, strict=True)) for part in numbers[:-1].tensor_split(3))
+        bias2, norm = numbers[-1], grad.new_empty(len(grad), 1)
+        width = min(self.scratch, grad.shape[1])
+        scratch = grad.new_empty(len(grad), width)
+
         for block, columns in self.layout.blocks.items():
             if min(rates[block]) < 0:
-                grad[:, columns].mul_(lr[block] >= 0)
+                grad[:, columns].mul_(kept[block])
         if self.training.clip_norm is not None:
-            norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+            torch.linalg.vector_norm(grad, dim=1, keepdim=True, out=norm)
             # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
-            grad.mul_((self.training.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
-        bias1 = torch.tensor([1 - beta1**count for count in counts], **as_column).unsqueeze(1)  # type: ignore[arg-type]
-        bias2 = torch.tensor([(1 - beta2**count) ** 0.5 for count in counts], **as_column).unsqueeze(1)  # type: ignore[arg-type]
-        rows, mean, square = self.rows[:active], self.mean[:active], self.square[:active]
-        mean.lerp_(grad, 1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        update = mean / square.sqrt().div_(bias2).add_(self.training.eps)
-        for block, columns in self.layout.blocks.items():
-            rate = lr[block].clamp_(min=0.0)
-            if self.factors is not None:
-                rate = rate * self.factors[:active, columns]
-            part = rows[:, columns]
-            if self.training.weight_decay:
-                part.mul_(1 - rate * self.training.weight_decay)
-            part.sub_(update[:, columns].mul_(rate / bias1))
+            grad.mul_(norm.add_(1e-6).reciprocal_().mul_(self.training.clip_norm).clamp_(max=1.0))
+        for start in range(0, grad.shape[1], width):
+            piece = slice(start, min(start + width, grad.shape[1]))
+            own, mean, square, rows = (each[: len(grad), piece] for each in (grad, self.mean, self.square, self.rows))
+            update = scratch[:, : piece.stop - piece.start]
+            mean.lerp_(own, 1 - beta1)
+            square.mul_(beta2).addcmul_(own, own, value=1 - beta2)
+            torch.sqrt(square, out=update)
+            torch.div(mean, update.div_(bias2).add_(self.training.eps), out=update)
+            for block, columns in self.layout.blocks.items():
+                part = slice(max(0, columns.start - start), max(0, min(columns.stop, piece.stop) - start))
+                if part.start >= part.stop:
+                    continue
+                weights, change = rows[:, part], update[:, part].mul_(sizes[block])
+                decaying = weights
+                if self.factors is not None:
+                    factors = self.factors[: len(grad), piece][:, part]
+                    change.mul_(factors)
+                    decaying = torch.mul(weights, factors, out=own[:, part])  # the gradient is used up
+                if self.training.weight_decay:
+                    weights.addcmul_(decaying, decays[block], value=-1)
+                weights.sub_(change)
+
+    def _numbers(self, counts: Sequence[int], rates: Mapping[Block, Sequence[float]]) -> list[list[float]]:
+        """Return all numbers of a step, [3 * blocks + 1, active].
+
+        They are step sizes, decays and whether it learns, of each block; then the second moment's bias correction.
+        """
+        beta1, beta2 = self.training.betas
+        bias1 = [1 - beta1**count for count in counts]
+        moving = [[max(0.0, rate) for rate in values] for values in rates.values()]
+        sizes = [[rate / bias for rate, bias in zip(values, bias1, strict=True)] for values in moving]
+        decays = [[rate * self.training.weight_decay for rate in values] for values in moving]
+        kept = [[float(rate >= 0) for rate in values] for values in rates.values()]
+        return [*sizes, *decays, *kept, [(1 - beta2**count) ** 0.5 for count in counts]]

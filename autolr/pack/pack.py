@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolr.data.batches import TokenSet, batch_order, by_length
+from autolr.data.batches import TokenSet, batch_order
 from autolr.data.tasks import Task
 from autolr.errors import RunError
 from autolr.model.adapters import check, initial_a, scaling, shapes
 from autolr.model.backbone import Backbone, fresh_head
-from autolr.model.labelled import forward
+from autolr.model.device import devices_of
+from autolr.model.labelled import forward, with_places
+from autolr.pack import scoring
 from autolr.pack.crew import Crew
 from autolr.pack.graphs import Graphs
 from autolr.pack.hooks import Hooks, Part
-from autolr.pack.memory import give_back, is_out_of_memory, release
+from autolr.pack.memory import give_back, is_out_of_memory, moved, release, to_device
 from autolr.pack.optimizer import RowAdamW, schedule_factor
 from autolr.pack.rows import Block, Layout
 from autolr.pack.slots import Slot, SlotConfig
@@ -37,6 +39,8 @@ GIVE_BACK = 32
 # Slots of a pass are multiplied together, at the largest of their ranks, while that is less than this many times
 # the rank of each: fewer products, and little more work.
 SPREAD = 4
+# A GPU's texts are padded to a multiple of so many tokens: its products are quicker, and its memory in fewer pieces.
+MULTIPLE = 8
 
 
 class Pack:
@@ -82,6 +86,7 @@ class Pack:
         thrifty: bool = True,
     ) -> None:
         self.backbone = backbone
+        self.longest = backbone.max_length
         self.training = training
         self.task = task
         self.data = data
@@ -107,12 +112,15 @@ class Pack:
         self._losses = self.rows.new_zeros(capacity)
         self._scales = self.rows.new_zeros(capacity)
         self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
-        # A pass computes as many logits as tokens are learned in it, which no recording of another pass does.
-        self.graphs = None if data.of_language else graphs
+        # A pass computes as many logits as tokens are learned in it, which no recording of another pass does; and a
+        # recording holds the work of one device.
+        self.graphs = graphs if self.recordable else None
+        self.budget = scoring.Budget.of(self)
+        self._multiple = MULTIPLE if self.device.type == "cuda" else 1
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self._crew = Crew(min(passes or most, -(-capacity // self.together)))
+        self.crew = Crew(min(passes or most, -(-capacity // self.together)))
         self.hooks = Hooks(backbone, sites, self.kinds, dtype)
 
     def __enter__(self) -> Pack:
@@ -123,8 +131,18 @@ class Pack:
 
     def close(self) -> None:
         """Take the hooks off the base model."""
-        self._crew.close()
+        self.crew.close()
         self.hooks.close()
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Devices of the base, the first one's first; the rows are there too."""
+        return devices_of(self.backbone.model)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether passes can be recorded: those of a model that learns no texts, on one device."""
+        return not self.data.of_language and len(self.devices) == 1
 
     @property
     def free(self) -> int:
@@ -147,7 +165,7 @@ class Pack:
             self._move(first, index)
             index = first
         self.slots[index] = slot
-        self.layout.write(self.rows[index], self.initial_values(config))
+        self._write(self.rows[index], self.initial_values(config))
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
         side = "weight" if config.kind == "full" else "lora_B"
@@ -156,6 +174,15 @@ class Pack:
                 self.optimizer.scale(index, f"{site.name}.{side}", config.heads[site.name])
         self._scales[index] = scaling(config.kind, self.alpha, config.rank)
         return slot
+
+    def _write(self, row: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Set a row to values; those of the machine's memory go to a GPU in one copy."""
+        host = torch.zeros(row.shape, dtype=row.dtype)
+        self.layout.write(host, {name: value for name, value in values.items() if value.device.type == "cpu"})
+        row.copy_(host.pin_memory() if row.device.type == "cuda" else host, non_blocking=True)
+        for name, value in values.items():
+            if value.device.type != "cpu":
+                self.layout.fill(row, name, value)
 
     def _firsts(self, config: SlotConfig) -> list[int]:
         """Return the place of the first slot of each kind of slots that come after this one."""
@@ -197,12 +224,12 @@ class Pack:
         return self.layout.read(rows[self.slots.index(slot)], self._shapes(slot.config))
 
     def state(self, slot: Slot) -> dict[str, Tensor]:
-        """Return copies of all tensors that a slot's training goes on from, such as `weights.<tensor>`."""
+        """Return copies, on the CPU, of all that a slot's training resumes from, such as `weights.<tensor>`."""
         index, own = self.slots.index(slot), self._shapes(slot.config)
         return {
             f"{part}.{name}": tensor
             for part, rows in self._buffers().items()
-            for name, tensor in self.layout.read(rows[index], own).items()
+            for name, tensor in self.layout.read(rows[index].cpu(), own).items()
         }
 
     def restore(
@@ -224,8 +251,11 @@ class Pack:
         slot = self.admit(config)
         try:
             for part, rows in self._buffers().items():
+                row = rows[self.slots.index(slot)]
+                host = row.cpu()  # of a CPU the row itself
                 for name in self._shapes(config):
-                    self.layout.fill(rows[self.slots.index(slot)], name, state[f"{part}.{name}"])
+                    self.layout.fill(host, name, state[f"{part}.{name}"])
+                row.copy_(host)
         except (KeyError, RuntimeError):
             self.evict(slot)
             raise
@@ -245,25 +275,54 @@ class Pack:
         return own
 
     def step(self) -> None:
-        """Take one optimizer step in every slot, each on its own next batch."""
+        """Take one optimizer step in every slot, each on its own next batch.
+
+        Raises:
+            RunError: the device has no memory for the optimizer's step.
+        """
         active = len(self.slots)
-        grad = self._grad[:active].zero_()
-        groups = self._groups(active)
+        groups = self.groups(active)
+        self._grad[:active].zero_()
         self._train_all(groups)
-        self.optimizer.step(grad, [slot.step + 1 for slot in self.slots], self._rates())
+        self._pending.append((list(self.slots), self._update()))
         for slot in self.slots:
             slot.tokens += sum(len(self.data.ids[row]) for row in slot.order[slot.step])
             slot.step += 1
-        self._pending.append((list(self.slots), self._losses[:active].clone()))
         if self.device.type == "cpu":
             self.flush()
             self._passes += len(groups)
             if self._passes >= GIVE_BACK:
                 self._passes = 0
                 give_back()
-        weights = [(AVERAGE_C + 1) / (slot.step + AVERAGE_C) for slot in self.slots]
-        column = self.rows.new_tensor(weights).unsqueeze(1)
+
+    def _update(self) -> Tensor:
+        """Move rows and averages by the gradients, and return copies of the losses, [active].
+
+        All memory is taken before anything moves, so a step for which there was none can be taken again.
+        """
+        active = len(self.slots)
+        counts = [slot.step + 1 for slot in self.slots]
+        weights = [(AVERAGE_C + 1) / (count + AVERAGE_C) for count in counts]
+        while True:
+            try:
+                losses, column = self._losses[:active].clone(), to_device(weights, self.rows).unsqueeze(1)
+                self.optimizer.step(self._grad[:active], counts, self._rates())
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not (self.thrifty and is_out_of_memory(error)):
+                    raise
+            self._make_room()
+            if self.optimizer.scratch == 1:
+                raise RunError("the optimizer's step does not fit the device's memory; set search.slots to fewer")
+            self.optimizer.scratch = max(1, min(self.optimizer.scratch, self.layout.columns) // 4)
         self.averages[:active].lerp_(self.rows[:active], column)
+        return losses
+
+    def _make_room(self) -> None:
+        """Give back the memory that recorded passes and leaves hold."""
+        self.graphs = None
+        self._leaves = {}
+        release(self.device)
 
     def _train(self, group: slice) -> None:
         """Leave the losses and gradients of the slots of a group in their buffers."""
@@ -272,19 +331,20 @@ class Pack:
 
         def work(batch: dict[str, Tensor], share: Tensor | float = 1.0) -> None:
             self._bind_leaves(group)
-            each = self.task.batch_losses(self._forward(batch), batch["labels"], len(slots)) * share
+            each = self.task.batch_losses(self.forward(batch), batch["labels"], len(slots)) * share
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses.add_(each.detach())
 
-        parts = max(slot.parts for slot in slots)
+        parts, batch = max(slot.parts for slot in slots), [slot.order[slot.step] for slot in slots]
         if parts > 1:
             for rows, share in self._shares(slots, parts):
-                work(self._gather(rows), share)
+                work(self.gather(self.data, rows), share)
         elif self.graphs:
-            used = tuple((slot.config.place, slot.config.roles) for slot in slots)
-            self.graphs.run((group.start, used), self._gather([slot.order[slot.step] for slot in slots]), work)
+            # All ranks are padded to the largest, so that the slots' kinds and roles alone tell passes apart.
+            used = (*(slot.config.kind for slot in slots), frozenset(role for s in slots for role in s.config.roles))
+            self.graphs.run((group.start, used), self.gather(self.data, batch), work)
         else:
-            work(self._gather([slot.order[slot.step] for slot in slots]))
+            work(self.gather(self.data, batch))
 
     def _shares(self, slots: list[Slot], parts: int) -> Iterator[tuple[list[list[int]], Tensor]]:
         """Yield a part of each slot's batch, and of how much of its loss that part is the mean, [slots]."""
@@ -303,14 +363,12 @@ class Pack:
             if not self._fits(group):
                 short.append(group)
 
-        self._crew.work(attempt, groups)
+        self.crew.work(attempt, groups)
         if not short:
             return
-        self.graphs = None  # recorded passes keep their activations
-        self._leaves = {}
-        release(self.device)
+        self._make_room()
         self.together = max(1, self.together // 2)
-        self._crew.halve()
+        self.crew.halve()
         for place in (place for group in short for place in range(group.start, group.stop)):
             slot, alone = self.slots[place], slice(place, place + 1)
             rows = slot.order[slot.step]
@@ -343,90 +401,41 @@ class Pack:
 
     def flush(self) -> None:
         """Bring the losses of the last steps from the device; the only time that training waits for it."""
-        if self._pending:
-            values = torch.cat([losses for _, losses in self._pending]).tolist()
-            slots = [slot for group, _ in self._pending for slot in group]
-            for slot, loss in zip(slots, values, strict=True):
+        for slots, losses in self._pending:
+            for slot, loss in zip(slots, losses.tolist(), strict=True):
                 slot.losses.append(loss)
-            self._pending = []
+        self._pending = []
 
-    def _groups(self, count: int) -> list[slice]:
+    def groups(self, count: int) -> list[slice]:
         """Return the places of slots that share a pass."""
         return [slice(start, min(start + self.together, count)) for start in range(0, count, self.together)]
 
-    def evaluate(
-        self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool, max_rows: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool) -> tuple[Tensor, Tensor]:
         """Score several slots on the same examples, in shared forward passes.
+
+        A pass holds no more rows, tokens and logits than `budget` allows. If memory runs out all the same, the budget
+        is halved, and stays so.
 
         Args:
             slots: whom to score.
             data: the examples.
             averaged: score the running average of the weights, not the weights.
-            max_rows: examples times slots in one forward pass, about; None: what suits the device.
 
         Returns:
             Losses and predictions, both float64 [slots, examples] on the CPU.
+
+        Raises:
+            RunError: not even one example of one slot fits the device's memory.
         """
-        max_rows = max_rows or (16 if self.device.type == "cpu" else 512)
-        shape = (len(slots), len(data))
-        losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        return scoring.evaluate(self, slots, data, averaged=averaged)
 
-        order = sorted(range(len(slots)), key=lambda place: slots[place].config.place, reverse=True)
-
-        def score(group: slice) -> None:
-            places = order[group]
-            losses[places], said[places] = self._score([slots[p] for p in places], data, averaged, max_rows)
-
-        self._crew.work(score, self._groups(len(slots)))
-        return losses, said
-
-    def _score(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
-        """Evaluate slots together; where the memory runs out with fewer examples at a time, then slot by slot."""
-        while True:
-            try:
-                return self._evaluate(slots, data, averaged, max_rows)
-            except (RuntimeError, MemoryError) as error:
-                if not (self.thrifty and is_out_of_memory(error)):
-                    raise
-            release(self.device)
-            if max_rows > len(slots):
-                max_rows //= 2
-            elif len(slots) > 1:
-                each = [self._score([slot], data, averaged, max_rows) for slot in slots]
-                return torch.cat([losses for losses, _ in each]), torch.cat([said for _, said in each])
-            else:
-                raise RunError(
-                    f"scoring one text of up to {max(data.lengths())} tokens does not fit the device's memory; lower "
-                    "data.max_length, or use another --device"
-                )
-
-    @torch.no_grad()
-    def _evaluate(self, slots: list[Slot], data: TokenSet, averaged: bool, max_rows: int) -> tuple[Tensor, Tensor]:
-        count = len(slots)
-        self._bind((self.averages if averaged else self.rows)[[self.slots.index(slot) for slot in slots]], slots)
-        rows: list[int] = []
-        losses, said = [], []
-        for picked in by_length(data.lengths(), max(1, max_rows // count)):
-            batch = {
-                key: value.to(self.device, non_blocking=True).repeat(count, *[1] * (value.dim() - 1))
-                for key, value in data.collate(picked).items()
-            }
-            logits = self._forward(batch)
-            losses.append(self.task.losses(logits, batch["labels"]).view(count, -1))
-            said.append(self.task.predictions(logits, batch["labels"]).view(count, -1))
-            rows += picked
-        back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
-        return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
-
-    def _gather(self, rows: list[list[int]]) -> dict[str, Tensor]:
+    def gather(self, data: TokenSet, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Return the rows of each slot as one batch on the device."""
-        batch = self.data.collate(sum(rows, []))
-        if self.device.type == "cuda":
-            batch = {key: value.pin_memory() for key, value in batch.items()}
-        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        batch = with_places(data.collate(sum(map(list, rows), []), self._multiple, self.longest))
+        return {key: moved(value, self.device) for key, value in batch.items()}
 
-    def _forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits of a batch of the slots that the hooks are pointed at, in the rows' type."""
         self.hooks.now.batch = batch["input_ids"].shape[0]
         return forward(self.backbone.model, batch).to(self.rows)
 
@@ -445,16 +454,17 @@ class Pack:
             for block in self.layout.blocks
         }
 
-    def _parts(self, slots: list[Slot]) -> tuple[tuple[slice, SlotConfig], ...]:
-        """Return each run of slots that are multiplied together, and the first of them, whose rank is the largest."""
-        parts: list[tuple[slice, SlotConfig]] = []
+    def _parts(self, slots: list[Slot], *, padded: bool) -> list[tuple[slice, MethodKind, int]]:
+        """Return each run of slots that are multiplied together, their method, and the rank they are padded to."""
+        parts: list[tuple[slice, MethodKind, int]] = []
         for place, slot in enumerate(slots):
-            config, (run, first) = slot.config, parts[-1] if parts else (slice(0, 0), slot.config)
-            if parts and first.kind == config.kind and first.rank < SPREAD * max(1, config.rank):
-                parts[-1] = (slice(run.start, place + 1), first)
+            kind, own = slot.config.kind, self.layout.max_rank if padded else slot.config.rank
+            run, before, rank = parts[-1] if parts else (slice(0, 0), kind, own)
+            if parts and before == kind and rank < SPREAD * max(1, own):
+                parts[-1] = (slice(run.start, place + 1), kind, rank)
             else:
-                parts.append((slice(place, place + 1), config))
-        return tuple(parts)
+                parts.append((slice(place, place + 1), kind, own))
+        return parts
 
     def _bind_leaves(self, group: slice) -> None:
         """Point the hooks at a group of rows, as leaves whose gradients land in one buffer.
@@ -469,18 +479,25 @@ class Pack:
                 land = partial(_land, self.layout.view(self._grad[group], name))
                 leaf.register_post_accumulate_grad_hook(land)  # type: ignore[no-untyped-call]
                 self._leaves[key][name] = leaf
-        self._point(self._leaves[key], self.slots[group], self._scales[group])
+        self._point(self._leaves[key], self.slots[group], self._scales[group], padded=self.graphs is not None)
 
-    def _bind(self, rows: Tensor, slots: list[Slot]) -> None:
-        """Point the hooks at copies of rows."""
+    def bind(self, slots: list[Slot], *, averaged: bool) -> None:
+        """Point the hooks at the rows of some slots, in their order; neighbours are not copied."""
+        places = [self.slots.index(slot) for slot in slots]
+        rows, scales = self.averages if averaged else self.rows, self._scales
+        if places == list(range(places[0], places[0] + len(places))):
+            rows, scales = rows[places[0] : places[-1] + 1], scales[places[0] : places[-1] + 1]
+        else:
+            picked = moved(torch.tensor(places), self.device)
+            rows, scales = rows.index_select(0, picked), scales.index_select(0, picked)
         tensors = {name: self.layout.view(rows, name) for name in self.layout.segments}
-        self._point(tensors, slots, self._scales[[self.slots.index(slot) for slot in slots]])
+        self._point(tensors, slots, scales, padded=False)
 
-    def _point(self, tensors: dict[str, Tensor], slots: list[Slot], scales: Tensor) -> None:
+    def _point(self, tensors: dict[str, Tensor], slots: list[Slot], scales: Tensor, *, padded: bool) -> None:
         now = self.hooks.now
         now.parts = [
-            Part(run, first.kind, self.layout.narrow(tensors, run, first.rank), scales[run].view(-1, 1, 1))
-            for run, first in self._parts(slots)
+            Part(run, kind, self.layout.narrow(tensors, run, rank), scales[run].view(-1, 1, 1))
+            for run, kind, rank in self._parts(slots, padded=padded)
         ]
         now.head = {name: tensor for name, tensor in tensors.items() if self.layout.segments[name].role == "head"}
         now.used = {role for slot in slots for role in slot.config.roles}

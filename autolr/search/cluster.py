@@ -9,7 +9,7 @@ from typing import Any
 
 from autolr.errors import AutoLRError
 from autolr.search.folder import STORAGE
-from autolr.search.workers import Ended, Order
+from autolr.search.workers import VISIBLE, Ended, Order
 
 # Environment variables that an actor gets from here.
 PASSED = (STORAGE, "PYTHONPATH", "HF_HUB_OFFLINE", "AUTOLR_CACHE")
@@ -91,6 +91,11 @@ class _Worker:
 
     def work(self, join: Callable[[Order, str | None], None], order: Order, on_gpu: bool) -> str | None:
         """Work on a search; return what is wrong with the input, if anything is."""
+        if on_gpu:
+            import ray
+
+            # Ray has done so, unless it was told not to (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES).
+            os.environ[VISIBLE] = ",".join(str(number) for number in ray.get_gpu_ids())
         try:
             join(order, "cuda:0" if on_gpu else "cpu")
         except AutoLRError as error:

@@ -16,6 +16,7 @@ from pydantic import Field
 from autolr import display, documents
 from autolr.documents import Document
 from autolr.errors import DocumentError, RunError
+from autolr.model.device import choose_device
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
@@ -29,7 +30,7 @@ from autolr.search.confirm import Confirmation
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Watcher, drive
 from autolr.search.records import RepeatRecord
-from autolr.search.setting import PROBE_STEPS, choose_device
+from autolr.search.setting import PROBE_STEPS
 from autolr.search.spread import LEVEL, POWER, Spread, p_value
 from autolr.search.state import observed
 from autolr.study import Data
@@ -368,7 +369,7 @@ def _drive(
             kinds=sorted({job.config.kind for job in jobs}),
             roles=roles,
             passes=passes,
-            graphs=Graphs(material.data.train.pad_id) if graphs else None,
+            graphs=Graphs(material.data.train.pad_id, limit=material.backbone.max_length) if graphs else None,
         )
 
     rates = {role: max(job.config.rates[role] for job in jobs) for role in roles}

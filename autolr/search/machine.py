@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,8 +14,9 @@ from autolr import documents
 from autolr.data.prepared import Prepared
 from autolr.documents import Document
 from autolr.errors import RunError
+from autolr.model.device import devices_of
 from autolr.model.projections import Site
-from autolr.pack import capacity
+from autolr.pack import capacity, memory
 from autolr.pack.capacity import Capacity
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
@@ -27,6 +28,8 @@ class Machine(Document):
     """Kept in the run folder as `machine.json`; a search that goes on keeps its slots.
 
     Attributes:
+        peak_bytes: the most that was in use during the search, of the device that held most; not of its probes.
+        reserved_bytes: the most that torch's allocator held of a GPU, recorded passes' memory included.
         per_rank: numbers that an adapter of rank 1 trains in all matrices of a role: a row of A and a column of B.
     """
 
@@ -40,6 +43,7 @@ class Machine(Document):
     free_bytes: int
     rates: dict[int, float] = {}
     peak_bytes: int | None = None
+    reserved_bytes: int | None = None
     passes: int = 1
     graphs: bool = False
     graphs_reason: str | None = None
@@ -66,7 +70,8 @@ def fit(setting: Setting, folder: RunFolder | None = None) -> Machine:
         RunError: not even one slot fits the device.
     """
     study = setting.study
-    device = device_name(next(setting.backbone.model.parameters()).device)
+    devices = devices_of(setting.backbone.model)
+    device = device_name(devices[0])
     held = _held(folder) if folder else None
     wanted = study.search.slots if isinstance(study.search.slots, int) else None
     if wanted is None and held and held.device == device:
@@ -117,6 +122,13 @@ def measured(
 def keep(machine: Machine, folder: RunFolder) -> None:
     """Write the machine's page of the run folder."""
     documents.write_text(folder.machine, json.dumps(machine.model_dump(mode="json"), indent=1) + "\n")
+
+
+def used(machine: Machine, devices: Sequence[torch.device]) -> Machine:
+    """Return the machine's page with the memory that a search has taken by now."""
+    reserved = [torch.cuda.max_memory_reserved(device) for device in devices if device.type == "cuda"]
+    peak = max(memory.peak_bytes(device) for device in devices)
+    return machine.model_copy(update={"peak_bytes": peak, "reserved_bytes": max(reserved, default=None)})
 
 
 def device_name(device: torch.device) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from autolr.candidate import Candidate
 from autolr.data.batches import joined
 from autolr.model import adapters
+from autolr.model.device import choose_device
 from autolr.pack.slots import Slot
 from autolr.search import machine
 from autolr.search.held_out import judges
-from autolr.search.setting import Setting, choose_device, read_setting
+from autolr.search.setting import Setting, read_setting
 from autolr.search.space import describe
 from autolr.search.subset import affordable
 from autolr.study import Study

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, RunError
-from autolr.pack import memory
+from autolr.model.device import choose_device, devices_of
 from autolr.pack.pack import Pack
 from autolr.recipe import Rates, Recipe
 from autolr.search import machine, notebook, provenance, records, verdict
@@ -35,7 +35,7 @@ from autolr.search.loop import Job, Running, Watcher, drive
 from autolr.search.machine import Machine
 from autolr.search.records import RepeatRecord, SemifinalRecord
 from autolr.search.result import Phase, SearchResult
-from autolr.search.setting import Setting, choose_device, read_setting
+from autolr.search.setting import Setting, read_setting
 from autolr.search.state import Watchers, observed
 from autolr.search.trackers import tracker
 from autolr.search.trials import Trials
@@ -233,7 +233,7 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
         _search(task)
         _confirm(task)
         with claims.lock():
-            machine.keep(found.model_copy(update={"peak_bytes": memory.peak_bytes(setting.device)}), folder)
+            machine.keep(machine.used(found, devices_of(setting.backbone.model)), folder)
             _recipe(setting, task.contest()).save(folder.recipe)
 
 

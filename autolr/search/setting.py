@@ -13,9 +13,9 @@ from autolr.data.batches import CYCLE
 from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Task, task_of
-from autolr.errors import AutoLRError
 from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
+from autolr.model.device import choose_device as choose_device  # the one way to name a device
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
@@ -115,25 +115,8 @@ class Setting:
             kinds=self.study.method.kind,
             roles=roles,
             passes=passes,
-            graphs=Graphs(self.data.train.pad_id) if graphs else None,
+            graphs=Graphs(self.data.train.pad_id, limit=self.backbone.max_length) if graphs else None,
         )
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the device of that name; None: the GPU where there is one.
-
-    Raises:
-        AutoLRError: there is no such device here.
-    """
-    if name is None or name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0][:120]
-        raise AutoLRError(f"--device {name}: cannot be used here ({reason}); known: cpu, cuda, cuda:0, ...") from None
-    return device
 
 
 def read_setting(

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,8 @@ from autolr.search.state import Ended as StateEnded
 LOOK, GRACE = 0.5, 15.0
 # Workers that may end unexpectedly, one after another, while nothing gets done.
 HOPELESS = 8
+# Names the GPUs that a process sees, by number or by id.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 # Lines of what a worker has said last that are shown when it fails.
 LAST = 15
 
@@ -95,12 +97,12 @@ class LocalFleet:
         """Start a process; what it says goes to the run folder."""
         order = self.order
         command = [sys.executable, "-m", "autolr", "worker", str(order.folder), "--plain"]
-        command += ["--device", order.devices[place], "--parent", str(os.getpid())]
+        device, environment = _alone(order.devices[place], os.environ)
+        command += ["--device", device, "--parent", str(os.getpid())]
         command += ["--allow-code"] if order.allow_code else []
         command += ["--trust-remote-code"] if order.trust_remote_code else []
         command += [word for name in order.report_to for word in ("--report-to", name)]
-        environment = dict(os.environ)
-        if order.devices[place] == "cpu":  # they share the cores
+        if device == "cpu":  # they share the cores
             environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // self.size))
         with self._log(place).open("ab") as log:
             self._processes[place] = subprocess.Popen(  # noqa: S603 (our own command)
@@ -134,6 +136,18 @@ class LocalFleet:
 
     def _log(self, place: int) -> Path:
         return RunFolder(self.order.folder).workers / f"worker-{place}.log"
+
+
+def _alone(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return what a worker calls its device, and an environment in which it sees no other GPU.
+
+    A GPU that is in sight may be used by a library that is not told which one to take, and loses memory by it.
+    """
+    if not device.startswith("cuda:"):
+        return device, dict(environment)
+    number = int(device.partition(":")[2])
+    seen = [name.strip() for name in environment.get(VISIBLE, "").split(",") if name.strip()]
+    return "cuda:0", {**environment, VISIBLE: seen[number] if seen else str(number)}
 
 
 def devices(count: int, device: str | None) -> list[str]:

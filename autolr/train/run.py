@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     TensorBoardCallback,
@@ -32,6 +32,7 @@ from autolr.data.prepared import Prepared
 from autolr.data.tasks import Task
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters, precision
+from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.memory import is_out_of_memory, release
@@ -41,6 +42,7 @@ from autolr.recipe import Recipe
 from autolr.train import material
 from autolr.train.card import base_name, write_card
 from autolr.train.material import Material
+from autolr.train.one_device import OnOneDevice
 from autolr.train.optimizer import create_optimizer
 from autolr.train.processes import Processes
 
@@ -106,7 +108,7 @@ def train(
             not even one example fits the device's memory.
     """
     folder, processes = Path(out), Processes.here()
-    where = processes.join(torch.device(device or _default_device()), recipe.training.batch_size)
+    where = processes.join(choose_device(device), recipe.training.batch_size)
     _check_folder(folder, recipe)
     _check_trackers(report_to)
     metrics_file = folder / "metrics.json"
@@ -121,10 +123,6 @@ def train(
         )
         processes.wait()  # all have looked into the folder before one writes there
         return _train(recipe, folder, found, processes, on_log, report_to)
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _train(
@@ -287,7 +285,8 @@ class _RecipeTrainer(Trainer):
         self.select_data = data.select
         half = next(model.parameters()).dtype == torch.bfloat16  # a GPU's base
         every = max(1, math.ceil(recipe.steps / EVALUATIONS))
-        arguments = TrainingArguments(
+        arguments = OnOneDevice(
+            place=str(device),
             output_dir=str(checkpoints),
             max_steps=recipe.steps,
             per_device_train_batch_size=max(1, recipe.training.batch_size // processes.count // parts),
@@ -313,11 +312,6 @@ class _RecipeTrainer(Trainer):
             dataloader_pin_memory=device.type != "cpu",
             bf16=half,
         )
-        if arguments.n_gpu > 1:
-            raise RunError(
-                f"{arguments.n_gpu} GPUs are in sight: take them all with accelerate launch --num_processes "
-                f"{arguments.n_gpu} -m autolr train ..., or one with CUDA_VISIBLE_DEVICES=0"
-            )
         super().__init__(
             model=model,
             args=arguments,

@@ -25,6 +25,7 @@ from typing import Any
 from autolr import documents
 from autolr.data.tables import OWN
 from autolr.errors import RunError
+from autolr.model.device import choose_device
 from autolr.recipe import Rates, Recipe
 from autolr.search import provenance
 from autolr.search.contest import Contest
@@ -32,7 +33,6 @@ from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.run import default_folder
-from autolr.search.setting import choose_device
 from autolr.search.space import SearchSpace
 from autolr.search.state import observed
 from autolr.study import Study

@@ -15,6 +15,7 @@ from autolr.testing import equal
 from autolr.testing.bench import Bench, random_tokens
 from tests.model.test_loading import TASK
 
+CPU = torch.device("cpu")
 there = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 
@@ -24,13 +25,13 @@ def test_without_bitsandbytes_a_quantized_base_is_refused(model_folders, monkeyp
     with pytest.raises(ModelError, match=f"training.precision {wanted}: this needs bitsandbytes; pip install"):
         backbone.load(model_folders["llama"], ["0", "1"], wanted=wanted)
     with pytest.raises(ModelError, match="its checkpoint is quantized: this needs bitsandbytes"):
-        precision.quantization("auto", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "x")
+        precision.quantization("auto", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "x", CPU)
 
 
 def test_a_checkpoint_quantized_otherwise_is_refused():
     with pytest.raises(ModelError, match="quantized with gptq.*take the model's plain weights"):
-        precision.quantization("auto", {"quant_method": "gptq", "bits": 4}, "x")
-    assert precision.quantization("bf16", None, "x") is None
+        precision.quantization("auto", {"quant_method": "gptq", "bits": 4}, "x", CPU)
+    assert precision.quantization("bf16", None, "x", CPU) is None
 
 
 @there

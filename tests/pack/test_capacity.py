@@ -82,7 +82,7 @@ def test_little_memory_means_few_slots(monkeypatch, cores, room, passes, slots):
         row = 5 * 4 * pack.rows.shape[1]
     # A machine where a pass takes what its slot's row takes, and there is room for so many.
     monkeypatch.setattr(capacity, "resident_bytes", lambda: BASE)
-    monkeypatch.setattr(capacity, "free_memory", lambda **_: int(room * row / capacity.SHARE))
+    monkeypatch.setattr(capacity, "free_memory", lambda *_: int(room * row / capacity.SHARE))
     monkeypatch.setattr(capacity, "_probe_cpu", lambda make_pack, config, passes: BASE + passes * row)
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     found = capacity.measure(make_pack, CONFIG, most=24)

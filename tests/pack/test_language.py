@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -95,7 +97,8 @@ def test_scores_in_a_pack_are_those_of_the_tokens():
     base = tiny.base("llama/lm", torch.float64)
     with Pack(base, TRAINING, TASK, DATA, capacity=1, max_rank=8, alpha=16.0) as pack:
         slot = pack.admit(SLOTS[0])
-        losses, said = pack.evaluate([slot], DATA, averaged=False, max_rows=5)
+        pack.budget = replace(pack.budget, rows=5)
+        losses, said = pack.evaluate([slot], DATA, averaged=False)
     batch = DATA.collate(range(len(DATA)))
     logits, targets = base.model(**{**batch, "labels": None}).logits[:, :-1], batch["labels"][:, 1:]
     right, learned = (logits.argmax(-1) == targets) & (targets != -100), targets != -100

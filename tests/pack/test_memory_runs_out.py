@@ -61,7 +61,7 @@ def same(found, expected) -> None:
 
 def limit(monkeypatch, pack: Pack, fits, error: Exception = OUT[0]) -> list[int]:
     """Let a pack's passes fail unless `fits(rows, ranks)`; return the rows of those that did not."""
-    own, failed = pack._forward, []
+    own, failed = pack.forward, []
 
     def forward(batch):
         rows, ranks = len(batch["input_ids"]), [part.bound for part in pack.hooks.now.parts]
@@ -72,7 +72,7 @@ def limit(monkeypatch, pack: Pack, fits, error: Exception = OUT[0]) -> list[int]
             raise error
         return output
 
-    monkeypatch.setattr(pack, "_forward", forward)
+    monkeypatch.setattr(pack, "forward", forward)
     return failed
 
 
@@ -116,8 +116,8 @@ def test_a_slot_that_does_not_fit_ends_and_the_others_are_unharmed(monkeypatch):
 def test_passes_side_by_side_become_fewer(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     pack, busy, lock = pack_of(together=1, passes=2), [0], threading.Lock()
-    own = pack._forward
-    assert pack._crew.workers == 2
+    own = pack.forward
+    assert pack.crew.workers == 2
 
     def forward(batch):
         with lock:
@@ -131,10 +131,10 @@ def test_passes_side_by_side_become_fewer(monkeypatch):
             with lock:
                 busy[0] -= 1
 
-    monkeypatch.setattr(pack, "_forward", forward)
+    monkeypatch.setattr(pack, "forward", forward)
     configs = [config(seed) for seed in range(3)]
     found = ran(pack, configs)
-    assert pack._crew.workers == 1 and {slot.parts for *_, slot in found} == {1}
+    assert pack.crew.workers == 1 and {slot.parts for *_, slot in found} == {1}
     same(found, ran(pack_of(together=1, passes=1), configs))
 
 
@@ -174,14 +174,14 @@ def test_a_slot_that_is_no_number_leaves_the_others_as_they_are():
 
 
 def test_the_probe_takes_one_slot_in_parts_where_a_batch_does_not_fit(monkeypatch):
-    own = Pack._forward
+    own = Pack.forward
 
     def forward(pack, batch):
         if len(batch["input_ids"]) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(pack, batch)
 
-    monkeypatch.setattr(Pack, "_forward", forward)
+    monkeypatch.setattr(Pack, "forward", forward)
 
     def make(count, passes=None, graphs=False):
         return pack_of(passes=passes)
@@ -203,7 +203,7 @@ class Notes(Watcher):
 
 
 def test_a_search_ends_candidates_that_do_not_fit_and_the_sampler_learns_it(small_study, tmp_path, monkeypatch):
-    own, tried = Pack._forward, []
+    own, tried = Pack.forward, []
 
     def forward(pack, batch):
         for slot_part in pack.hooks.now.parts:
@@ -213,7 +213,7 @@ def test_a_search_ends_candidates_that_do_not_fit_and_the_sampler_learns_it(smal
                 raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(pack, batch)
 
-    monkeypatch.setattr(Pack, "_forward", forward)
+    monkeypatch.setattr(Pack, "forward", forward)
     space = small_study.space.model_copy(update={"rank": [4, 16]})
     budget = small_study.budget.model_copy(update={"trials": 12})
     study = small_study.model_copy(update={"space": space, "budget": budget, "baselines": ["rule", "winner_lr"]})

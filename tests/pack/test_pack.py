@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_evaluation_in_a_pack_equals_the_model_with_the_adapter_in_it():
         slots = [pack.admit(V_ONLY), pack.admit(QV)]
         for _ in range(4):
             pack.step()
-        losses, said = pack.evaluate(slots, data, averaged=False, max_rows=10)
+        pack.budget = replace(pack.budget, rows=10)
+        losses, said = pack.evaluate(slots, data, averaged=False)
         values = pack.values(slots[1])
     model = adapters.peft_model(tiny.base("bert", torch.float64), "qv", 8, 16.0, 0)
     adapters.set_values(model.double(), values)

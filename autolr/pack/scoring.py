@@ -1,0 +1,138 @@
+"""Scoring: losses and predictions of several slots on the same examples, in shared forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from autolr.data.batches import TokenSet
+from autolr.errors import RunError
+from autolr.pack.memory import is_out_of_memory, release
+
+if TYPE_CHECKING:
+    from autolr.pack.pack import Pack
+    from autolr.pack.slots import Slot
+
+# A pass takes at least as many tokens and logits as these, however small the training passes are: short ones would
+# leave a GPU idle. In float32 the logits are 128 MiB.
+TOKENS, LOGITS = 2**14, 2**25
+# Examples times slots; a CPU's caches hold no more.
+ROWS = {"cpu": 16, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a forward pass may hold at most, if more than one example is in it.
+
+    Attributes:
+        rows: examples times slots.
+        tokens: rows times the tokens of the longest.
+        logits: numbers that the output layer gives.
+    """
+
+    rows: int
+    tokens: int
+    logits: int
+
+    @classmethod
+    def of(cls, pack: Pack) -> Budget:
+        """Return the budget of a pack: what a training pass of its longest texts holds, and no less than is quick.
+
+        A pass without a way back takes less memory than one with it, so scoring stays below the peak of training.
+        """
+        lengths, rows = pack.data.lengths(), pack.together * pack.training.batch_size
+        tokens, logits = rows * max(lengths, default=1), rows * _width(pack) * max(pack.data.learned, default=1)
+        return cls(ROWS.get(pack.device.type, ROWS["cuda"]), max(TOKENS, tokens), max(LOGITS, logits))
+
+
+def evaluate(pack: Pack, slots: Sequence[Slot], data: TokenSet, *, averaged: bool) -> tuple[Tensor, Tensor]:
+    """Score slots of a pack; see `Pack.evaluate`."""
+    shape = (len(slots), len(data))
+    losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    order = sorted(range(len(slots)), key=lambda place: slots[place].config.place, reverse=True)
+
+    def score(group: slice) -> None:
+        places = order[group]
+        losses[places], said[places] = _score(pack, [slots[place] for place in places], data, averaged)
+
+    pack.crew.work(score, pack.groups(len(slots)))
+    return losses, said
+
+
+def batches(pack: Pack, data: TokenSet, slots: int) -> Iterator[list[int]]:
+    """Yield all rows, the longest first, in batches that the pack's budget allows for so many slots."""
+    lengths, learned, width = data.lengths(), data.learned, _width(pack)
+    order = sorted(range(len(data)), key=lambda row: (-lengths[row], row))
+    budget, logits = pack.budget, 0
+    batch: list[int] = []
+    for row in order:
+        longest = lengths[batch[0]] if batch else lengths[row]
+        count, more = slots * (len(batch) + 1), slots * learned[row] * width
+        if batch and (count > budget.rows or count * longest > budget.tokens or logits + more > budget.logits):
+            yield batch
+            batch, logits = [], 0
+        batch.append(row)
+        logits += more
+    if batch:
+        yield batch
+
+
+def _width(pack: Pack) -> int:
+    """Return the outputs of a row of logits."""
+    config = pack.backbone.model.config
+    return int(config.get_text_config().vocab_size if pack.data.of_language else config.num_labels)
+
+
+def _score(pack: Pack, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
+    """Evaluate slots together; if memory runs out, with fewer examples at a time, then slot by slot.
+
+    Raises:
+        RunError: a single example of a single slot does not fit.
+    """
+    while True:
+        try:
+            return _evaluate(pack, slots, data, averaged)
+        except (RuntimeError, MemoryError) as error:
+            if not (pack.thrifty and is_out_of_memory(error)):
+                raise
+        release(pack.device)
+        taken = list(batches(pack, data, len(slots)))
+        if max(map(len, taken)) > 1:
+            pack.budget = _half(pack, data, len(slots), taken)
+        elif len(slots) > 1:
+            each = [_score(pack, [slot], data, averaged) for slot in slots]
+            return torch.cat([losses for losses, _ in each]), torch.cat([said for _, said in each])
+        else:
+            raise RunError(
+                f"scoring one text of up to {max(data.lengths())} tokens does not fit the device's memory; lower "
+                "data.max_length, or use another --device"
+            )
+
+
+def _half(pack: Pack, data: TokenSet, slots: int, taken: list[list[int]]) -> Budget:
+    """Return half of what the largest of these batches hold: what the pack keeps to from now on."""
+    lengths, learned = data.lengths(), data.learned
+    rows = slots * max(len(batch) for batch in taken)
+    tokens = slots * max(len(batch) * lengths[batch[0]] for batch in taken)
+    logits = slots * _width(pack) * max(sum(learned[row] for row in batch) for batch in taken)
+    return Budget(max(1, rows // 2), max(1, tokens // 2), max(1, logits // 2))
+
+
+@torch.no_grad()
+def _evaluate(pack: Pack, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
+    count = len(slots)
+    pack.bind(slots, averaged=averaged)
+    rows: list[int] = []
+    losses, said = [], []
+    for picked in batches(pack, data, count):
+        batch = pack.gather(data, [picked] * count)
+        logits = pack.forward(batch)
+        losses.append(pack.task.losses(logits, batch["labels"]).view(count, -1))
+        said.append(pack.task.predictions(logits, batch["labels"]).view(count, -1))
+        rows += picked
+    back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
+    return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
