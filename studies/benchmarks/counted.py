@@ -25,11 +25,11 @@ from counting import PHASES, Counter, Given, Operation, Tally, by_phase, fused, 
 from shapes import LLAMA_1B, LLAMA_8B, ROBERTA, Shape
 from torch import Tensor
 
-from autolr.data.batches import CYCLE, IGNORED, TokenSet, predicting
+from autolr.data.batches import CYCLE, IGNORED, TokenSet
 from autolr.data.tasks import Classification, Language, Task
 from autolr.model.backbone import Backbone, checkpoint_layers
 from autolr.model.quiet import quiet
-from autolr.pack.pack import Pack
+from autolr.pack.pack import MULTIPLE, Pack
 from autolr.pack.slots import SlotConfig
 from autolr.study import Role, Training
 
@@ -174,11 +174,37 @@ class Counted:
 
 
 class CountedPack(Pack):
-    """A pack whose slots start from zeros: drawing first values takes long, and no count depends on them."""
+    """A pack that pads as on a GPU, and whose slots start from zeros.
+
+    Drawing first values takes long, and no count depends on them.
+
+    Attributes:
+        given: learns what a GPU would read from each batch.
+        tokens: of the examples of all batches so far.
+        padded: places of all batches so far.
+        learned: tokens that were learned so far.
+    """
+
+    def __init__(self, given: Given, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._multiple = MULTIPLE
+        self.given = given
+        self.tokens = self.padded = self.learned = 0
 
     def initial_values(self, config: SlotConfig) -> dict[str, Tensor]:
         """Return nothing: all of a row is zero."""
         return {}
+
+    def gather(self, data: TokenSet, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return a batch, and note what it holds."""
+        batch = super().gather(data, rows)
+        places, picked = batch["input_ids"].numel(), [row for own in rows for row in own]
+        tokens = sum(len(data.ids[row]) for row in picked)
+        self.given.whole = tokens == places
+        self.given.learned = sum(data.learned[row] for row in picked)
+        self.tokens, self.padded = self.tokens + tokens, self.padded + places
+        self.learned += self.given.learned if data.of_language else 0
+        return batch
 
 
 def count(case: Case, slots: int, base: Backbone | None = None) -> Counted:
@@ -189,26 +215,19 @@ def count(case: Case, slots: int, base: Backbone | None = None) -> Counted:
         slots: that share the pass, each with its own adapters and batches.
         base: on which device; None: the case's own, on the meta device.
     """
-    given = Given()
     base = base or case.base()
     device = next(base.model.parameters()).device
-    data, counter = case.data(), Counter(device, case.vocabulary)
+    given, counter = Given(), Counter(device, case.vocabulary)
     rates: dict[Role, float] = {role: 1e-4 if role in case.roles else 0.0 for role in ("q", "k", "v", "head")}
-    training = Training(batch_size=case.batch_size)
+    about = (given, base, Training(batch_size=case.batch_size), case.task(), case.data())
     options: dict[str, Any] = {"max_rank": RANK, "alpha": ALPHA, "roles": case.roles, "thrifty": False}
-    operations, tokens, padded, learned = [], 0, 0, 0
-    with counter, CountedPack(base, training, case.task(), data, capacity=slots, together=slots, **options) as pack:
+    operations = []
+    with counter, CountedPack(*about, capacity=slots, together=slots, **options) as pack:
         for seed in range(slots):
             pack.admit(SlotConfig(rates, RANK, seed, case.steps + 1))
         counter.restart()
         rows = counter.live.total
-        for step in range(case.steps):
-            batch = data.collate([row for slot in pack.slots for row in slot.order[step]])
-            given.whole = bool(batch["attention_mask"].all())
-            given.learned = int(predicting(batch["labels"]).sum()) if case.vocabulary else 0
-            tokens += int(batch["attention_mask"].sum())
-            padded += batch["input_ids"].numel()
-            learned += given.learned
+        for _ in range(case.steps):
             counter.operations.clear()
             with ExitStack() as stack:
                 if device == META:
@@ -216,16 +235,17 @@ def count(case: Case, slots: int, base: Backbone | None = None) -> Counted:
                     stack.enter_context(fused())
                 pack.step()
             operations.append(list(counter.operations))
+    learned = pack.learned / case.steps
     return Counted(
         operations,
-        tokens=tokens / case.steps,
-        padded=padded / case.steps,
-        learned=learned / case.steps,
+        tokens=pack.tokens / case.steps,
+        padded=pack.padded / case.steps,
+        learned=learned,
         weights=sum(tensor.nbytes for tensor in (*base.model.parameters(), *base.model.buffers())),
         rows=rows,
         logits=counter.peak.logits,
         activations=counter.peak.other - rows,
-        bytes_a_logit=counter.logits_peak / (learned / case.steps * case.vocabulary) if case.vocabulary else None,
+        bytes_a_logit=counter.logits_peak / (learned * case.vocabulary) if case.vocabulary else None,
     )
 
 

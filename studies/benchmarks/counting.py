@@ -37,7 +37,7 @@ GATHERS = {"embedding", "index", "index_select", "gather", "nll_loss_forward"}
 # These write no more of their target than they are given.
 SCATTERS = {"index_put", "index_put_", "_index_put_impl_", "index_add_", "scatter_"}
 # These write their target without reading it.
-OVERWRITES = {"copy_", "fill_", "zero_", "nll_loss_backward"}
+OVERWRITES = {"copy_", "fill_", "zero_"}
 # The code that a kernel is launched by: the innermost of these packages on the stack.
 PACKAGES = {"transformers": "model", "autolr.pack": "pack", "autolr": "task"}
 
@@ -147,7 +147,7 @@ class Counter(TorchDispatchMode):
         if not inputs and not outputs:
             return out
         owner = self._owner()
-        changed = self._changed(func, args, kwargs)
+        read, changed = self._arguments(func, args, kwargs)
         held = {storage(tensor) for tensor in inputs}
         made = [tensor for tensor in outputs if storage(tensor) not in held]
         for tensor in made:
@@ -164,7 +164,7 @@ class Counter(TorchDispatchMode):
                     owner=owner,
                     logits=any(map(self._is_logits, (*inputs, *outputs))),
                     flops=int(formula(*args, **kwargs, out_val=out)) if formula else 0,
-                    moved=_moved(name, inputs, [*made, *changed], changed),
+                    moved=_moved(name, read, changed, made),
                 )
             )
         return out
@@ -174,11 +174,15 @@ class Counter(TorchDispatchMode):
         found = (value for value in tree_leaves(values) if isinstance(value, Tensor))
         return list({id(tensor): tensor for tensor in found if tensor.device.type == self.device.type}.values())
 
-    def _changed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the arguments that an operation writes to."""
+    def _arguments(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the tensors that an operation is given to read, and those that it writes to."""
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        written = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-        return self._tensors([value for name, value in given.items() if name in written])
+        about = {argument.name: argument for argument in func._schema.arguments}
+        written = {name for name, own in about.items() if own.alias_info is not None and own.alias_info.is_write}
+        read = self._tensors([value for name, value in given.items() if not about[name].is_out])
+        return read, self._tensors([value for name, value in given.items() if name in written])
 
     def _is_logits(self, tensor: Tensor) -> bool:
         return bool(self.vocabulary) and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary
@@ -237,8 +241,6 @@ class Given(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.__bool__:
             return self.whole
-        if func is Tensor.__int__:
-            return self.learned
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             places = torch.empty(self.learned, dtype=torch.int64, device=args[0].device)
             return args[0][(places,) * args[1].dim()]
@@ -292,14 +294,17 @@ def size(tensor: Tensor) -> int:
     return count
 
 
-def _moved(name: str, inputs: Sequence[Tensor], written: Sequence[Tensor], changed: Sequence[Tensor]) -> int:
+def _moved(name: str, read: Sequence[Tensor], changed: Sequence[Tensor], made: Sequence[Tensor]) -> int:
     """Return the bytes that an operation reads and writes."""
-    targets = {id(tensor) for tensor in changed}
-    read = sum(size(tensor) for tensor in inputs if id(tensor) not in targets)
+    written = sum(map(size, (*changed, *made)))
     if name in GATHERS:
-        return 2 * sum(map(size, written))
+        return 2 * written
+    targets = {id(tensor) for tensor in changed}
+    others = sum(size(tensor) for tensor in read if id(tensor) not in targets)
     if name in SCATTERS:
-        return 2 * read
+        return 2 * others
     if name in OVERWRITES:
-        return sum(map(size, written)) + (read if name == "copy_" else 0)
-    return read + sum(map(size, written)) + sum(map(size, changed))
+        return written + others
+    if name == "nll_loss_backward":  # of its inputs it needs the shapes
+        return written
+    return written + sum(map(size, read))
