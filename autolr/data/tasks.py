@@ -151,11 +151,11 @@ class Language(Task):
             return self.losses(logits, labels)
         if self.own is not None:
             counts = _counts(labels).tolist()
-            likeliest, truth = (torch.split(ids.cpu(), counts) for ids in (logits.argmax(-1), _targets(labels)))
+            likeliest, truth = (torch.split(ids.cpu(), counts) for ids in (logits.argmax(-1), _targets(labels, logits)))
             pairs = zip(likeliest, truth, strict=True)
             scores = [_called(self.own, self.metric, said.tolist(), right.tolist()) for said, right in pairs]
             return logits.new_tensor(scores)
-        right = (logits.argmax(-1) == _targets(labels)).to(logits.dtype)
+        right = (logits.argmax(-1) == _targets(labels, logits)).to(logits.dtype)
         return _by_example(right, labels) / _counts(labels)
 
     def score(self, predictions: Tensor, labels: Labels) -> float:
@@ -174,8 +174,10 @@ class Language(Task):
         return math.exp(min(mean, 700.0)) if self.metric == "perplexity" else mean
 
 
-def _targets(labels: Tensor) -> Tensor:
-    return labels[:, 1:][predicting(labels)[:, :-1]]
+def _targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return the token that each row of logits is to predict; how many they are is known without asking a GPU."""
+    places = torch.nonzero_static(predicting(labels).flatten(), size=len(logits)).squeeze(1)
+    return labels.flatten().index_select(0, places + 1)
 
 
 def _counts(labels: Tensor) -> Tensor:
@@ -183,7 +185,7 @@ def _counts(labels: Tensor) -> Tensor:
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, _targets(labels), reduction="none")
+    return functional.cross_entropy(logits, _targets(labels, logits), reduction="none")
 
 
 def _by_example(values: Tensor, labels: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Pack:
             self._move(first, index)
             index = first
         self.slots[index] = slot
-        self._write(self.rows[index], self.initial_values(config))
+        self.layout.write(self.rows[index], self.initial_values(config))
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
         side = "weight" if config.kind == "full" else "lora_B"
@@ -174,15 +174,6 @@ class Pack:
                 self.optimizer.scale(index, f"{site.name}.{side}", config.heads[site.name])
         self._scales[index] = scaling(config.kind, self.alpha, config.rank)
         return slot
-
-    def _write(self, row: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Set a row to values; those of the machine's memory go to a GPU in one copy."""
-        host = torch.zeros(row.shape, dtype=row.dtype)
-        self.layout.write(host, {name: value for name, value in values.items() if value.device.type == "cpu"})
-        row.copy_(host.pin_memory() if row.device.type == "cuda" else host, non_blocking=True)
-        for name, value in values.items():
-            if value.device.type != "cpu":
-                self.layout.fill(row, name, value)
 
     def _firsts(self, config: SlotConfig) -> list[int]:
         """Return the place of the first slot of each kind of slots that come after this one."""

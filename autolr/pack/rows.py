@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from autolr.model.adapters import shapes
@@ -80,10 +81,18 @@ class Layout:
         self.columns = at
 
     def write(self, row: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Set `row`, [columns], to `values`; what they do not name or fill becomes zero."""
-        row.zero_()
+        """Set `row`, [columns], to `values`; what they do not name or fill becomes zero.
+
+        Values of the machine's memory go to a GPU in one copy, which is not waited for.
+        """
+        host = torch.zeros(row.shape, dtype=row.dtype)
         for name, value in values.items():
-            self._part(row, name, tuple(value.shape)).copy_(value)
+            if value.device.type == "cpu":
+                self.fill(host, name, value)
+        row.copy_(host.pin_memory() if row.device.type == "cuda" else host, non_blocking=True)
+        for name, value in values.items():
+            if value.device.type != "cpu":
+                self.fill(row, name, value)
 
     def fill(self, row: Tensor, name: str, value: Tensor) -> None:
         """Set one tensor of `row`; all else stays."""
