@@ -179,7 +179,7 @@ class CountedPack(Pack):
     Drawing first values takes long, and no count depends on them.
 
     Attributes:
-        given: learns what a GPU would read from each batch.
+        given: gets the answer that a GPU would read from each batch.
         tokens: of the examples of all batches so far.
         padded: places of all batches so far.
         learned: tokens that were learned so far.
@@ -201,9 +201,8 @@ class CountedPack(Pack):
         places, picked = batch["input_ids"].numel(), [row for own in rows for row in own]
         tokens = sum(len(data.ids[row]) for row in picked)
         self.given.whole = tokens == places
-        self.given.learned = sum(data.learned[row] for row in picked)
         self.tokens, self.padded = self.tokens + tokens, self.padded + places
-        self.learned += self.given.learned if data.of_language else 0
+        self.learned += sum(data.learned[row] for row in picked) if data.of_language else 0
         return batch
 
 

@@ -224,27 +224,20 @@ class Counter(TorchDispatchMode):
 
 
 class Given(TorchFunctionMode):
-    """Gives the numbers that a step reads from tensors without numbers.
+    """Answers what a step asks of tensors without numbers.
 
     Attributes:
         whole: the answer to `bool(tensor)`, by which transformers asks whether a batch has no padding.
-        learned: how many places a boolean mask picks, which are the learned tokens.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.whole = False
-        self.learned = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is Tensor.__bool__:
-            return self.whole
-        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            places = torch.empty(self.learned, dtype=torch.int64, device=args[0].device)
-            return args[0][(places,) * args[1].dim()]
-        return func(*args, **kwargs or {})
+        return self.whole if func is Tensor.__bool__ else func(*args, **kwargs or {})
 
 
 def fused() -> AbstractContextManager[Any]:
