@@ -151,7 +151,9 @@ class Language(Task):
             return self.losses(logits, labels)
         if self.own is not None:
             counts = _counts(labels).tolist()
-            likeliest, truth = (torch.split(ids.cpu(), counts) for ids in (logits.argmax(-1), _targets(labels, logits)))
+            likeliest, truth = (
+                torch.split(ids.cpu(), counts) for ids in (logits.argmax(-1), _targets(labels, logits))
+            )
             pairs = zip(likeliest, truth, strict=True)
             scores = [_called(self.own, self.metric, said.tolist(), right.tolist()) for said, right in pairs]
             return logits.new_tensor(scores)

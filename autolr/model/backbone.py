@@ -200,7 +200,7 @@ def load(
     base.precision = precision.choose(wanted, where_to)
     if in_half:  # before it goes to the device, where there may be no room for all its bits
         base.digest = base.fingerprint()
-        model.to(torch.bfloat16)
+        precision.halve(model)
     if placed and placed.split:
         placement.spread(model, placement.device_map(model, placed.split))
     else:

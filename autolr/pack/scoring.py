@@ -4,24 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from autolr.data.batches import TokenSet
+from autolr.data.tasks import Task
 from autolr.errors import RunError
+from autolr.model.backbone import Backbone
+from autolr.pack.crew import Crew
 from autolr.pack.memory import is_out_of_memory, release
-
-if TYPE_CHECKING:
-    from autolr.pack.pack import Pack
-    from autolr.pack.slots import Slot
+from autolr.pack.slots import Slot
+from autolr.study import Training
 
 # A pass takes at least as many tokens and logits as these, however small the training passes are: short ones would
 # leave a GPU idle. In float32 the logits are 128 MiB.
 TOKENS, LOGITS = 2**14, 2**25
 # Examples times slots; a CPU's caches hold no more.
 ROWS = {"cpu": 16, "cuda": 512}
+
+
+class Scored(Protocol):
+    """What scoring needs of a pack; see `autolr.pack.pack.Pack`."""
+
+    backbone: Backbone
+    training: Training
+    task: Task
+    data: TokenSet
+    device: torch.device
+    together: int
+    thrifty: bool
+    crew: Crew
+    budget: Budget
+
+    def groups(self, count: int) -> list[slice]:
+        """Return the places of slots that share a pass."""
+
+    def bind(self, slots: list[Slot], *, averaged: bool) -> None:
+        """Point the hooks at the rows of some slots."""
+
+    def gather(self, data: TokenSet, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return the rows of each slot as one batch on the device."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits of a batch."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +66,7 @@ class Budget:
     logits: int
 
     @classmethod
-    def of(cls, pack: Pack) -> Budget:
+    def of(cls, pack: Scored) -> Budget:
         """Return the budget of a pack: what a training pass of its longest texts holds, and no less than is quick.
 
         A pass without a way back takes less memory than one with it, so scoring stays below the peak of training.
@@ -49,7 +76,7 @@ class Budget:
         return cls(ROWS.get(pack.device.type, ROWS["cuda"]), max(TOKENS, tokens), max(LOGITS, logits))
 
 
-def evaluate(pack: Pack, slots: Sequence[Slot], data: TokenSet, *, averaged: bool) -> tuple[Tensor, Tensor]:
+def evaluate(pack: Scored, slots: Sequence[Slot], data: TokenSet, *, averaged: bool) -> tuple[Tensor, Tensor]:
     """Score slots of a pack; see `Pack.evaluate`."""
     shape = (len(slots), len(data))
     losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
@@ -63,7 +90,7 @@ def evaluate(pack: Pack, slots: Sequence[Slot], data: TokenSet, *, averaged: boo
     return losses, said
 
 
-def batches(pack: Pack, data: TokenSet, slots: int) -> Iterator[list[int]]:
+def batches(pack: Scored, data: TokenSet, slots: int) -> Iterator[list[int]]:
     """Yield all rows, the longest first, in batches that the pack's budget allows for so many slots."""
     lengths, learned, width = data.lengths(), data.learned, _width(pack)
     order = sorted(range(len(data)), key=lambda row: (-lengths[row], row))
@@ -81,13 +108,13 @@ def batches(pack: Pack, data: TokenSet, slots: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _width(pack: Pack) -> int:
+def _width(pack: Scored) -> int:
     """Return the outputs of a row of logits."""
     config = pack.backbone.model.config
     return int(config.get_text_config().vocab_size if pack.data.of_language else config.num_labels)
 
 
-def _score(pack: Pack, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
+def _score(pack: Scored, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
     """Evaluate slots together; if memory runs out, with fewer examples at a time, then slot by slot.
 
     Raises:
@@ -113,7 +140,7 @@ def _score(pack: Pack, slots: list[Slot], data: TokenSet, averaged: bool) -> tup
             )
 
 
-def _half(pack: Pack, data: TokenSet, slots: int, taken: list[list[int]]) -> Budget:
+def _half(pack: Scored, data: TokenSet, slots: int, taken: list[list[int]]) -> Budget:
     """Return half of what the largest of these batches hold: what the pack keeps to from now on."""
     lengths, learned = data.lengths(), data.learned
     rows = slots * max(len(batch) for batch in taken)
@@ -123,7 +150,7 @@ def _half(pack: Pack, data: TokenSet, slots: int, taken: list[list[int]]) -> Bud
 
 
 @torch.no_grad()
-def _evaluate(pack: Pack, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
+def _evaluate(pack: Scored, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
     count = len(slots)
     pack.bind(slots, averaged=averaged)
     rows: list[int] = []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from autolr.data import demo, sources
-from autolr.data.batches import TokenSet
-from autolr.data.prepared import prepare
+from autolr.data import demo
+from autolr.data.batches import IGNORED, TokenSet
 from autolr.model import backbone, precision
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
@@ -20,6 +21,8 @@ from autolr.study import Data, Precision
 
 CLASSES = ["negative", "positive"]
 PAD = 1
+# Token lengths of the embedded training sentences, kept for machines without the embedded model and data.
+LENGTHS = Path(__file__).with_name("natural-lengths.json")
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,18 @@ ROBERTA = Shape("roberta_base", "roberta", _encoder(768, 12, 12, 50265))
 SMOLLM2 = Shape("smollm2_135m", "llama", _llama(576, 1536, 30, 9, 3, 49152))
 LLAMA_1B = Shape("llama_1b", "llama", _llama(2048, 8192, 16, 32, 8, 128256))
 LLAMA_8B = Shape("llama_8b", "llama", _llama(4096, 14336, 32, 32, 8, 128256))
+TINY_LLAMA = Shape("llama_tiny", "llama", _llama(64, 128, 2, 4, 2, 500))
 
 
-def base(shape: Shape, device: torch.device, wanted: Precision = "auto") -> Backbone:
-    """Return a frozen base of the shape, in the precision a search would load it in."""
+def base(shape: Shape, device: torch.device, wanted: Precision = "auto", *, language: bool = False) -> Backbone:
+    """Return a frozen base of the shape, in the precision a search would load it in.
+
+    Args:
+        shape: of the model.
+        device: where the model goes.
+        wanted: precision of products with the frozen weights.
+        language: return a language model, not one with a head.
+    """
     if not shape.family:
         with quiet():
             return backbone.load(demo.MODEL, CLASSES, device, wanted)
@@ -77,13 +88,14 @@ def base(shape: Shape, device: torch.device, wanted: Precision = "auto") -> Back
     config = shape.config()
     backbone.disable_dropout(config)
     torch.manual_seed(0)
+    if language:
+        config.use_cache = False
+    auto: Any = AutoModelForCausalLM if language else AutoModelForSequenceClassification
     with quiet(), device:
-        model = AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.bfloat16 if half else torch.float32
-        )
+        model = auto.from_config(config, dtype=torch.bfloat16 if half else torch.float32)
     model.eval().requires_grad_(False)
     prefix = f"{model.base_model_prefix}."
-    fresh = frozenset(name for name, _ in model.named_parameters() if not name.startswith(prefix))
+    fresh = frozenset(name for name, _ in model.named_parameters() if not language and not name.startswith(prefix))
     built = backbone.from_model(model, None, shape.name, fresh)
     built.precision = chosen
     if chosen == "bf16" and not half:
@@ -94,7 +106,7 @@ def base(shape: Shape, device: torch.device, wanted: Precision = "auto") -> Back
 @cache
 def natural_lengths() -> tuple[int, ...]:
     """Return the token lengths of the embedded sentences."""
-    return tuple(_sentences().lengths())
+    return tuple(json.loads(LENGTHS.read_text(encoding="utf-8")))
 
 
 def tokens(shape: Shape, length: int | None, count: int = 4096) -> TokenSet:
@@ -114,9 +126,27 @@ def tokens(shape: Shape, length: int | None, count: int = 4096) -> TokenSet:
     return TokenSet(ids, rng.integers(0, len(CLASSES), len(ids)).tolist(), PAD if shape.family else 0)
 
 
+def texts(shape: Shape, length: int, count: int, learned: float = 1.0) -> TokenSet:
+    """Return random texts for a language model of the shape.
+
+    Args:
+        shape: gives the vocabulary.
+        length: tokens of every text.
+        count: texts.
+        learned: share of each text that is learned: its last tokens.
+    """
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, shape.sizes["vocab_size"], (count, length)).tolist()
+    prompt = length - round(learned * length)
+    return TokenSet(ids, [[IGNORED] * prompt + own[prompt:] for own in ids], PAD)
+
+
 @cache
 def _sentences() -> TokenSet:
     from transformers import AutoTokenizer
+
+    from autolr.data import sources
+    from autolr.data.prepared import prepare
 
     data = Data(source=demo.DATA)
     examples = sources.load(data)
