@@ -8,8 +8,8 @@ import torch
 from tests import tiny
 from tests.gpu.training import apart, base_on, config, kinds_of, pack_on, result
 
-# By this much the losses of bf16 differ from those of float32 at most; a wrong head, or one trained twice, by 0.5.
-ROUNDING = 0.1
+# By this much the first losses of bf16 differ from those of float32 at most, and the scores after two steps.
+ROUNDING, AFTER = 0.1, 0.25
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -25,7 +25,7 @@ def test_every_family_trains_by_every_method_on_a_base_in_bf16(gpu, family):
             results[device] = result(pack, slots)
             changed = [name for name, value in pack.values(slots[0]).items() if not torch.equal(value, first[name])]
             assert len(changed) > len(first) // 3 and pack.rows.dtype == torch.float32
-    losses = [torch.tensor([losses for _, losses in found.slots]) for found in results.values()]
+    losses = [torch.tensor([losses[0] for _, losses in found.slots]) for found in results.values()]
     assert (losses[0] - losses[1]).abs().max() < ROUNDING
-    assert (results["cpu"].scores - results["cuda"].scores).abs().mean() < ROUNDING
+    assert (results["cpu"].scores - results["cuda"].scores).abs().mean() < AFTER
     assert apart(results["cpu"], results["cuda"]) > 0  # they are two precisions

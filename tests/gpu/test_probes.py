@@ -27,8 +27,8 @@ def make_for(family: str, dtype: torch.dtype = torch.bfloat16):
 def test_training_and_scoring_stay_below_the_peak_that_was_predicted(gpu, family):
     make = make_for(family)
     found = capacity.measure(make, config(0, 8), 8, wanted=2)
-    assert gpu.peak() == gpu.used()  # the peak that follows is not that of the probes
-    more = tiny.tokens(200, seed=1, learned=family != "bert")
+    assert gpu.peak() < found.peak_bytes / 2  # what follows has a peak of its own
+    more = tiny.tokens(48, seed=1, learned=family != "bert")
     with make(2) as pack:
         slots = [pack.admit(config(seed, 8)) for seed in range(2)]
         for _ in range(6):

@@ -80,7 +80,7 @@ def test_a_shortage_in_the_last_allocations_of_a_step_does_not_take_it_twice(gpu
         slots = admitted(pack, family)
         pack.step()
         count, steps, scratch = allocations_of(gpu, pack.step), 2, pack.optimizer.scratch
-        for place in range(count - 16, count):
+        for place in range(count - 12, count):
             gpu.fail_after(place)
             pack.step()
             steps += 1
@@ -167,7 +167,7 @@ def test_a_card_that_is_too_small_takes_the_same_steps(gpu, family):
     base = base_on(family, "cuda")
     before = gpu.used()
     free, room = on_a_card(gpu, base, family)
-    for part in (0.35, 0.08, 0.03):
+    for part in (0.35, 0.03):
         shortages = gpu.shortages
         found, _ = on_a_card(gpu, base, family, part, room)
         gc.collect()

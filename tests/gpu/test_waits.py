@@ -16,7 +16,7 @@ MOST = {
     "llama": 2,
     "gpt2": 2,
     "qwen3_moe": 44,  # which experts have tokens
-    "llama/lm": 3,
+    "llama/lm": 2,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from operator import attrgetter
 from typing import Any
 from unittest import mock
@@ -48,6 +49,7 @@ def quiet() -> AbstractContextManager[None]:
     return made
 
 
+@cache
 def name_of(operation: Any) -> str:
     """Return the name of an ATen operation: `add_` of aten::add_.Tensor."""
     name: str = operation._schema.name
