@@ -16,6 +16,7 @@ from autolr.errors import DataError, ModelError
 from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
+from autolr.pack.divergence import first_without_number
 from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
@@ -89,6 +90,13 @@ def score(
             data = prepare(examples, wanted, base.tokenizer, batch, seed, base.max_length)
             select, select_said = outcomes(tuned, data.select, task)
             losses, said = outcomes(tuned, data.confirm, task)
+        for split, found in (("select", select), ("confirm", losses)):
+            place = first_without_number(found.tolist())
+            if place is not None:
+                raise ModelError(
+                    f"adapter {arm.source}: example {place} of {split} has the loss {float(found[place])}, which "
+                    "cannot be compared. Its training has diverged: leave the adapter out"
+                )
         confirm = len(data.confirm)
         repeats[arm.label] = [
             RepeatRecord(

@@ -34,6 +34,7 @@ from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters, precision
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
+from autolr.pack.divergence import is_number
 from autolr.pack.memory import is_out_of_memory, release
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
@@ -161,14 +162,15 @@ def _train(
     finally:
         if processes.first:
             recorder.write()
+    select, confirm = evaluate(model, data.select, task), evaluate(model, data.confirm, task)
     best = trainer.state.best_metric
-    if best is None or not math.isfinite(best):
-        raise RunError(f"{folder}: the full run diverged (select loss {best}); lower the recipe's rates")
+    if best is None or not all(map(is_number, (best, select["loss"], confirm["loss"]))):
+        raise RunError(f"{folder}: the full run diverged (confirm loss {confirm['loss']}); lower the recipe's rates")
     metrics = {
         "steps": recipe.steps,
         "best_step": _step_of(trainer.state.best_model_checkpoint),
-        "select": evaluate(model, data.select, task),
-        "confirm": evaluate(model, data.confirm, task),
+        "select": select,
+        "confirm": confirm,
         "seconds": round(time.perf_counter() - start, 1),
         "log": trainer.state.log_history,
     }
