@@ -8,7 +8,7 @@ from typing import Any
 
 from autolr.foreign.terms import Terms, lora_config
 from autolr.foreign.tool import Export
-from autolr.model.adapters import hub_name
+from autolr.model.adapters import base_place
 from autolr.recipe import Recipe
 
 NAMES = {
@@ -27,7 +27,7 @@ _ASIDE = ("peft_type", "peft_version", "task_type", "inference_mode", "revision"
 def export(recipe: Recipe) -> Export:
     """Return `adapter_config.json`, as `LoraConfig.from_pretrained` reads it."""
     config = lora_config(recipe)
-    config.base_model_name_or_path = hub_name(recipe.model)
+    config.base_model_name_or_path = base_place(recipe.model)
     content = config.to_dict() | {"target_modules": sorted(config.target_modules)}
     lost = (
         f"rates: PEFT's configuration holds none. The recipe has {recipe.rates.describe()}; "

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from autolr.errors import ModelError
 from autolr.foreign.tool import one_rate
 from autolr.model import adapters
-from autolr.model.adapters import hub_name
+from autolr.model.adapters import base_place
 from autolr.model.outline import outline
 from autolr.recipe import Recipe
 from autolr.study import LANGUAGE, Role
@@ -88,10 +87,9 @@ def terms_of(recipe: Recipe) -> Terms:
     """
     training, candidate = recipe.training, recipe.candidate
     config = lora_config(recipe)
-    path = Path(recipe.model).expanduser()
     beta1, beta2 = training.betas
     return {
-        "model": str(path.resolve()) if path.exists() else hub_name(recipe.model),
+        "model": base_place(recipe.model),
         "batch": training.batch_size,
         "accumulate": 1,
         "steps": recipe.steps,

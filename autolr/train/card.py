@@ -103,7 +103,7 @@ _WHOLE = (
 
 
 def base_name(model: str) -> str:
-    """Return what card and adapter call the base model: nothing of the machine's folders is published."""
+    """Return what card and hub call the base model: nothing of the machine's folders is published."""
     return _without_folder(hub_name(model))
 
 
@@ -228,6 +228,12 @@ def _arguments(recipe: Recipe, base: str, on_this_machine: bool) -> list[str]:
     arguments = [json.dumps(f"path/to/{where}" if on_this_machine or gguf else base)]
     arguments += [f"gguf_file={json.dumps(gguf)}"] if gguf else []
     if recipe.task not in LANGUAGE:
-        arguments += [f"num_labels={len(recipe.classes)}", "pad_token_id=tokenizer.pad_token_id"]
+        names = json.dumps(recipe.classes, ensure_ascii=False).replace("`", "\\u0060")  # no fence of the card's ends
+        if recipe.task == "regression":
+            arguments.append('num_labels=1, problem_type="regression"')
+        else:  # a base with outputs of its own has names for them, maybe others
+            arguments.append(f"id2label=dict(enumerate({names}))")
+            arguments.append(f"label2id={{name: number for number, name in enumerate({names})}}")
+        arguments.append("pad_token_id=tokenizer.pad_token_id")
     arguments.append('dtype="float32"')
     return arguments if recipe.task in LANGUAGE else [*arguments, "ignore_mismatched_sizes=True"]

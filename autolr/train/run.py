@@ -40,7 +40,7 @@ from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
-from autolr.train.card import base_name, write_card
+from autolr.train.card import write_card
 from autolr.train.material import Material
 from autolr.train.optimizer import create_optimizer
 from autolr.train.processes import Processes
@@ -491,7 +491,7 @@ def _save(
 ) -> Path:
     target, draft = folder / "adapter", folder / ".adapter"
     shutil.rmtree(draft, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = base_name(recipe.model)
+    model.peft_config["default"].base_model_name_or_path = adapters.base_place(recipe.model)
     model.save_pretrained(str(draft), **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(str(draft))
     write_card(draft, recipe, metrics)
