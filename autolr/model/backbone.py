@@ -233,7 +233,7 @@ def in_order(source: str, classes: list[str], *, trust_remote_code: bool = False
     """
     from transformers import AutoConfig
 
-    location, where = _locate(source)
+    location, where = _locate(source, weights=False)
     try:
         config = AutoConfig.from_pretrained(location, **where, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -250,7 +250,7 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
     """
     called = calls.called(model, tokenizer, source)
     found = projections.find(model, source, called)
-    notes = tuple(f"not called by this task, so without an adapter: {part}" for part in found.uncalled)
+    notes = uncalled(found)
     body = model.base_model_prefix
     if model.get_output_embeddings() is not None:
         if fresh:
@@ -290,6 +290,11 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
         fresh=frozenset(name for name in fresh if name in named),
         notes=notes,
     )
+
+
+def uncalled(found: Projections) -> tuple[str, ...]:
+    """Return what the user should know of matrices that the task does not call."""
+    return tuple(f"not called by this task, so without an adapter: {part}" for part in found.uncalled)
 
 
 def gguf_file(source: str) -> str | None:
@@ -373,8 +378,30 @@ def _sees_ahead(model: Any) -> bool:
     return bool((before - after).abs().max() > 1e-3 * before.abs().max())
 
 
-def _locate(source: str) -> tuple[str, dict[str, str]]:
-    """Return where a model lies, and what else transformers needs to read it: the name of a GGUF file."""
+def has_weights(source: str) -> bool:
+    """Return True if the weights of a model are on this machine, in a form that is read.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    location, where = _locate(source, weights=False)
+    if where:
+        return True
+    if Path(location).is_dir():
+        return any(Path(location).glob("*.safetensors"))
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(location, name), str) for name in names)
+
+
+def _locate(source: str, *, weights: bool = True) -> tuple[str, dict[str, str]]:
+    """Return where a model lies, and what else transformers needs to read it: the name of a GGUF file.
+
+    Args:
+        source: what the user calls the model.
+        weights: whether they are needed; False: its configuration is enough.
+    """
     if demo.is_demo(source):
         path = demo.model_path(source)
         return _gguf(path, source) if path.is_file() else (str(path), {})
@@ -401,10 +428,11 @@ def _locate(source: str) -> tuple[str, dict[str, str]]:
         json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         raise ModelError(f"model {source!r}: its config.json is not readable JSON") from None
-    if not list(path.glob("*.safetensors")):
+    if weights and not list(path.glob("*.safetensors")):
         remedy = "; convert it with save_pretrained" if list(path.glob("*.bin")) else ""
         raise ModelError(
-            f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}"
+            f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}. "
+            "From config.json alone work autolr theory and autolr validate --model"
         )
     return str(path), {}
 
