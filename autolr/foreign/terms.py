@@ -38,6 +38,8 @@ ARGUMENTS = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
 }
+# AdamW under the names that it has elsewhere; those of 8 bits are others.
+_ADAMW = ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
 # Precisions that keep the base in few bits, as other tools say it.
 _BITS = {"nf4": {"four_bit": True}, "int8": {"eight_bit": True}}
 
@@ -127,6 +129,12 @@ def named(terms: Terms, names: Mapping[str, str]) -> dict[str, Any]:
         names: the tool's name of each term it has.
     """
     return {name: terms[term] for name, term in names.items() if term in terms}
+
+
+def other_optimizer(key: str, name: Any) -> list[str]:
+    """Return a line about an optimizer that is not AutoLR's AdamW, or none."""
+    known = name is None or str(getattr(name, "value", name)).removeprefix("OptimizerNames.").lower() in _ADAMW
+    return [] if known else [f"{key}: {name}: AutoLR trains with AdamW"]
 
 
 def _whole(number: float) -> int | float:
