@@ -28,3 +28,14 @@ def spell(text: str, encoding: str | None) -> str:
     if (encoding or "").lower().startswith("utf"):
         return text
     return text.replace("λ=", "ratio=").replace("λ", "ratio").replace("η", "lr").encode("ascii", "replace").decode()
+
+
+def loss(value: float) -> str:
+    """Return a loss as text, such as `0.4321`, `2.34e-12` or `1.2e+30`: losses have any unit."""
+    plain = value == 0 or 1e-3 <= abs(value) < 1e7
+    return f"{value:.4f}" if plain else f"{value:.3g}"
+
+
+def gap(value: float) -> str:
+    """Return a difference of losses as text with its sign, such as `+0.0123`."""
+    return ("+" if value >= 0 else "") + loss(value)

@@ -297,12 +297,15 @@ def _material(
             raise DataError(f"{name}: on which data? Give --data, a file or a hub data set")
         task = recipe.task if recipe else task
         examples = sources.load(other, task)
-        if recipe is not None and recipe.classes != examples.classes:
+        if recipe is not None and sorted(recipe.classes) != sorted(examples.classes):
             raise DataError(
                 f"data {other.source!r}: its classes are {', '.join(examples.classes)}, those of {name} are "
                 f"{', '.join(recipe.classes)}"
             )
         source = model or (recipe.model if recipe else base_model(arm) if arm else name)
+        if task == "classification":
+            order = recipe.classes if recipe else backbone.in_order(source, examples.classes)
+            examples = examples.ordered(order)
         base = backbone.load(source, examples.classes, device, "fp32", task)
         judge = task_of(task, examples.classes, None, examples.labels)
         rows, source = _some(_tokens(examples, other, base), samples, seed), other.source
@@ -355,10 +358,11 @@ def chosen(
     with quiet():
         base, judge, rows, _ = _material(None, name, wanted, task, samples, None, seed, choose_device(device))
         examples = sources.load(offered, task)
-        if tuple(examples.classes) != judge.classes:
+        if sorted(examples.classes) != sorted(judge.classes):
             raise DataError(
                 f"data {offered.source!r}: its classes are {', '.join(examples.classes)}, those of {wanted.source} "
                 f"are {', '.join(judge.classes)}"
             )
+        examples = examples.ordered(list(judge.classes))
         looked = [pattern.measure(base, judge, one).absolutes for one in (_tokens(examples, offered, base), rows)]
     return nearest(looked[0], looked[1], count)

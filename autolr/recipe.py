@@ -61,6 +61,7 @@ class Score(Document):
         None, description="of the finals, which it decides: select, and the last batches before they are learned"
     )
     confirm_metric: float = Field(description="accuracy, or the study's own metric")
+    diverged: int = Field(0, description="trainings that diverged; the losses above include them")
     gain: Interval | None = Field(
         None, description="confirm loss of this candidate minus the winner's: above 0, the winner is better"
     )

@@ -22,6 +22,7 @@ from autolr.model import adapters, backbone
 from autolr.model.backbone import Backbone
 from autolr.model.device import choose_device
 from autolr.model.labelled import forward
+from autolr.model.outline import outline
 from autolr.model.quiet import quiet
 from autolr.search import provenance
 from autolr.search.setting import read_setting
@@ -140,6 +141,8 @@ def theory(
 ) -> Theory:
     """Say what each choice of matrices costs and how Theorem 1 ranks it; with data, what the first steps do.
 
+    Without data and `measure` the model's config.json is enough, and no weights are read.
+
     Args:
         model: local folder, hub id, or an embedded model.
         targets: choices of matrices; the first is what the others are measured by.
@@ -181,7 +184,10 @@ def theory(
             examples = examples or len(setting.data.train)
         else:
             names = [str(number) for number in range(1 if task == "regression" else classes)]
-            base = backbone.load(model, [] if task in LANGUAGE else names, where, "fp32", task)
+            if measure:
+                base = backbone.load(model, [] if task in LANGUAGE else names, where, "fp32", task)
+            else:  # the configuration says it all
+                base = outline(model, task, len(names))
             judge = task_of(task, () if task in LANGUAGE else names, None)
         costs = [
             bounds.cost(base, one, rank, kind, examples or EXAMPLES)

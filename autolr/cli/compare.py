@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr import display
 from autolr.cli.options import AllowCode, AsJson, BaseModel, Device, Plain, TrustRemoteCode
 from autolr.cli.output import say, until_ctrl_c
 
@@ -103,7 +104,7 @@ def compare(
 def _lines(found: Comparison) -> list[str]:
     width = max(len(arm.label) for arm in found.arms)
     lines = [
-        f"{arm.label:<{width}}  {arm.setting}: confirm loss {arm.confirm_loss:.4f}, {found.metric} "
+        f"{arm.label:<{width}}  {arm.setting}: confirm loss {display.loss(arm.confirm_loss)}, {found.metric} "
         f"{arm.confirm_metric:.4f}" + (f", {arm.diverged} diverged" if arm.diverged else "")
         for arm in found.arms
     ]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
+from autolr import display
 from autolr.cli.output import say
 from autolr.display import spell
 from autolr.search.loop import Running, Watcher
@@ -54,7 +55,7 @@ class PlainWatcher(Progress):
     def ended(self, running: Running) -> None:
         """Print how a job ended."""
         super().ended(running)
-        score = "no score" if running.score is None else f"select loss {running.score:.4f}"
+        score = "no score" if running.score is None else f"select loss {display.loss(running.score)}"
         say(
             f"  {running.job.label:<12} {running.job.candidate.describe():<34} {running.outcome} at step "
             f"{running.slot.step}, {score} | {self.now().summary()}"

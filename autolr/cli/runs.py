@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr import display
 from autolr.cli.options import AsJson
 from autolr.cli.output import echo_json, say
 
@@ -76,7 +77,7 @@ def _lines(run: Run) -> list[str]:
     )
     metric = "".join(f", {name} {value:.4f}" for name, value in run.metric.items())
     kind = "confirm loss" if run.state == "finished" else "best select loss"
-    score = "no score yet" if run.score is None else f"{kind} {run.score:.4f}{metric}"
+    score = "no score yet" if run.score is None else f"{kind} {display.loss(run.score)}{metric}"
     cost = f"{run.device_seconds:.0f} device-seconds" + (
         "" if run.full_runs is None else f" = {run.full_runs:g} full runs"
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autolr import display
 from autolr.cli import complete
 from autolr.cli.options import AllowCode, Device, TrustRemoteCode
 from autolr.cli.output import until_ctrl_c
@@ -138,7 +139,7 @@ def full_run(
     result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], **code)
     confirm = result.metrics["confirm"]
     say(
-        f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {confirm['loss']:.4f} "
+        f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {display.loss(confirm['loss'])} "
         f"(best checkpoint on select: step {result.metrics['best_step']})\n"
         f"adapter  {result.adapter}"
     )
@@ -147,4 +148,4 @@ def full_run(
 
 def _log(entry: dict[str, Any]) -> None:
     if "eval_loss" in entry:
-        typer.echo(f"  step {entry.get('step', '?')}: select loss {entry['eval_loss']:.4f}")
+        typer.echo(f"  step {entry.get('step', '?')}: select loss {display.loss(entry['eval_loss'])}")

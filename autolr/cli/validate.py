@@ -41,8 +41,8 @@ def validate(
 ) -> None:
     """Check a study's settings, or a model: where its W_q, W_k and W_v are, and that AutoLR trains them rightly.
 
-    The checks of a model take three steps on a few random tokens. Exit code 2: something is refused, or a check
-    fails.
+    The checks of a model take three steps on a few random tokens. Without weights, config.json alone is described.
+    Exit code 2: something is refused, or a check fails.
     """
     if (study is None) == (model is None):
         raise AutoLRError("validate: give a study, or --model X; a study's own model is checked by its name")
@@ -77,6 +77,9 @@ def _model(model: str, classes: int, task: TaskName, device: str | None, as_json
         if not as_json:
             typer.echo(line)
 
+    if not backbone.has_weights(model):
+        _outline(model, classes, task, as_json)
+        return
     with quiet():
         base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device), task=task)
     facts = describe(base)
@@ -96,6 +99,25 @@ def _model(model: str, classes: int, task: TaskName, device: str | None, as_json
     say("all checks passed")
 
 
+def _outline(model: str, classes: int, task: TaskName, as_json: bool) -> None:
+    """Describe a model from its configuration, and of its tokenizer, if there is one, whether it fits."""
+    from autolr.model.calls import check_vocabulary
+    from autolr.model.outline import outline, tokenizer_of
+    from autolr.model.quiet import quiet
+
+    with quiet():
+        base = outline(model, task, classes)
+        tokenizer = tokenizer_of(model)
+    facts = describe(base)
+    if tokenizer is not None:
+        check_vocabulary(base.model, tokenizer, model)
+    needs = "not made: they need the weights, which are not here in safetensors"
+    if as_json:
+        echo_json({"model": model, "facts": [fact.split(None, 1) for fact in facts], "checks": [], "needs": needs})
+    else:
+        typer.echo("\n".join([*facts, f"checks      {needs}"]))
+
+
 def describe(base: Backbone) -> list[str]:
     """Return the facts of a model, line by line."""
     from autolr.model import adapters
@@ -110,6 +132,7 @@ def describe(base: Backbone) -> list[str]:
         *(f"role        {kind}" for kind in shapes(base)),
         f"coverage    {found.coverage}",
         *([f"warning     {found.warning}"] if found.warning else []),
+        *(f"note        {what}" for what in base.notes),
         *(f"left out    {what}: one parameter for many matrices, trained by no targets" for what in found.left_out),
         f"head        {_head(base)}",
         f"base        {_size(held)} in {precision}",
@@ -134,6 +157,8 @@ def _head(base: Backbone) -> str:
     own = base.head_parameters()
     if not own:
         return "none: the language model as it is"
+    if all(parameter.is_meta for parameter in own.values()):
+        return f"{', '.join(base.head)}: {sum(p.numel() for p in own.values()):,} parameters"
     origin = (
         "the checkpoint's" if not base.fresh else "drawn by the seed" if base.fresh >= own.keys() else "partly drawn"
     )

@@ -12,6 +12,7 @@ from autolr.data import cache
 from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.sources import Examples
 from autolr.data.splits import split
+from autolr.errors import DataError
 from autolr.study import Data
 
 # Classes named in a summary: the largest and the smallest.
@@ -37,7 +38,13 @@ class Prepared:
 
 
 def prepare(
-    examples: Examples, data: Data, tokenizer: Any, batch_size: int, seed: int, longest: int | None = None
+    examples: Examples,
+    data: Data,
+    tokenizer: Any,
+    batch_size: int,
+    seed: int,
+    longest: int | None = None,
+    vocabulary: int | None = None,
 ) -> Prepared:
     """Split and tokenize.
 
@@ -48,6 +55,7 @@ def prepare(
         batch_size: examples of a training batch, to check that there are enough.
         seed: of the split.
         longest: the most tokens the model takes; None where unlimited.
+        vocabulary: how many tokens the model has an embedding for; None: as many as the tokenizer has.
 
     Raises:
         DataError: a split is left without enough examples, or texts cannot be learned with this tokenizer.
@@ -56,6 +64,14 @@ def prepare(
     length = min(data.max_length, longest or data.max_length)
 
     ids, labels = cache.tokens(examples, tokenizer, length)
+    row = next((row for row, own in enumerate(ids) if vocabulary and max(own, default=0) >= vocabulary), None)
+    if row is not None:
+        token = max(ids[row])
+        raise DataError(
+            f"data {data.source!r}: row {row + 1} holds the token {tokenizer.convert_ids_to_tokens(token)!r} (id "
+            f"{token}), for which the model has no embedding (it has {vocabulary}). Remove it from the text, or "
+            "enlarge the model's embeddings"
+        )
     whole = TokenSet(ids, examples.labels if labels is None else labels, int(tokenizer.pad_token_id))
     notices = [*examples.notices, *parts.notices, *_unknown(whole, tokenizer)]
     train, select, confirm = (whole.take(rows) for rows in (parts.train, parts.select, parts.confirm))

@@ -55,6 +55,7 @@ class Examples:
         notices: what was left out, and what is odd.
         parts: `train`, `select` or `confirm` for each example, where splits are named; None: all are cut from one.
         task: what is learned.
+        numbers: of each class in the data's own order; none: the classes are in it.
     """
 
     texts: list[str]
@@ -66,14 +67,33 @@ class Examples:
     parts: list[str] | None = None
     task: TaskName = "classification"
     notices: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     @property
     def strata(self) -> list[int]:
         """What a split keeps in proportion: the class, or the tenth of the label or length."""
+        if self.numbers:
+            return [self.numbers[int(label)] for label in self.labels]
         return [int(label) for label in self.labels] if len(self.classes) > 1 else tenths(self.labels)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def ordered(self, classes: list[str]) -> Examples:
+        """Return the examples with their classes in another order; splits and metrics keep the data's own.
+
+        Raises:
+            DataError: these are other classes.
+        """
+        if classes == self.classes:
+            return self
+        if sorted(classes) != sorted(self.classes):
+            raise DataError(f"data: its classes are {', '.join(self.classes)}, not {', '.join(classes)}")
+        place = {name: number for number, name in enumerate(classes)}
+        labels = [place[self.classes[int(label)]] for label in self.labels]
+        before = self.numbers or range(len(classes))
+        numbers = tuple(before[self.classes.index(name)] for name in classes)
+        return replace(self, classes=list(classes), labels=labels, numbers=numbers)
 
 
 def load(data: Data, task: TaskName = "classification") -> Examples:

@@ -74,7 +74,13 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One class for each text or pair. The loss is the cross-entropy."""
+    """One class for each text or pair. The loss is the cross-entropy.
+
+    Attributes:
+        numbers: of each class in the data's own order, which metrics such as `f1` mean; none: the classes are in it.
+    """
+
+    numbers: tuple[int, ...] = ()
 
     @property
     def chance(self) -> float:
@@ -88,6 +94,13 @@ class Classification(Task):
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the class of the largest logit."""
         return logits.argmax(-1)
+
+    def score(self, predictions: Tensor, labels: Labels) -> float:
+        """Return the metric of predictions, [rows], both of them in the data's own numbers."""
+        if not self.numbers:
+            return super().score(predictions, labels)
+        own = torch.tensor(self.numbers)
+        return super().score(own[predictions.long().cpu()], own[torch.as_tensor(labels)].tolist())
 
 
 @dataclass(frozen=True)
@@ -203,6 +216,7 @@ def task_of(
     labels: Labels = (),
     *,
     allow_code: bool = False,
+    numbers: tuple[int, ...] = (),
 ) -> Task:
     """Return a task.
 
@@ -212,12 +226,13 @@ def task_of(
         metric: None: the first that `METRICS` lists for the task.
         labels: of the training examples, whose variance a regression is measured against.
         allow_code: whether a metric of the user's own may be imported and called.
+        numbers: see `Classification`.
 
     Raises:
         AutoLRError: the metric is the user's own, and must not run or cannot be found.
     """
     metric = metric or METRICS[name][0]
-    found: Task = Classification(tuple(classes), metric)
+    found: Task = Classification(tuple(classes), metric, numbers=numbers)
     if name in LANGUAGE:
         found = Language(tuple(classes), metric)
     elif name == "regression":

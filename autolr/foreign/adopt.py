@@ -95,6 +95,8 @@ def _training(terms: Terms, put: Any, left: list[str]) -> None:
         put("training", "clip_norm", float(terms["clip"]) or None)
     if terms.get("checkpointing"):
         put("training", "checkpointing", True)
+    if terms.get("bf16") is not None:
+        left.append(f"bf16: {terms['bf16']}: training.precision auto chooses by the device")
     precision = "nf4" if terms.get("four_bit") else "int8" if terms.get("eight_bit") else None
     if precision:
         put("training", "precision", precision)

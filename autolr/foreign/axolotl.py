@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from autolr.documents import to_yaml
-from autolr.foreign.terms import ARGUMENTS, Terms, modules_of, named, of_language, terms_of
+from autolr.foreign.reading import Reading
+from autolr.foreign.terms import ARGUMENTS, Terms, modules_of, named, of_language, other_optimizer, terms_of
 from autolr.foreign.tool import EVALUATIONS, SELECT, TRAIN, Export, data_files, has_chats, lost_always
 from autolr.recipe import Recipe
 from autolr.train.optimizer import role_of
@@ -41,7 +42,7 @@ _ASIDE = (
         "dataset_prepared_path",
     ),
     *("flash_attention", "attn_", "sdp_", "xformers", "tf32", "fp16", "deepspeed", "fsdp"),
-    *("resume", "auto_resume", "debug", "strict", "loss_watchdog", "val_set_size", "lora_model_dir"),
+    *("resume", "auto_resume", "debug", "strict", "loss_watchdog"),
 )
 
 
@@ -104,48 +105,69 @@ def _dataset(recipe: Recipe, chats: bool) -> dict[str, Any]:
 
 def read(content: dict[str, Any], path: Path) -> tuple[Terms, list[str]]:
     """Return the terms of an Axolotl file, and what is not among them."""
-    terms: Terms = {term: content[name] for name, term in NAMES.items() if content.get(name) is not None}
+    reading = Reading(content)
+    terms: Terms = {term: value for name, term in NAMES.items() if (value := reading.take(name)) is not None}
     left: list[str] = []
-    terms["adapter"] = "lora" if content.get("adapter") else "full"
-    if content.get("adapter") not in (None, "", "lora", "qlora"):
-        left.append(f"adapter {content['adapter']}: lora is taken")
-    if content.get("lora_target_linear"):
+    adapter = reading.take("adapter")
+    terms["adapter"] = "lora" if adapter else "full"
+    if adapter not in (None, "", "lora", "qlora"):
+        left.append(f"adapter {adapter}: lora is taken")
+    if reading.take("lora_target_linear"):
         terms["targets"] = "all-linear"
-    if "bf16" in terms and terms["bf16"] == "auto":
+    if terms.get("bf16") == "auto":
         terms.pop("bf16")
-    for group in content.get("lr_groups") or []:
-        roles = {role_of(f"layers.0.{module.partition('.lora_')[0]}.weight") for module in group.get("modules", [])}
+    for place in range(len(content.get("lr_groups") or [])):
+        modules, name = reading.take("lr_groups", place, "modules") or [], reading.take("lr_groups", place, "name")
+        rate = reading.take("lr_groups", place, "lr")
+        roles = {role_of(f"layers.0.{module.partition('.lora_')[0]}.weight") for module in modules}
         term = next((f"lr_{role}" for role in ("q", "v") if roles == {role}), None)
-        if term and "lora_B" not in str(group["modules"]):
-            terms[term] = group["lr"]
+        if term and "lora_B" not in str(modules):
+            terms[term] = rate
         else:
-            left.append(f"lr_groups {group.get('name')}: a search has rates of W_q and W_v")
-    left += _data(content, terms)
-    asides = {name for name in content if name.startswith(_ASIDE)}
-    said = {*NAMES, *asides, "adapter", "lora_target_linear", "lr_groups", "datasets", "optimizer", "train_on_inputs"}
-    left += [f"{name}: {value}" for name, value in content.items() if name not in said and value]
-    return terms, left
+            left.append(f"lr_groups {name}: {rate}: a search has rates of W_q and W_v")
+    if reading.take("train_on_inputs"):
+        left.append("train_on_inputs: True: prompts are not learned")
+    left += other_optimizer("optimizer", reading.take("optimizer"))
+    left += _data(reading, content.get("datasets") or [], terms)
+    return terms, [*left, *reading.left(_ASIDE)]
 
 
-def _data(content: dict[str, Any], terms: Terms) -> list[str]:
-    """Take over the first data set; say what of it and of the others is left."""
-    found = content.get("datasets") or []
+def _data(reading: Reading, found: list[Any], terms: Terms) -> list[str]:
+    """Take over the first data set; what is left of it, and all others, is told by the reading."""
     if not found:
         return []
-    first, left = found[0], [f"datasets: {len(found) - 1} more than the first"] if len(found) > 1 else []
-    files = first.get("data_files")
-    terms["data"] = files if isinstance(files, str) else first.get("path")
-    terms |= {term: first[key] for key, term in (("name", "subset"), ("split", "split")) if first.get(key)}
+    left = [f"datasets: {len(found) - 1} more than the first"] if len(found) > 1 else []
+
+    def take(*key: str) -> Any:
+        return reading.take("datasets", 0, *key)
+
+    files, place = take("data_files"), take("path")
+    terms["data"] = files if isinstance(files, str) else place
+    if isinstance(files, list):
+        left.append(f"datasets[0].data_files: {files}")
+    terms |= {term: value for key, term in (("name", "subset"), ("split", "split")) if (value := take(key))}
     terms["task"] = "sft"
-    kind = first.get("type")
+    if take("ds_type") not in (None, "json", "csv", "parquet"):
+        left.append(f"datasets[0].ds_type: {take('ds_type')}")
+    kind = found[0].get("type")
     if isinstance(kind, dict):
-        terms["prompt_column"], terms["completion_column"] = kind.get("field_instruction"), kind.get("field_output")
-        if kind.get("format") not in (None, "{instruction}"):
-            left.append(f"datasets: the format {kind['format']!r}; prompts are taken as they are in the file")
-    elif kind == "chat_template":
-        terms["messages_column"] = first.get("field_messages", "messages")
+        terms["prompt_column"], terms["completion_column"] = (
+            take("type", "field_instruction"),
+            take("type", "field_output"),
+        )
+        for key, usual in (("format", "{instruction}"), ("no_input_format", "{instruction}"), ("system_prompt", "")):
+            value = take("type", key)
+            if value not in (None, usual):
+                left.append(f"datasets[0].type.{key}: {value!r}; prompts are taken as they are in the file")
+        return left
+    take("type")
+    if kind == "chat_template":
+        terms["messages_column"] = take("field_messages") or "messages"
+        if take("roles_to_train") not in (None, ["assistant"]):
+            left.append(f"datasets[0].roles_to_train: {take('roles_to_train')}: what the assistant says is learned")
+        left.append("datasets[0].type: chat_template: the chat template is the model's own")
     elif kind == "completion":
-        terms["task"], terms["text_column"] = "lm", first.get("field", "text")
+        terms["task"], terms["text_column"] = "lm", take("field") or "text"
     elif kind:
-        left.append(f"datasets: the prompts of type {kind}; prompts are taken as they are in the file")
+        left.append(f"datasets[0].type: {kind}: prompts are taken as they are in the file")
     return left

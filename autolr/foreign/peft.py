@@ -8,7 +8,7 @@ from typing import Any
 
 from autolr.foreign.terms import Terms, lora_config
 from autolr.foreign.tool import Export
-from autolr.model.adapters import hub_name
+from autolr.model.adapters import base_place
 from autolr.recipe import Recipe
 
 NAMES = {
@@ -21,13 +21,15 @@ NAMES = {
     "use_dora": "dora",
 }
 # What an adapter's file holds beside, and what of it is AutoLR's own way in any case.
-_ASIDE = ("peft_type", "peft_version", "task_type", "inference_mode", "revision", "fan_in_fan_out", "modules_to_save")
+_ASIDE = ("peft_type", "peft_version", "task_type", "inference_mode", "fan_in_fan_out")
+# Parts that AutoLR trains with any classifier.
+_HEADS = {"classifier", "score", "pooler", "classification_head", "pre_classifier", "head", "dense", "out_proj"}
 
 
 def export(recipe: Recipe) -> Export:
     """Return `adapter_config.json`, as `LoraConfig.from_pretrained` reads it."""
     config = lora_config(recipe)
-    config.base_model_name_or_path = hub_name(recipe.model)
+    config.base_model_name_or_path = base_place(recipe.model)
     content = config.to_dict() | {"target_modules": sorted(config.target_modules)}
     lost = (
         f"rates: PEFT's configuration holds none. The recipe has {recipe.rates.describe()}; "
@@ -49,6 +51,8 @@ def read(content: dict[str, Any], path: Path) -> tuple[Terms, list[str]]:
 
     usual = LoraConfig().to_dict()
     said = {*NAMES, *_ASIDE}
+    if all(str(name).rpartition(".")[2] in _HEADS for name in content.get("modules_to_save") or []):
+        said.add("modules_to_save")
     left += [f"{name}: {value}" for name, value in content.items() if name not in said and value != usual.get(name)]
     return terms, left
 

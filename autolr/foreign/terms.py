@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from autolr.errors import ModelError
 from autolr.foreign.tool import one_rate
 from autolr.model import adapters
-from autolr.model.adapters import hub_name
+from autolr.model.adapters import base_place
 from autolr.model.outline import outline
 from autolr.recipe import Recipe
 from autolr.study import LANGUAGE, Role
@@ -39,6 +38,8 @@ ARGUMENTS = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
 }
+# AdamW under the names that it has elsewhere; those of 8 bits are others.
+_ADAMW = ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
 # Precisions that keep the base in few bits, as other tools say it.
 _BITS = {"nf4": {"four_bit": True}, "int8": {"eight_bit": True}}
 
@@ -88,10 +89,9 @@ def terms_of(recipe: Recipe) -> Terms:
     """
     training, candidate = recipe.training, recipe.candidate
     config = lora_config(recipe)
-    path = Path(recipe.model).expanduser()
     beta1, beta2 = training.betas
     return {
-        "model": str(path.resolve()) if path.exists() else hub_name(recipe.model),
+        "model": base_place(recipe.model),
         "batch": training.batch_size,
         "accumulate": 1,
         "steps": recipe.steps,
@@ -129,6 +129,12 @@ def named(terms: Terms, names: Mapping[str, str]) -> dict[str, Any]:
         names: the tool's name of each term it has.
     """
     return {name: terms[term] for name, term in names.items() if term in terms}
+
+
+def other_optimizer(key: str, name: Any) -> list[str]:
+    """Return a line about an optimizer that is not AutoLR's AdamW, or none."""
+    known = name is None or str(getattr(name, "value", name)).removeprefix("OptimizerNames.").lower() in _ADAMW
+    return [] if known else [f"{key}: {name}: AutoLR trains with AdamW"]
 
 
 def _whole(number: float) -> int | float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autolr import documents
+from autolr import display, documents
 from autolr.data import sources
 from autolr.data.splits import split
 from autolr.errors import DataError
@@ -130,8 +130,8 @@ def _measured(recipe: Recipe) -> str:
         return ""
     mean, low, high = same.gain.mean, same.gain.low, same.gain.high
     return (
-        f"; that (λ=1 at this lr_v) cost {mean:+.4f} of confirm loss in the search, 90% interval {low:+.4f} to "
-        f"{high:+.4f}"
+        f"; that (λ=1 at this lr_v) cost {display.gap(mean)} of confirm loss in the search, "
+        f"90% interval {display.gap(low)} to {display.gap(high)}"
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from autolr.documents import to_yaml
-from autolr.foreign.terms import ARGUMENTS, Terms, named, of_language, terms_of
+from autolr.foreign.reading import Reading
+from autolr.foreign.terms import ARGUMENTS, Terms, named, of_language, other_optimizer, terms_of
 from autolr.foreign.tool import Export, best_on_select, data_files, has_chats, lost_always, lost_rates
 from autolr.recipe import Recipe
 
@@ -98,20 +102,25 @@ def export(recipe: Recipe) -> Export:
 
 def read(content: dict[str, Any], path: Path) -> tuple[Terms, list[str]]:
     """Return the terms of a TRL file, or of saved training arguments, and what is not among them."""
-    known = {**NAMES, **DATA}
-    terms: Terms = {term: content[name] for name, term in known.items() if content.get(name) is not None}
+    reading = Reading(content)
+    terms: Terms = {term: value for name, term in (NAMES | DATA).items() if (value := reading.take(name)) is not None}
     left = []
     mixture = content.get("datasets")
     if isinstance(mixture, list) and mixture:
-        first = mixture[0]
-        files = first.get("data_files")
-        terms["data"] = files if isinstance(files, str) else first.get("path")
-        terms |= {term: first[key] for key, term in (("name", "subset"), ("split", "split")) if first.get(key)}
+        files, place = reading.take("datasets", 0, "data_files"), reading.take("datasets", 0, "path")
+        terms["data"] = files if isinstance(files, str) else place
+        left += [f"datasets[0].data_files: {files}"] if isinstance(files, list) else []
+        for key, term in (("name", "subset"), ("split", "split")):
+            if value := reading.take("datasets", 0, key):
+                terms[term] = value
         left += [f"datasets: {len(mixture) - 1} more than the first"] if len(mixture) > 1 else []
-    if content.get("use_peft") is False or ("lora_r" not in content and "use_peft" not in content):
+    if reading.take("use_peft") is False or ("lora_r" not in content and "use_peft" not in content):
         left.append("adapter: none is named here; lora is taken")
     terms["task"] = "sft"
-    asides = {name for name in content if name.startswith(_ASIDE)}
-    said = {*known, "use_peft", "lora_task_type", "datasets", "optim", *asides}
-    left += [f"{name}: {value}" for name, value in content.items() if name not in said and value]
-    return terms, left
+    reading.take("lora_task_type")
+    left += other_optimizer("optim", reading.take("optim"))
+    if path.suffix == ".json":  # saved arguments hold all of them, most as they are by default
+        for field in dataclasses.fields(TrainingArguments):
+            if content.get(field.name) == field.default or content.get(field.name) in ([], {}, ""):
+                reading.take(field.name)
+    return terms, [*left, *reading.left(_ASIDE)]

@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,8 +180,14 @@ def set_values(model: Any, values: Mapping[str, Tensor]) -> None:
 
 
 def hub_name(source: str) -> str:
-    """Return what an adapter's configuration calls its base model."""
+    """Return what the hub calls a model."""
     return demo.HUB.get(source, source)
+
+
+def base_place(source: str) -> str:
+    """Return where an adapter finds its base model: a hub id, or in full the folder that it was loaded from."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else hub_name(source)
 
 
 def plain_name(name: str) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import labelled, placement, precision, projections, remote
+from autolr.model import calls, labelled, outputs, placement, precision, projections, remote
 from autolr.model.projections import Projections
 from autolr.study import LANGUAGE, Attention, Precision, TaskName
 
@@ -36,6 +36,7 @@ class Backbone:
         precision: of products with the frozen weights.
         digest: fingerprint of the weights before they were rounded, where they were.
         placed: where it lies, and why, in words.
+        notes: what the user should know of the head, and of parts that are not called, in words.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class Backbone:
     precision: Precision = "fp32"
     digest: str | None = None
     placed: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def hidden_size(self) -> int:
@@ -71,6 +73,11 @@ class Backbone:
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 offset = int(module.padding_idx) + 1
         return int(limit) - offset
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has an embedding for."""
+        return len(self.model.get_input_embeddings().weight)
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """Return the head's parameters by their full names, in the model's order."""
@@ -105,7 +112,8 @@ def load(
 
     Args:
         source: `demo:all-MiniLM-L6-v2`, a local folder with safetensors, a GGUF file, or a hub id.
-        classes: names of the classes; the head gets one output for each. None for a language model.
+        classes: names of the classes; the head gets one output for each, in their order. A trained head's outputs
+            are matched by name. None for a language model.
         device: where the model goes.
         wanted: precision of products with the frozen weights; see `autolr.model.precision`.
         task: what the head is for; `sft` and `lm` take the language model as it is.
@@ -114,7 +122,8 @@ def load(
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        ModelError: the model cannot be loaded, or AutoLR does not know its projections.
+        ModelError: the model cannot be loaded, AutoLR does not know its projections, or its tokenizer has tokens for
+            which the model has no embedding.
     """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -130,12 +139,14 @@ def load(
     of_language = task in LANGUAGE
     auto: Any = AutoModelForCausalLM if of_language else AutoModelForSequenceClassification
     known = MODEL_FOR_CAUSAL_LM_MAPPING if of_language else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    head = {} if of_language else _head_options(classes, task)
     location, where = _locate(source)
     # Not saying so would make transformers ask at the terminal.
     code = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(location, **where, **head, **code)
+        config = AutoConfig.from_pretrained(location, **where, **code)
+        head = None if of_language else outputs.fit(config, classes, task)
+        for option, value in (head.options if head else {}).items():
+            setattr(config, option, value)
         if type(config) not in known and not (trust_remote_code and remote.names_own_code(config, auto.__name__)):
             raise ModelError(_no_class(source, config, of_language))
         if attention == "auto":
@@ -188,13 +199,22 @@ def load(
     except Exception as error:
         raise ModelError(_cannot_load(source, error)) from None
     model.eval().requires_grad_(False)
+    if quantized:  # before its first forward pass, which would pack them
+        precision.spare_packing(model)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
-    base = from_model(model, tokenizer, source, frozenset(info["missing_keys"]) | mismatched)
+    if not where:  # transformers adds a token of its own to the tokenizer of a GGUF file, which texts seldom hold
+        calls.check_vocabulary(model, tokenizer, source)
+    missing, notes = frozenset(info["missing_keys"]), []
+    if head:
+        has_outputs = f"{outputs.layer_of(model)}.weight" not in missing
+        notes = [head.note] if head.note and has_outputs else []
+        missing = outputs.settle(model, head, classes, task, missing)
+    base = from_model(model, tokenizer, source, missing | mismatched)
+    base.notes = (*notes, *base.notes)
     base.placed = placed.reason if placed else None
     if checkpointing:
         checkpoint_layers(model, source)
     if quantized:  # bitsandbytes has put it on its device
-        precision.spare_packing(model)
         base.precision = wanted
         return base
     base.precision = precision.choose(wanted, where_to)
@@ -210,6 +230,22 @@ def load(
     return base
 
 
+def in_order(source: str, classes: list[str], *, trust_remote_code: bool = False) -> list[str]:
+    """Return classes in the order of a checkpoint's outputs, or as they are if it has none of these names.
+
+    Raises:
+        ModelError: its configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    location, where = _locate(source, weights=False)
+    try:
+        config = AutoConfig.from_pretrained(location, **where, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(_cannot_load(source, error)) from None
+    return outputs.in_order(config, classes)
+
+
 def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -> Backbone:
     """Wrap a loaded model; `fresh` names the parameters without pretrained values.
 
@@ -217,8 +253,10 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
         ModelError: projections are missing, so much is fresh that the checkpoint cannot be one of this model, or a
             language model sees the tokens it is to predict.
     """
-    found = projections.find(model, source)
     model.config.get_text_config().use_cache = False  # keys and values of a trained text are never read again
+    called = calls.called(model, tokenizer, source)
+    found = projections.find(model, source, called)
+    notes = uncalled(found)
     body = model.base_model_prefix
     if model.get_output_embeddings() is not None:
         if fresh:
@@ -231,10 +269,16 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
                 "decoder, such as llama or qwen3, or task=classification"
             )
         labelled.watch(model)
-        return Backbone(model, tokenizer, source, found, head=(), fresh=frozenset())
-    head = [name for name, child in model.named_children() if name != body and list(child.parameters())]
+        return Backbone(model, tokenizer, source, found, head=(), fresh=frozenset(), notes=notes)
+    head = [
+        name
+        for name, child in model.named_children()
+        if name != body and list(child.parameters()) and any(own.split(".")[0] == name for own in called)
+    ]
     named = dict(model.named_parameters())
-    extra = [name for name in fresh if name in named and name.split(".")[0] == body]
+    extra = [
+        name for name in fresh if name in named and name.split(".")[0] == body and name.rpartition(".")[0] in called
+    ]
     # A checkpoint of another head may lack the body's last layer (BERT's pooler): train it as head.
     # Anything that lacks more than that is not the checkpoint of this model.
     inner = sorted({name.rpartition(".")[0] for name in extra})
@@ -250,7 +294,13 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
         projections=found,
         head=tuple([*inner, *head]),
         fresh=frozenset(name for name in fresh if name in named),
+        notes=notes,
     )
+
+
+def uncalled(found: Projections) -> tuple[str, ...]:
+    """Return what the user should know of matrices that the task does not call."""
+    return tuple(f"not called by this task, so without an adapter: {part}" for part in found.uncalled)
 
 
 def gguf_file(source: str) -> str | None:
@@ -333,18 +383,30 @@ def _sees_ahead(model: Any) -> bool:
     return bool((before - after).abs().max() > 1e-3 * before.abs().max())
 
 
-def _head_options(classes: list[str], task: TaskName) -> dict[str, Any]:
-    """Return what the configuration says of a head."""
-    return {
-        "num_labels": len(classes),
-        "id2label": dict(enumerate(classes)),
-        "label2id": {name: index for index, name in enumerate(classes)},
-        "problem_type": "regression" if task == "regression" else "single_label_classification",
-    }
+def has_weights(source: str) -> bool:
+    """Return True if the weights of a model are on this machine, in a form that is read.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    location, where = _locate(source, weights=False)
+    if where:
+        return True
+    if Path(location).is_dir():
+        return any(Path(location).glob("*.safetensors"))
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(location, name), str) for name in names)
 
 
-def _locate(source: str) -> tuple[str, dict[str, str]]:
-    """Return where a model lies, and what else transformers needs to read it: the name of a GGUF file."""
+def _locate(source: str, *, weights: bool = True) -> tuple[str, dict[str, str]]:
+    """Return where a model lies, and what else transformers needs to read it: the name of a GGUF file.
+
+    Args:
+        source: what the user calls the model.
+        weights: whether they are needed; False: its configuration is enough.
+    """
     if demo.is_demo(source):
         path = demo.model_path(source)
         return _gguf(path, source) if path.is_file() else (str(path), {})
@@ -371,10 +433,11 @@ def _locate(source: str) -> tuple[str, dict[str, str]]:
         json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         raise ModelError(f"model {source!r}: its config.json is not readable JSON") from None
-    if not list(path.glob("*.safetensors")):
+    if weights and not list(path.glob("*.safetensors")):
         remedy = "; convert it with save_pretrained" if list(path.glob("*.bin")) else ""
         raise ModelError(
-            f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}"
+            f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}. "
+            "From config.json alone work autolr theory and autolr validate --model"
         )
     return str(path), {}
 

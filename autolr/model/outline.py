@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from autolr.errors import ModelError
-from autolr.model import backbone, projections
+from autolr.model import backbone, calls, projections
 from autolr.model.backbone import Backbone
 from autolr.study import LANGUAGE, TaskName
 
@@ -20,12 +21,22 @@ def config_of(source: str) -> Any:
     """
     from transformers import AutoConfig
 
-    location, where = backbone._locate(source)
+    location, where = backbone._locate(source, weights=False)
     try:
         # Not saying so would make transformers ask at the terminal whether code may run.
         return AutoConfig.from_pretrained(location, **where, trust_remote_code=False)
     except Exception as error:
         raise ModelError(backbone._cannot_load(source, error)) from None
+
+
+def tokenizer_of(source: str) -> Any | None:
+    """Return a model's tokenizer; None if there is none beside its configuration."""
+    from transformers import AutoTokenizer
+
+    location, where = backbone._locate(source, weights=False)
+    with suppress(Exception):  # transformers raises what it likes
+        return AutoTokenizer.from_pretrained(location, **where, trust_remote_code=False)
+    return None
 
 
 def outline(source: str, task: TaskName = "classification", outputs: int = 2) -> Backbone:
@@ -42,9 +53,17 @@ def outline(source: str, task: TaskName = "classification", outputs: int = 2) ->
         ModelError: the configuration cannot be read, transformers has no class for it, or AutoLR does not know its
             projections.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     config = config_of(source)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if task in LANGUAGE else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in known:
+        raise ModelError(backbone._no_class(source, config, task in LANGUAGE))
     if task not in LANGUAGE:
         config.num_labels = outputs
     auto: Any = AutoModelForCausalLM if task in LANGUAGE else AutoModelForSequenceClassification
@@ -55,5 +74,16 @@ def outline(source: str, task: TaskName = "classification", outputs: int = 2) ->
         raise ModelError(backbone._cannot_load(source, error)) from None
     body = model.base_model_prefix
     head = [name for name, child in model.named_children() if name != body and list(child.parameters())]
-    found = projections.find(model, source)
-    return Backbone(model, None, source, found, head=() if task in LANGUAGE else tuple(head), fresh=frozenset())
+    called = None
+    with suppress(ModelError):  # some families look at numbers, and here there are none
+        called = calls.called(model.eval(), None, source)
+    found = projections.find(model, source, called)
+    return Backbone(
+        model,
+        None,
+        source,
+        found,
+        head=() if task in LANGUAGE else tuple(head),
+        fresh=frozenset(),
+        notes=backbone.uncalled(found),
+    )

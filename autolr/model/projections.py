@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,12 +64,14 @@ class Projections:
             positions), so slots with different adapters cannot go through it in one pass.
         left_out: what no targets train though all-linear might mean it: experts that are one parameter of three
             dimensions.
+        uncalled: matrices that the task never calls, such as those of a vision tower, kind by kind.
     """
 
     sites: tuple[Site, ...]
     layers: int
     shared_input: bool = False
     left_out: tuple[str, ...] = ()
+    uncalled: tuple[str, ...] = ()
 
     def of(self, targets: Targets) -> tuple[Site, ...]:
         """Return the sites that `targets` trains; all-linear means those there are.
@@ -112,12 +114,13 @@ def by_module(sites: Sequence[Site]) -> dict[str, tuple[Site, ...]]:
     return {name: tuple(group) for name, group in groupby(sites, key=lambda site: site.module)}
 
 
-def find(model: nn.Module, name: str) -> Projections:
+def find(model: nn.Module, name: str, called: Collection[str] | None = None) -> Projections:
     """Find the attention projections of a model.
 
     Args:
         model: any transformers model.
         name: the model's name, for messages.
+        called: names of the modules that the task runs; adapters on others would learn nothing. None: not known.
 
     Raises:
         ModelError: no attention module has a W_q and a W_v of its own, or the model mixes W_k and
@@ -137,17 +140,44 @@ def find(model: nn.Module, name: str) -> Projections:
         own = _separate(module, path, text) or _fused(module, path, text, name)
         sites += own + (_output(model, path) if own else [])
         shared = shared or bool(getattr(module, "share_att_key", False) and getattr(module, "relative_attention", 0))
+    sites, unused = _split(sites, called)
     if not sites:
         raise ModelError(_nothing_found(model, name))
     layers = getattr(text, "num_hidden_layers", None)
     covered = sum(site.role == "v" for site in sites)
     taken = {site.module for site in sites}
-    sites += [
+    taken |= {site.module for site in unused}
+    mlps = [
         Site(path, "mlp", *_shape(module))
         for path, module in model.named_modules()
         if _is_matrix(module) and path not in taken and layouts.is_mlp(path)
     ]
-    return Projections(tuple(sites), max(int(layers or covered), covered), shared, _experts(model))
+    run, rest = _split(mlps, None if called is None else {_layer(path) for path in called}, _layer)
+    left = _kinds(site.module for site in (*unused, *rest))
+    return Projections((*sites, *run), max(int(layers or covered), covered), shared, _experts(model), tuple(left))
+
+
+def _split(
+    sites: Sequence[Site], called: Collection[str] | None, key: Callable[[str], str] = str
+) -> tuple[list[Site], list[Site]]:
+    """Return the sites that run, and those that do not."""
+    runs = [called is None or key(site.module) in called for site in sites]
+    return list(compress(sites, runs)), [site for site, does in zip(sites, runs, strict=True) if not does]
+
+
+def _layer(path: str) -> str:
+    """Return the layer of a module: an expert runs for some tokens only, so its whole layer tells whether it does."""
+    found = re.match(r"(.*?[.]\d+)([.]|$)", path)
+    return found[1] if found else path
+
+
+def _kinds(names: Iterable[str]) -> list[str]:
+    """Return names kind by kind, such as `2 x encoder.layers.*.fc1`."""
+    kinds: dict[str, int] = {}
+    for name in names:
+        kind = re.sub(r"[.]\d+(?=[.]|$)", ".*", name)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return [f"{count} x {kind}" for kind, count in kinds.items()]
 
 
 def _separate(module: nn.Module, path: str, config: Any) -> list[Site]:

@@ -23,6 +23,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.study._frozen import FrozenStudy
 
+from autolr import display
 from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, RunError
 from autolr.report import figures
@@ -301,14 +302,14 @@ def _note(result: SearchResult) -> str:
         lines += ["|---|---|---|---|"]
         for score in recipe.evidence.finals:
             who, what = plain(score.label), plain(score.candidate.describe())
-            lines.append(f"| {who} | {what} | {score.chosen_by:.4f} | {score.confirm_loss:.4f} |")
+            lines.append(f"| {who} | {what} | {display.loss(score.chosen_by)} | {display.loss(score.confirm_loss)} |")
         lines += [""]
     lines += ["## Confirmed", ""]
     lines += ["| who | candidate | confirm loss | above the winner |", "|---|---|---|---|"]
     for score in recipe.evidence.scores:
-        above = "winner" if score.gain is None else f"{score.gain.mean:+.4f}"
+        above = "winner" if score.gain is None else f"{display.gap(score.gain.mean)}"
         who, what = plain(score.label), plain(score.candidate.describe())
-        lines.append(f"| {who} | {what} | {score.confirm_loss:.4f} | {plain(above)} |")
+        lines.append(f"| {who} | {what} | {display.loss(score.confirm_loss)} | {plain(above)} |")
     return "\n".join(lines)
 
 
@@ -319,14 +320,14 @@ def _trial_notes(result: SearchResult) -> dict[int, str]:
         return {}
     said: dict[Candidate, list[str]] = {}
     for one in result.semifinals:
-        said[one.candidate] = [f"{one.label}: at half of the full run held-out loss {one.loss:.4f}"]
+        said[one.candidate] = [f"{one.label}: at half of the full run held-out loss {display.loss(one.loss)}"]
     for score in evidence.finals:
-        what = f"{score.label}: at the end of the full run confirm loss {score.confirm_loss:.4f}"
+        what = f"{score.label}: at the end of the full run confirm loss {display.loss(score.confirm_loss)}"
         said.setdefault(score.candidate, []).append(what)
     for score in evidence.scores:
-        what = "the winner" if score.gain is None else f"{score.gain.mean:+.4f} above the winner"
+        what = "the winner" if score.gain is None else f"{display.gap(score.gain.mean)} above the winner"
         said.setdefault(score.candidate, [score.label])
-        said[score.candidate].append(f"confirm loss {score.confirm_loss:.4f} after a trial's steps, {what}")
+        said[score.candidate].append(f"confirm loss {display.loss(score.confirm_loss)} after a trial's steps, {what}")
     trials = {trial.candidate: trial.number for trial in reversed(result.trials)}
     return {trials[one]: plain("; ".join(parts)) for one, parts in said.items() if one in trials}
 

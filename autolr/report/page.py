@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from autolr import documents
+from autolr import display, documents
 from autolr.report import data, figures
 from autolr.report.figures import choices, influence, pruning, rates, resources, speed, style
 from autolr.search import records
@@ -58,6 +58,7 @@ def render(result: SearchResult) -> str:
 def fill(template: str, **values: Any) -> str:
     """Return a template filled with values, all of them escaped; it brings Plotly's own script."""
     environment = Environment(loader=PackageLoader("autolr.report", ""), autoescape=select_autoescape(default=True))
+    environment.filters |= {"loss": display.loss, "gap": display.gap}
     values |= {"plotly": Markup(get_plotlyjs()), "themes": _in_script(json.dumps(style.THEMES))}  # noqa: S704
     return environment.get_template(template).render(**values)
 

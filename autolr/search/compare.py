@@ -96,11 +96,11 @@ class Comparison(Document):
             (
                 arm.label,
                 arm.setting,
-                f"{arm.confirm_loss:.4f}",
+                f"{display.loss(arm.confirm_loss)}",
                 f"{arm.confirm_metric:.4f}",
                 ""
                 if (pair := gains.get(arm.label)) is None
-                else f"{pair.gain.mean:+.4f} ({pair.gain.low:+.4f} to {pair.gain.high:+.4f})",
+                else f"{display.gap(pair.gain.mean)} ({display.gap(pair.gain.low)} to {display.gap(pair.gain.high)})",
             )
             for arm in self.arms
         ]
@@ -215,14 +215,14 @@ def sentence(first: str, pairs: Sequence[Pair], worth: float, *, trained: bool) 
 
 def _say(first: str, pair: Pair, worth: float, *, trained: bool) -> str:
     gain = pair.gain
-    by = f"{abs(gain.mean):.4f} of confirm loss"
+    by = f"{display.loss(abs(gain.mean))} of confirm loss"
     bounds = sorted([abs(gain.low), abs(gain.high)])
     level = f"{100 * pair.level:.3g}% interval"
     if pair.outcome in ("better", "worse"):
         little = "" if abs(gain.mean) >= worth else f", which is less than what matters ({worth:.2g})"
-        shown = f"{by} ({level} {bounds[0]:.4f} to {bounds[1]:.4f})"
+        shown = f"{by} ({level} {display.loss(bounds[0])} to {display.loss(bounds[1])})"
         return f"{pair.label} is {pair.outcome} than {first} by {shown}{little}."
-    seen = f"{gain.mean:+.4f}, {level} {gain.low:+.4f} to {gain.high:+.4f}"
+    seen = f"{display.gap(gain.mean)}, {level} {display.gap(gain.low)} to {display.gap(gain.high)}"
     if pair.outcome == "equal":
         return f"{pair.label} and {first} differ by nothing that matters ({worth:.2g}): {seen}."
     text = (

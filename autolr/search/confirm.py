@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet, joined
 from autolr.data.prepared import Prepared
 from autolr.errors import RunError
+from autolr.pack.divergence import is_number, stand_in
 from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.claims import Alone
@@ -24,9 +24,6 @@ from autolr.search.sampler import Encoding
 from autolr.search.space import SearchSpace
 from autolr.search.surrogate import ENOUGH, Surrogate
 from autolr.study import Study
-
-# Loss recorded for an example where a diverged training gives no finite number, in nats.
-WORST_LOSS = 100.0
 
 
 def best_of(
@@ -47,9 +44,7 @@ def best_of(
     if len(usable) >= ENOUGH:
         encoding = Encoding(space.distributions, {})
         point = {t.number: encoding.encode(t.candidate.model_dump()) for t in usable}
-        seen = [
-            (point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if math.isfinite(loss)
-        ]
+        seen = [(point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if is_number(loss)]
         points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
         alike = [t for t in ranked if max(t.rungs) == max(ranked[0].rungs)]
         places = Surrogate.fit(points, steps, losses).ranked(np.array([point[t.number] for t in alike]))
@@ -154,11 +149,11 @@ def missing(jobs: Sequence[Job], done: Sequence[RepeatRecord | SemifinalRecord])
 
 
 def _rounded(losses: torch.Tensor) -> list[float]:
-    return [float(f"{loss:.6g}") for loss in losses.tolist()]
+    return [float(f"{loss:.8g}") for loss in losses.tolist()]
 
 
 def _curve(running: Running) -> list[float]:
-    return [float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)]
+    return [float(f"{loss:.5g}") for loss in running.slot.losses if is_number(loss)]
 
 
 def _digest(candidate: Candidate) -> str:
@@ -228,10 +223,11 @@ class Confirmation(Source):
         return {(record.candidate, record.label, record.seed) for record in found}
 
     def reached(self, running: list[Running]) -> None:
-        """Score those that are through, and end them."""
+        """Score those that are through, and end them; one that gives an example no loss has diverged."""
         self._score(running)
         for one in running:
-            one.outcome = "finished"
+            whole = all(losses.isfinite().all() for losses, _ in self._scores[one])
+            one.outcome = "finished" if whole else "diverged"
 
     def ended(self, running: Running) -> bool:
         """Record a training."""
@@ -241,7 +237,7 @@ class Confirmation(Source):
         if running not in self._scores:  # it has diverged
             self._score([running])
         self.trained_tokens += running.trained_tokens
-        record = self._record(running, self._scores.pop(running))
+        record = self._record(running, [(self._filled(running, x), said) for x, said in self._scores.pop(running)])
         self._taken.discard(job.key)
         with self.claims.lock():
             if not self.claims.holds(job.key):
@@ -269,7 +265,7 @@ class Confirmation(Source):
             confirm_metric=score(confirm_said, self.data.confirm.labels),
             losses=_rounded(confirm),
             select_losses=_rounded(select),
-            unseen_losses=[float(f"{slot.losses[step]:.6g}") for step in unseen],
+            unseen_losses=[float(f"{slot.losses[step]:.8g}") for step in unseen],
             unseen_examples=sum(len(slot.order[step]) for step in unseen),
             curve=_curve(running),
             tokens=running.trained_tokens,
@@ -284,9 +280,12 @@ class Confirmation(Source):
         for data in self.judges:
             losses, said = self.pack.evaluate([one.slot for one in running], data, averaged=True)
             self.evaluated_tokens += len(running) * sum(data.lengths())
-            finite = torch.nan_to_num(losses, nan=WORST_LOSS, posinf=WORST_LOSS).clamp(max=WORST_LOSS)
             for place, one in enumerate(running):
-                self._scores.setdefault(one, []).append((finite[place], said[place]))
+                self._scores.setdefault(one, []).append((losses[place], said[place]))
+
+    def _filled(self, running: Running, losses: torch.Tensor) -> torch.Tensor:
+        """Return losses of which each is a number: a diverged training gives some examples none."""
+        return losses.where(losses.isfinite(), stand_in(running.slot.losses, self.pack.task.chance))
 
 
 class Semifinals(Confirmation):

@@ -69,7 +69,8 @@ class Contest:
             return verdict.choose(_under(self.contenders, self.result.repeats), self.study.space.targets)
         best = {self._best_finalist, self._rule}
         contending = [record for record in self.finals if record.candidate in best]
-        return min(contending, key=verdict.judged_by(contending)).candidate
+        loss = verdict.judged_by(contending)
+        return min(contending, key=lambda record: (record.diverged, loss(record))).candidate
 
     @cached_property
     def confirmed(self) -> dict[Candidate, str]:

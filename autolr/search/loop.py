@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from autolr.candidate import Candidate
+from autolr.pack.divergence import diverged
 from autolr.search.records import Outcome
 
 if TYPE_CHECKING:
     from autolr.pack.pack import Pack
     from autolr.pack.slots import Slot, SlotConfig
 
-# A trial has diverged when its last losses are on average this many times its first ones.
-DIVERGED_FACTOR = 2.0
-WINDOW = 10
 # Losses are looked at after at most so many steps: to look at each would make a GPU wait.
 LAG = 8
 # Seconds between questions for a job where there was none: another worker may leave one behind.
@@ -235,18 +233,3 @@ def _step(pack: Pack, source: Source, running: list[Running], keeper: Keeper) ->
         if one.outcome is None:
             keeper.save(pack, one, source.clock)
     return any(one.outcome is not None for one in running)
-
-
-def diverged(losses: list[float], chance: float) -> bool:
-    """Tell whether a training has gone wrong: no number, or far worse than its own start.
-
-    Args:
-        losses: of each step so far.
-        chance: loss of a model that knows nothing; losses below twice it are never far worse.
-    """
-    if not math.isfinite(losses[-1]):
-        return True
-    if len(losses) < 2 * WINDOW:
-        return False
-    start = max(sum(losses[:WINDOW]) / WINDOW, chance)
-    return sum(losses[-WINDOW:]) / WINDOW > DIVERGED_FACTOR * start

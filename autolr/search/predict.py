@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from autolr import display
 from autolr.candidate import Candidate
 from autolr.errors import RunError
 from autolr.search.folder import RunFolder
@@ -40,8 +41,8 @@ class Prediction:
     def describe(self) -> str:
         """Return the prediction in one line."""
         return (
-            f"{self.candidate.describe()}: select loss {self.loss:.4f} at step {self.step} of a trial, "
-            f"90% interval {self.low:.4f} to {self.high:.4f}"
+            f"{self.candidate.describe()}: select loss {display.loss(self.loss)} at step {self.step} of a trial, "
+            f"90% interval {display.loss(self.low)} to {display.loss(self.high)}"
         )
 
 

@@ -98,9 +98,9 @@ class SearchResult:
             (
                 score.label,
                 score.candidate.describe(),
-                f"{score.select_loss:.4f}",
-                f"{score.confirm_loss:.4f}",
-                f"{score.gain.mean:+.4f} ({score.gain.low:+.4f} to {score.gain.high:+.4f})"
+                f"{display.loss(score.select_loss)}",
+                f"{display.loss(score.confirm_loss)}",
+                f"{display.gap(score.gain.mean)} ({display.gap(score.gain.low)} to {display.gap(score.gain.high)})"
                 if score.gain
                 else "winner",
             )

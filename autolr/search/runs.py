@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from autolr import display
 from autolr.documents import Document
 from autolr.errors import AutoLRError, RunError
 from autolr.search.folder import RunFolder
@@ -161,7 +162,7 @@ def advise(result: SearchResult, others: Sequence[SearchResult] = ()) -> Advice:
     enough = gain < LITTLE * abs(loss)
     reasons.append(
         f"{ended} trials are {'enough' if enough else 'too few'}: the best of another pack of them is expected to "
-        f"gain {gain:.4f} of select loss on {loss:.4f}"
+        f"gain {display.loss(gain)} of select loss on {display.loss(loss)}"
     )
     if not any(change.startswith(("space.lr_v", "space.ratio")) for change in changes) and enough:
         reasons.append("the best lies inside the space: there is nothing left to search for here")

@@ -16,6 +16,7 @@ from autolr.errors import DataError, ModelError
 from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
+from autolr.pack.divergence import first_without_number
 from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
@@ -69,12 +70,12 @@ def score(
     if other is None and reference and reference.data_fingerprint not in (None, examples.fingerprint):
         raise DataError(f"data {wanted.source!r}: has changed since these adapters were trained; give --data")
     metric = reference.metric if reference else None
-    task = task_of(task_name, examples.classes, metric, examples.labels, allow_code=allow_code)
+    task_of(task_name, examples.classes, metric, examples.labels, allow_code=allow_code)  # says at once what is wrong
     repeats, confirm, seed = {}, 0, reference.split_seed if reference else 0
     watcher.phase("scoring", len(arms), 0)
     for arm in arms:
         recipe = arm.recipe
-        if recipe is not None and recipe.classes != examples.classes:
+        if recipe is not None and sorted(recipe.classes) != sorted(examples.classes):
             raise DataError(
                 f"data {wanted.source!r}: its classes are {', '.join(examples.classes)}, those of {arm.source} are "
                 f"{', '.join(recipe.classes)}"
@@ -83,12 +84,24 @@ def score(
         with quiet():
             precision = recipe.training.precision if recipe else "auto"
             trusted = remote.agreed(recipe.trust_remote_code, trust_remote_code, source) if recipe else False
-            base = backbone.load(source, examples.classes, device, precision, task_name, trust_remote_code=trusted)
+            classes = recipe.classes if recipe else examples.classes
+            if recipe is None and task_name == "classification":
+                classes = backbone.in_order(source, classes)
+            own = examples.ordered(classes)
+            task = task_of(task_name, classes, metric, own.labels, allow_code=allow_code, numbers=own.numbers)
+            base = backbone.load(source, classes, device, precision, task_name, trust_remote_code=trusted)
             tuned = load(arm, base)
             batch = recipe.training.batch_size if recipe else 1
-            data = prepare(examples, wanted, base.tokenizer, batch, seed, base.max_length)
+            data = prepare(own, wanted, base.tokenizer, batch, seed, base.max_length, base.vocabulary)
             select, select_said = outcomes(tuned, data.select, task)
             losses, said = outcomes(tuned, data.confirm, task)
+        for split, found in (("select", select), ("confirm", losses)):
+            place = first_without_number(found.tolist())
+            if place is not None:
+                raise ModelError(
+                    f"adapter {arm.source}: example {place} of {split} has the loss {float(found[place])}, which "
+                    "cannot be compared. Its training has diverged: leave the adapter out"
+                )
         confirm = len(data.confirm)
         repeats[arm.label] = [
             RepeatRecord(

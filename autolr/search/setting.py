@@ -140,6 +140,9 @@ def read_setting(
     examples = sources.load(study.data, study.task)
     with quiet():
         training = study.training
+        if study.task == "classification":
+            order = backbone.in_order(study.model, examples.classes, trust_remote_code=trusted)
+            examples = examples.ordered(order)
         base = backbone.load(
             study.model,
             examples.classes,
@@ -151,12 +154,20 @@ def read_setting(
             trust_remote_code=trusted,
         )
         batch = study.training.batch_size
-        data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length)
+        data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length, base.vocabulary)
+        data = replace(data, summary=(*base.notes, *data.summary))
     horizon = study.training.horizon
     per_epoch = len(data.train) // batch
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, base, steps)
-    task = task_of(study.task, examples.classes, study.metric, data.train.labels, allow_code=allow_code)
+    task = task_of(
+        study.task,
+        examples.classes,
+        study.metric,
+        data.train.labels,
+        allow_code=allow_code,
+        numbers=examples.numbers,
+    )
     if "heads" in study.space.guide:
         with quiet():
             space = replace(space, heads=guide.of_task(base, task, data.train, study.seed))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 from pydantic import ValidationError
 
-from autolr import documents
+from autolr import display, documents
 from autolr.documents import Document
 from autolr.errors import RunError
 from autolr.search.folder import RunFolder
@@ -92,7 +92,7 @@ class State(Document):
             if self.outcomes.get(name)
         ]
         if self.best is not None:
-            parts.append(f"best {self.best.score:.4f} ({self.best.candidate})")
+            parts.append(f"best {display.loss(self.best.score)} ({self.best.candidate})")
         left = self.time_left()
         if left is not None and self.ended is None:
             parts.append(f"{left / 60:.1f} min left" if left >= 60 else f"{left:.0f} s left")

@@ -23,6 +23,8 @@ PRECISION = 0.25
 # Scoring may take this share of the time of the training since the rung before; a forward pass is a third of a step.
 COST = 0.25
 FORWARDS_PER_STEP = 3
+# No rung has more examples than this, so a spread that needs more need not be resolved.
+MOST = 1e9
 # Fewer trials tell nothing about their spread.
 ENOUGH = 4
 
@@ -87,8 +89,8 @@ def needed(losses: Tensor) -> int:
     trials, examples = finite.shape
     own = finite - finite.mean(0)  # what an example costs every trial drops out of their differences
     noise = 2 * float(own.var(1, ddof=1).mean()) * trials / (trials - 1)
-    spread = max(float(finite.mean(1).var(ddof=1)) - noise / 2 / examples, 1e-12)
-    return int(min(noise / (PRECISION**2 * spread), 1e9)) + 1
+    spread = max(float(finite.mean(1).var(ddof=1)) - noise / 2 / examples, noise / MOST)
+    return int(noise / (PRECISION**2 * spread)) + 1 if noise else 1
 
 
 def stratified_order(labels: Sequence[float], seed: int) -> list[int]:

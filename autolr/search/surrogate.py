@@ -95,7 +95,7 @@ class Surrogate:
         level = values + np.array([offsets[step] for step in steps])
         middle = float(np.median(level))
         below = level[level <= middle]
-        scale = max(float(np.sqrt(np.mean((below - middle) ** 2))), 1e-6)
+        scale = _size(below - middle) or _size(level - middle) or 1.0
         inputs = np.column_stack([points, np.log(steps / last) / STEP_UNIT])
         dimensions = points.shape[1]
         kernel = ConstantKernel(1.0, (0.1, 30.0)) * Matern(
@@ -229,6 +229,12 @@ def _thinned(level: Array, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def _squash(z: Array) -> Array:
     return np.where(z <= 1, z, 1 + np.log(np.maximum(z, 1.0)))
+
+
+def _size(differences: Array) -> float:
+    """Return the root of the mean square, whatever the unit: squares of losses such as 1e-200 are not computed."""
+    largest = float(np.abs(differences).max())
+    return largest * float(np.sqrt(np.mean((differences / largest) ** 2))) if largest else 0.0
 
 
 def _offsets(points: Array, steps: Array, values: Array) -> dict[float, float]:

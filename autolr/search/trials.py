@@ -12,13 +12,14 @@ from torch import Tensor
 
 from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
+from autolr.pack.divergence import WINDOW, first_without_number, is_number
 from autolr.pack.pack import Pack
 from autolr.search import proposals, records
 from autolr.search.claims import CLAIM, Claims
 from autolr.search.confirm import trial_key
 from autolr.search.folder import RunFolder
 from autolr.search.held_out import judges
-from autolr.search.loop import WINDOW, Job, Keeper, Running, Source, Watcher
+from autolr.search.loop import Job, Keeper, Running, Source, Watcher
 from autolr.search.proposals import COUNTED
 from autolr.search.records import TrialRecord
 from autolr.search.space import SearchSpace
@@ -80,6 +81,7 @@ class Trials(Source):
         self.sampler = proposals.equip(self.optuna, study, space, length)
         self.subset = Subset(judges(study, data, length), study.training.batch_size, study.seed)
         self._live: dict[int, optuna.Trial] = {}
+        self._unscored: dict[Running, int] = {}  # the place of an example that has no loss
         with claims.lock():
             self._name_axis()
             proposals.enqueue(self.optuna, study, space, watcher)
@@ -177,7 +179,7 @@ class Trials(Source):
                 candidate=running.job.candidate,
                 rule=trial.user_attrs.get("rule"),
                 outcome=outcome,
-                curve=[float(f"{loss:.5g}") for loss in running.slot.losses if math.isfinite(loss)],
+                curve=[float(f"{loss:.5g}") for loss in running.slot.losses if is_number(loss)],
                 tokens=running.trained_tokens,
                 seconds=running.seconds,
             )
@@ -210,8 +212,10 @@ class Trials(Source):
         """Say why a trial ended before its time."""
         if running.slot.unfit:
             return running.slot.unfit
-        step, losses = running.slot.step, [loss for loss in running.slot.losses if math.isfinite(loss)]
+        step, losses = running.slot.step, [loss for loss in running.slot.losses if is_number(loss)]
         if running.outcome == "diverged":
+            if running in self._unscored:
+                return f"example {self._unscored.pop(running)} of those held out had no finite loss at step {step}"
             if len(losses) < len(running.slot.losses) or len(losses) < 2 * WINDOW:
                 return f"loss was no number at step {step}"
             start, end = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
@@ -247,11 +251,12 @@ class Trials(Source):
                 self.subset.counts |= {int(at): int(count) for at, count in known.items()}
                 losses, said, labels = self.subset.score(evaluate, step, step - before)
                 self.optuna.set_user_attr(EXAMPLES, {str(at): count for at, count in self.subset.counts.items()})
-        for one, loss, predictions in zip(group, losses.mean(1).tolist(), said, strict=True):
-            if not math.isfinite(loss):
-                one.outcome = "diverged"
+        for one, own, predictions in zip(group, losses, said, strict=True):
+            place = first_without_number(own.tolist())
+            if place is not None:
+                one.outcome, self._unscored[one] = "diverged", place
                 continue
-            one.score = loss
+            one.score = loss = float(own.mean())
             self._report(self._live[one.job.number], step, loss, self.pack.task.score(predictions, labels))
 
     def _report(self, trial: optuna.Trial, step: int, loss: float, metric: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from autolr import display
 from autolr.candidate import Candidate
 from autolr.recipe import Interval, Score
 from autolr.search.records import RepeatRecord
@@ -30,23 +31,23 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
 def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
     """Return the candidate with the lowest mean loss on what is held out, or one of smaller rank that is as good.
 
-    As good is what lies within one standard error of the best; of those with the smallest rank the best is taken
-    (the one-standard-error rule). A comparison that trains other matrices than the study's is for the verdict only:
-    `among` says which are the study's.
+    A candidate with fewer diverged trainings comes first. As good is what lies within one standard error of the
+    best; of those with the smallest rank the best is taken (the one-standard-error rule). A comparison that trains
+    other matrices than the study's is for the verdict only: `among` says which are the study's.
     """
     groups = {c: group for c, group in _by_candidate(repeats).items() if c.targets in among}
     loss = judged_by([record for group in groups.values() for record in group])
-    ranked = sorted(groups, key=lambda c: (np.mean([loss(r) for r in groups[c]]), c.describe()))
+    ranked = sorted(groups, key=lambda c: (_diverged(groups[c]), np.mean([loss(r) for r in groups[c]]), c.describe()))
     best = ranked[0]
-    as_good = [c for c in ranked if c == best or (c.rank < best.rank and is_as_good(groups[c], groups[best]))]
+    safe = [c for c in ranked if _diverged(groups[c]) == _diverged(groups[best])]
+    as_good = [c for c in safe if c == best or (c.rank < best.rank and is_as_good(groups[c], groups[best]))]
     return min(as_good, key=lambda c: c.rank)  # the first of them, so the best
 
 
 def judged_by(repeats: Sequence[RepeatRecord]) -> Callable[[RepeatRecord], float]:
     """Return by what loss repeats are compared: the held-out one, where all have it of as many examples.
 
-    A search that went on from an older one may have finals with and without; then it is *select* alone. What has
-    diverged is worst either way.
+    A search that went on from an older one may have finals with and without; then it is *select* alone.
     """
     counts = {record.unseen_examples for record in repeats if not record.diverged}
     return (lambda record: record.held_out_loss) if len(counts) == 1 else (lambda record: record.select_loss)
@@ -105,10 +106,11 @@ def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
                 select_loss=float(np.mean([r.select_loss for r in group])),
                 confirm_loss=float(np.mean([r.confirm_loss for r in group])),
                 confirm_metric=float(np.mean([r.confirm_metric for r in group])),
+                diverged=_diverged(group),
                 gain=gain,
             )
         )
-    return sorted(found, key=lambda score: (score.gain is not None, score.confirm_loss))
+    return sorted(found, key=lambda score: (score.gain is not None, score.diverged, score.confirm_loss))
 
 
 def final_scores(finals: Sequence[RepeatRecord]) -> list[Score]:
@@ -118,10 +120,11 @@ def final_scores(finals: Sequence[RepeatRecord]) -> list[Score]:
     found = [
         Score.model_validate(
             {**record.model_dump(include=shown), "held_out_loss": None if by_select else loss(record)}
+            | {"diverged": int(record.diverged)}
         )
         for record in finals
     ]
-    return sorted(found, key=lambda score: score.chosen_by)
+    return sorted(found, key=lambda score: (score.diverged, score.chosen_by))
 
 
 def at_the_end(finals: Sequence[RepeatRecord], winner: Candidate, length: int, steps: int) -> str:
@@ -129,7 +132,9 @@ def at_the_end(finals: Sequence[RepeatRecord], winner: Candidate, length: int, s
     if not finals:
         return ""
     told = {
-        record.candidate: "diverges" if record.diverged else f"comes to a confirm loss of {record.confirm_loss:.4f}"
+        record.candidate: "diverges"
+        if record.diverged
+        else f"comes to a confirm loss of {display.loss(record.confirm_loss)}"
         for record in finals
     }
     others = ", ".join(f"{one.describe()} {end}" for one, end in told.items() if one != winner)
@@ -143,7 +148,7 @@ def sentence(found: Sequence[Score]) -> str:
     """Say what the confirmation has shown, and what it has not."""
     winner = next(score for score in found if score.gain is None)
     by_label = {label: score for score in found for label in score.label.split(" + ")}
-    what = f"{winner.candidate.describe()} (confirm loss {winner.confirm_loss:.4f})"
+    what = f"{winner.candidate.describe()} (confirm loss {display.loss(winner.confirm_loss)}{_gone_wrong(winner)})"
     rule = by_label.get("rule")
     if rule is None:
         text = f"{what} was best; the rule of thumb does not fit this device's memory, so it was not tried."
@@ -169,12 +174,19 @@ def sentence(found: Sequence[Score]) -> str:
 def _against(what: str, name: str, other: Score) -> str:
     gain = other.gain
     assert gain is not None
-    interval = f"{gain.mean:+.4f} of confirm loss, 90% interval {gain.low:+.4f} to {gain.high:+.4f}"
+    interval = (
+        f"{display.gap(gain.mean)} of confirm loss, 90% interval {display.gap(gain.low)} to {display.gap(gain.high)}"
+    )
+    name = f"{name}, {other.candidate.describe()}{_gone_wrong(other)}"
     if gain.low > 0:
-        return f"{what} beats {name}, {other.candidate.describe()}, by {interval}."
+        return f"{what} beats {name}, by {interval}."
     if gain.high < 0:
-        return f"{what} is worse than {name}, {other.candidate.describe()}, on confirm: {interval}."
-    return f"No gain of {what} over {name}, {other.candidate.describe()}, is shown: {interval}."
+        return f"{what} is worse than {name}, on confirm: {interval}."
+    return f"No gain of {what} over {name}, is shown: {interval}."
+
+
+def _gone_wrong(score: Score) -> str:
+    return f", {score.diverged} of its trainings diverged" if score.diverged else ""
 
 
 def _next(found: Sequence[Score]) -> str:
@@ -182,17 +194,17 @@ def _next(found: Sequence[Score]) -> str:
     own = [(score, score.gain) for score in found if score.gain and score.label.startswith("finalist")]
     if not own:
         return ""
-    best, gain = min(own, key=lambda pair: pair[0].select_loss)
+    best, gain = min(own, key=lambda pair: (pair[0].diverged, pair[0].select_loss))
     place = "above" if gain.mean >= 0 else "below"
     return (
-        f"; the search's own best, {best.candidate.describe()}, lies {abs(gain.mean):.4f} {place} it, 90% interval "
-        f"{gain.low:+.4f} to {gain.high:+.4f}"
+        f"; the search's own best, {best.candidate.describe()}, lies {display.loss(abs(gain.mean))} {place} it, "
+        f"90% interval {display.gap(gain.low)} to {display.gap(gain.high)}"
     )
 
 
 def _worth(gain: Interval) -> str:
     said = "a gain" if gain.low > 0 else "a loss" if gain.high < 0 else "no difference shown"
-    return f"{said} ({gain.mean:+.4f}, {gain.low:+.4f} to {gain.high:+.4f})."
+    return f"{said} ({display.gap(gain.mean)}, {display.gap(gain.low)} to {display.gap(gain.high)})."
 
 
 def _by_candidate(repeats: Sequence[RepeatRecord]) -> dict[Candidate, list[RepeatRecord]]:
@@ -200,6 +212,11 @@ def _by_candidate(repeats: Sequence[RepeatRecord]) -> dict[Candidate, list[Repea
     for record in sorted(repeats, key=lambda record: record.seed):
         groups.setdefault(record.candidate, []).append(record)
     return groups
+
+
+def _diverged(group: Sequence[RepeatRecord]) -> int:
+    """Return how many trainings diverged: a recipe that may diverge is worse than any that does not."""
+    return sum(record.diverged for record in group)
 
 
 def _losses(group: Sequence[RepeatRecord]) -> np.ndarray:

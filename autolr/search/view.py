@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from autolr import display
 from autolr.display import spell
 from autolr.search.state import SlotState, State
 
@@ -60,7 +61,7 @@ class View:
             f"{slot.step}/{slot.steps}",
             f"{loss:.3f}" if slot.losses else "",
             *([spark(slot.losses, curve)] if curve >= LEAST_CURVE else []),
-            "" if slot.score is None else f"{slot.score:.4f}",
+            "" if slot.score is None else f"{display.loss(slot.score)}",
         ]
         return [Text(cell) for cell in cells]
 

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from autolr import display
 from autolr.model.adapters import hub_name
 from autolr.model.backbone import gguf_file
-from autolr.recipe import Recipe
+from autolr.recipe import Recipe, Score
 from autolr.study import LANGUAGE
 from autolr.train.figure import gains_svg
 
@@ -45,8 +46,8 @@ tags: [{tag}, autolr]
 
 | split | loss | {metric} |
 |---|---|---|
-| select (chose the checkpoint, step {best_step}) | {select[loss]:.4f} | {select_metric:.4f} |
-| confirm (seen by no choice) | {confirm[loss]:.4f} | {confirm_metric:.4f} |
+| select (chose the checkpoint, step {best_step}) | {select_loss} | {select_metric:.4f} |
+| confirm (seen by no choice) | {confirm_loss} | {confirm_metric:.4f} |
 
 ## Load it
 
@@ -102,7 +103,7 @@ _WHOLE = (
 
 
 def base_name(model: str) -> str:
-    """Return what card and adapter call the base model: nothing of the machine's folders is published."""
+    """Return what card and hub call the base model: nothing of the machine's folders is published."""
     return _without_folder(hub_name(model))
 
 
@@ -175,8 +176,8 @@ def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
         data=_code(_without_folder(recipe.data.source)),
         best_step=metrics["best_step"],
         metric=recipe.metric,
-        select=metrics["select"],
-        confirm=metrics["confirm"],
+        select_loss=display.loss(metrics["select"]["loss"]),
+        confirm_loss=display.loss(metrics["confirm"]["loss"]),
         select_metric=metrics["select"][recipe.metric],
         confirm_metric=metrics["confirm"][recipe.metric],
     )
@@ -188,17 +189,17 @@ def _comparison(recipe: Recipe) -> str:
     parts = []
     if found and found.finals:
         rows = [
-            f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.chosen_by:.4f} | "
-            f"{score.confirm_loss:.4f} |"
+            f"| {_who(score)} | {_code(score.candidate.describe())} | {display.loss(score.chosen_by)} | "
+            f"{display.loss(score.confirm_loss)} |"
             for score in found.finals
         ]
         head = f"| at the end of the full run | candidate | {found.finals_by} | confirm loss |\n|---|---|---|---|"
         parts.append("\n".join([head, *rows]))
     if found and len(found.scores) > 1:
         rows = [
-            f"| {_code(score.label)} | {_code(score.candidate.describe())} | {score.confirm_loss:.4f} | "
+            f"| {_who(score)} | {_code(score.candidate.describe())} | {display.loss(score.confirm_loss)} | "
             + (
-                f"{score.gain.mean:+.4f} ({score.gain.low:+.4f} to {score.gain.high:+.4f}) |"
+                f"{display.gap(score.gain.mean)} ({display.gap(score.gain.low)} to {display.gap(score.gain.high)}) |"
                 if score.gain
                 else "winner |"
             )
@@ -207,6 +208,10 @@ def _comparison(recipe: Recipe) -> str:
         head = "| after a trial's steps | candidate | confirm loss | above the winner (90 %) |\n|---|---|---|---|"
         parts += ["\n".join([head, *rows]), f"![Confirm loss above the winner's]({FIGURE})"]
     return "".join(f"{part}\n\n" for part in parts)
+
+
+def _who(score: Score) -> str:
+    return _code(score.label) + (f" ({score.diverged} diverged)" if score.diverged else "")
 
 
 def _fenced(text: str, language: str) -> str:
@@ -223,6 +228,12 @@ def _arguments(recipe: Recipe, base: str, on_this_machine: bool) -> list[str]:
     arguments = [json.dumps(f"path/to/{where}" if on_this_machine or gguf else base)]
     arguments += [f"gguf_file={json.dumps(gguf)}"] if gguf else []
     if recipe.task not in LANGUAGE:
-        arguments += [f"num_labels={len(recipe.classes)}", "pad_token_id=tokenizer.pad_token_id"]
+        names = json.dumps(recipe.classes, ensure_ascii=False).replace("`", "\\u0060")  # no fence of the card's ends
+        if recipe.task == "regression":
+            arguments.append('num_labels=1, problem_type="regression"')
+        else:  # a base with outputs of its own has names for them, maybe others
+            arguments.append(f"id2label=dict(enumerate({names}))")
+            arguments.append(f"label2id={{name: number for number, name in enumerate({names})}}")
+        arguments.append("pad_token_id=tokenizer.pad_token_id")
     arguments.append('dtype="float32"')
     return arguments if recipe.task in LANGUAGE else [*arguments, "ignore_mismatched_sizes=True"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autolr.errors import AutoLRError, RunError
+from autolr.train.card import base_name
 
 _REFUSED = {
     401: "your token is not known there; log in anew: hf auth login",
@@ -57,14 +61,25 @@ def claim(repo_id: str, *, private: bool = True) -> str:
 def upload(folder: str | Path, repo_id: str) -> str:
     """Upload a folder to a repository that is there, as one commit, and return the repository's address.
 
+    The adapter there names its base model, without the folder that it has on this machine.
+
     Raises:
         AutoLRError: the hub cannot be reached, or it refuses.
     """
     from huggingface_hub import HfApi, constants
 
-    with _told(repo_id):
-        HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Adapter trained by AutoLR")
+    with _told(repo_id), tempfile.TemporaryDirectory() as place:
+        shared = shutil.copytree(folder, Path(place) / "adapter")
+        _forget_folder(shared / "adapter_config.json")
+        HfApi().upload_folder(repo_id=repo_id, folder_path=shared, commit_message="Adapter trained by AutoLR")
     return f"{constants.ENDPOINT}/{repo_id}"
+
+
+def _forget_folder(config: Path) -> None:
+    """Write the base model's name alone where an adapter's configuration has its folder on this machine."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = base_name(str(content.get("base_model_name_or_path")))
+    config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @contextmanager

@@ -57,7 +57,10 @@ def read(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
-    classes = recipe.classes if other is None else examples.classes
+    classes = recipe.classes
+    if other is not None and recipe.task == "classification":
+        classes = backbone.in_order(recipe.model, examples.classes, trust_remote_code=trusted)
+    examples = examples.ordered(classes)
     base = backbone.load(
         recipe.model,
         classes,
@@ -78,6 +81,9 @@ def read(
         raise ModelError(
             f"rank {rank}: the matrices of {recipe.model!r} allow at most {base.projections.largest_rank}"
         )
-    data = prepare(examples, wanted, base.tokenizer, training.batch_size, recipe.split_seed, base.max_length)
-    task = task_of(recipe.task, classes, recipe.metric, data.train.labels, allow_code=allow_code)
+    data = prepare(
+        examples, wanted, base.tokenizer, training.batch_size, recipe.split_seed, base.max_length, base.vocabulary
+    )
+    labels, numbers = data.train.labels, examples.numbers
+    task = task_of(recipe.task, classes, recipe.metric, labels, allow_code=allow_code, numbers=numbers)
     return Material(examples, base, data, task)

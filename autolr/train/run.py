@@ -35,12 +35,13 @@ from autolr.model import adapters, precision
 from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
+from autolr.pack.divergence import is_number
 from autolr.pack.memory import is_out_of_memory, release
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
-from autolr.train.card import base_name, write_card
+from autolr.train.card import write_card
 from autolr.train.material import Material
 from autolr.train.one_device import OnOneDevice
 from autolr.train.optimizer import create_optimizer
@@ -159,14 +160,15 @@ def _train(
     finally:
         if processes.first:
             recorder.write()
+    select, confirm = evaluate(model, data.select, task), evaluate(model, data.confirm, task)
     best = trainer.state.best_metric
-    if best is None or not math.isfinite(best):
-        raise RunError(f"{folder}: the full run diverged (select loss {best}); lower the recipe's rates")
+    if best is None or not all(map(is_number, (best, select["loss"], confirm["loss"]))):
+        raise RunError(f"{folder}: the full run diverged (confirm loss {confirm['loss']}); lower the recipe's rates")
     metrics = {
         "steps": recipe.steps,
         "best_step": _step_of(trainer.state.best_model_checkpoint),
-        "select": evaluate(model, data.select, task),
-        "confirm": evaluate(model, data.confirm, task),
+        "select": select,
+        "confirm": confirm,
         "seconds": round(time.perf_counter() - start, 1),
         "log": trainer.state.log_history,
     }
@@ -483,7 +485,7 @@ def _save(
 ) -> Path:
     target, draft = folder / "adapter", folder / ".adapter"
     shutil.rmtree(draft, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = base_name(recipe.model)
+    model.peft_config["default"].base_model_name_or_path = adapters.base_place(recipe.model)
     model.save_pretrained(str(draft), **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(str(draft))
     write_card(draft, recipe, metrics)

@@ -12,7 +12,7 @@ or, the same as a class of one's own:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn, optim
@@ -73,11 +73,18 @@ class RoleRates:
 
         Raises:
             ValueError: see `autolr.parameter_groups`.
-            AutoLRError: no rates are given, or the arguments' optimizer chooses its parameters itself.
+            AutoLRError: no rates are given, the optimizer chooses its parameters itself, or it was made elsewhere.
         """
+        kinds = type(self).__mro__
+        _refuse_own(kinds[kinds.index(RoleRates) + 1 :])
+        if self.optimizer is not None and not all("name" in group for group in self.optimizer.param_groups):
+            raise AutoLRError(
+                "optimizers=: this optimizer's groups are not those of the roles. Give "
+                "optimizer_cls_and_kwargs=(kind, options), or autolr.create_optimizer(model, recipe)"
+            )
         if self.optimizer is None:
             model = self.model if model is None else model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
             if is_optimizer_factory(kind) or {"params", "model", "optimizer_dict"} & options.keys():
                 raise AutoLRError(
                     f"optim {self.args.optim}: chooses its parameters and their rates itself; take adamw_torch or "
@@ -105,10 +112,30 @@ def with_rates(trainer: T, rates: RatesLike) -> T:
 
     Raises:
         TypeError: it is no such class.
+        AutoLRError: it makes an optimizer of its own.
     """
     if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
         raise TypeError(f"with_rates is for subclasses of transformers.Trainer: {trainer!r}")
+    _refuse_own(trainer.__mro__)
     return type(trainer.__name__, (RoleRates, trainer), {"rates": rates, "__module__": trainer.__module__})  # type: ignore[return-value]
+
+
+def _refuse_own(kinds: Sequence[type]) -> None:
+    """Refuse trainers whose own optimizer the rates of the roles would replace without a word.
+
+    Raises:
+        AutoLRError: a class makes one. What transformers and TRL make is AdamW by the arguments.
+    """
+    for kind in kinds:
+        if issubclass(kind, RoleRates) or kind.__module__.partition(".")[0] in ("transformers", "trl", "builtins"):
+            continue
+        for name in ("create_optimizer", "create_optimizer_and_scheduler"):
+            if name in vars(kind):
+                raise AutoLRError(
+                    f"{kind.__name__}.{name}: makes an optimizer of its own, which the rates of the roles would "
+                    "replace. Remove it and give optimizer_cls_and_kwargs=(kind, options), or give its groups by "
+                    "autolr.parameter_groups"
+                )
 
 
 def _groups(model: nn.Module, rates: RatesLike, weight_decay: float, decayed: list[str]) -> list[dict[str, Any]]:

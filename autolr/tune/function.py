@@ -97,7 +97,10 @@ def tune(
 
         first = contest().contenders
         if not first:
-            raise RunError(f"{folder.path}: no trial gave a score, all diverged; lower lr or space.lr_v")
+            raise RunError(
+                f"{folder.path}: no trial gave a score: none reported a finite loss at its end. Lower lr or "
+                "space.lr_v, or leave out examples that have no finite loss"
+            )
         work.confirm(first)
         work.confirm(contest().confirmed)
         _recipe(contest(), steps).save(folder.recipe)
@@ -138,9 +141,7 @@ def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[
 def _recipe(contest: Contest, length: int) -> Recipe:
     result, study, space = contest.result, contest.study, contest.space
     winner, more = contest.winner, ""
-    if all(
-        record.losses == [float(f"{record.select_loss:.6g}")] for record in contest.repeats if not record.diverged
-    ):
+    if all(record.losses == [record.select_loss] for record in contest.repeats if not record.diverged):
         more = " Judged by the losses that also chose the winner: the function returned none of other examples."
     rates = {role: rate for role, rate in winner.rates(space.lr_head).items() if rate > 0}
     trained = sum(max(trial.rungs, default=0) for trial in result.ended()) + len(result.repeats) * length

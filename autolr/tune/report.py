@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from autolr.pack.slots import SlotConfig
 from autolr.recipe import Rates
@@ -51,12 +53,14 @@ class Report:
 
         Args:
             step: optimizer steps done, 1 to `steps`; at least one report must be of the last.
-            loss: lower is better; a mean over examples, whatever its unit.
+            loss: lower is better; a mean over examples, whatever its unit: any number that `float` takes. One that is
+                no finite number says that the training has diverged.
 
         Raises:
+            TypeError: the loss is no number.
             ValueError: steps go backwards, or past the end.
         """
-        step, loss = int(step), float(loss)
+        step, loss = int(step), _number(loss, step)
         if not self._slot.step < step <= self.steps:
             raise ValueError(f"report({step}, ...): steps rise, after {self._slot.step} up to {self.steps}")
         self._slot.step = step
@@ -72,11 +76,12 @@ class Report:
         return self._stopped or self._slot.step >= self.steps
 
 
-def judged(returned: float | Sequence[float] | None, select: float) -> list[float]:
+def judged(returned: Any, select: float) -> list[float]:
     """Return what a training function has returned as losses of *confirm*: of each example, or one mean.
 
     Args:
-        returned: losses of examples that no choice has seen; None: there are none, and `select` stands for them.
+        returned: losses of examples that no choice has seen, numbers of any library; None: there are none, and
+            `select` stands for them.
         select: the last loss reported.
 
     Raises:
@@ -84,13 +89,29 @@ def judged(returned: float | Sequence[float] | None, select: float) -> list[floa
     """
     if returned is None:
         return [select]
-    try:
-        losses = [float(returned)] if isinstance(returned, (int, float)) else [float(loss) for loss in returned]
-    except (TypeError, ValueError):
-        losses = []
+    losses: list[float] = []
+    if not isinstance(returned, (str, bytes, Mapping, Set)):
+        with suppress(TypeError, ValueError, OverflowError):
+            losses = _floats(returned)
     if not losses:
         raise TypeError(
             "a training function returns the loss on examples that no choice has seen, one number or a list with one "
             f"for each example, or None; not {type(returned).__name__}"
         )
     return losses
+
+
+def _floats(returned: Any) -> list[float]:
+    """Return one number, such as an array without dimensions, as a list of one; otherwise each of several."""
+    try:
+        several = list(returned)
+    except TypeError:
+        return [float(returned)]
+    return [float(loss) for loss in several]
+
+
+def _number(loss: Any, step: int) -> float:
+    try:
+        return float(loss)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"report({step}, {loss!r}): the loss must be one number, not {type(loss).__name__}") from None

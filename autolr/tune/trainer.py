@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.setting import PART
 from autolr.train.trainers import with_rates
+from autolr.tune import given
 from autolr.tune.function import tune
 from autolr.tune.report import Report
 
@@ -33,7 +35,7 @@ def tune_trainer(
     trainer: type,
     args: TrainingArguments,
     *,
-    model: str | Callable[[], Any],
+    model: str | Callable[..., Any] | None = None,
     train_dataset: Any,
     eval_dataset: Any,
     peft_config: Any,
@@ -52,35 +54,41 @@ def tune_trainer(
     Args:
         trainer: transformers.Trainer or a subclass, such as TRL's SFTTrainer or DPOTrainer.
         args: its arguments; those of saving, evaluating and reporting are set aside.
-        model: a hub id or folder, where the trainer takes such (TRL's do), or a function that returns a new model.
-        train_dataset: as the trainer takes it.
-        eval_dataset: halved: by one half candidates are chosen, by the other they are judged.
+        model: a hub id or folder, where the trainer takes such (TRL's do), or a function that returns a new base
+            model. Trainer's `model_init` means the same.
+        train_dataset: as the trainer takes it; of a stream `args.max_steps` gives the length.
+        eval_dataset: halved: by one half candidates are chosen, by the other they are judged. A dict of data sets is
+            taken together.
         peft_config: a LoraConfig; its rank, `use_dora` and `use_rslora` are the candidate's.
         trials: a total: a search that goes on counts what it has.
         out: the run folder; None: `runs/<name>-<identity>`.
         watcher: is told what happens, and what of the arguments was not taken over.
         study: sections of a study that are to be otherwise, as `autolr.tune` takes them.
-        options: anything else the trainer takes, such as `processing_class` or `data_collator`.
+        options: anything else the trainer takes, such as `processing_class`, `data_collator`, `compute_metrics`,
+            `callbacks` or `optimizer_cls_and_kwargs`.
 
     Raises:
-        AutoLRError: the model is no function where the trainer needs one, or there is nothing to evaluate on.
+        AutoLRError: something of this cannot be used in each training; nothing has been trained.
         DocumentError: the study is wrong.
     """
+    with_rates(trainer, {})  # refuses what is no trainer, or makes its own optimizer
     takes_adapter = "peft_config" in inspect.signature(trainer.__init__).parameters  # type: ignore[misc]
-    if not takes_adapter and not callable(model):
-        raise AutoLRError(
-            f"model={model!r}: {trainer.__name__} takes a model, not its name; give a function that returns a new one"
-        )
-    if eval_dataset is None or len(eval_dataset) < 2:
-        raise AutoLRError("eval_dataset: candidates are chosen and judged on it; give one of at least 2 examples")
-    select, confirm = _halves(eval_dataset)
-    horizon = _steps(args, len(train_dataset))
+    init = options.pop("model_init", None)
+    source = given.new_model(init if model is None else model, trainer, takes_adapter=takes_adapter)
+    given.check(trainer, peft_config, options)
+    select, confirm = given.halves(eval_dataset)
+    horizon = given.steps(args, train_dataset)
+    callbacks = options.pop("callbacks", None)
     steps = min(horizon, max(1, round(horizon * PART / CYCLE)) * CYCLE)
-    content, left = _content(args, peft_config, model, horizon)
+    content, left = _content(args, peft_config, source, horizon)
+    left += given.callbacks_of(callbacks)[1]
     for name, section in (study or {}).items():
         content[name] = {**content.get(name, {}), **section} if isinstance(section, dict) else section
-    for line in left if watcher else ():
-        watcher.note(f"not taken over: {line}")  # type: ignore[union-attr]
+    for line in left:
+        if watcher:
+            watcher.note(f"not taken over: {line}")
+        else:
+            warnings.warn(f"tune_trainer: not taken over: {line}", stacklevel=2)
     steps = int(content.get("search", {}).get("length", steps))
 
     def train(candidate: Candidate, report: Report) -> float | None:
@@ -89,23 +97,27 @@ def tune_trainer(
         config = copy.deepcopy(peft_config)
         config.r = candidate.rank
         config.use_dora, config.use_rslora = candidate.kind == "dora", candidate.kind == "rslora"
-        built = model() if callable(model) else model
-        given: dict[str, Any] = {**options, "train_dataset": train_dataset}
+        built = given.built(source)
+        own_callbacks = given.callbacks_of(callbacks)[0]
+        settings = {**copy.copy(options), "train_dataset": train_dataset, "callbacks": own_callbacks}
         if takes_adapter:
-            given |= {"model": built, "peft_config": config}
+            settings |= {"model": built, "peft_config": config}
         else:
             from peft import get_peft_model
 
-            given["model"] = get_peft_model(built, config)
+            settings["model"] = get_peft_model(built, config)
         kind: Any = with_rates(trainer, report.rates)
         # TRL makes tokens of what it is given here, and of nothing later.
-        found = kind(args=own, eval_dataset={"select": select, "confirm": confirm}, **given)
+        found = kind(args=own, eval_dataset={"select": select, "confirm": confirm}, **settings)
         found.add_callback(_Reports(found, report))
         found.train()
-        judged: float | None = None
-        if report.confirms:
-            judged = found.evaluate(found.eval_dataset["confirm"])["eval_loss"]
-        del found, given, built
+        if not report.should_stop():
+            raise AutoLRError(
+                f"{trainer.__name__}: the training ended at step {found.state.global_step} of {report.steps}, though "
+                "it was not to stop. Leave out callbacks that stop it"
+            )
+        judged = _loss(found, "confirm") if report.confirms else None
+        del found, settings, built
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -116,6 +128,21 @@ def tune_trainer(
     return tune(
         train, lr=args.learning_rate, steps=steps, trials=trials, out=out, watcher=watcher, name=name, **content
     )
+
+
+def _loss(trainer: Any, half: str) -> float:
+    """Return a trainer's loss on a half of what it is evaluated on.
+
+    Raises:
+        AutoLRError: it gives none.
+    """
+    found = trainer.evaluate(trainer.eval_dataset[half])
+    if "eval_loss" not in found:
+        raise AutoLRError(
+            f"{type(trainer).__name__}: its evaluation gives no eval_loss (but {', '.join(found)}); eval_dataset "
+            "must hold the labels, under the names that args.label_names says"
+        )
+    return float(found["eval_loss"])
 
 
 class _Reports(TrainerCallback):
@@ -130,7 +157,7 @@ class _Reports(TrainerCallback):
         step = state.global_step
         if step % self.every and step != self.report.steps:
             return
-        self.report(step, self.trainer.evaluate(self.trainer.eval_dataset["select"])["eval_loss"])
+        self.report(step, _loss(self.trainer, "select"))
         if self.report.should_stop():
             control.should_training_stop = True
 
@@ -165,20 +192,3 @@ def _content(args: TrainingArguments, peft_config: Any, model: Any, horizon: int
         content["model"] = model
     content["seed"] = args.seed
     return content, [line for line in left if not line.startswith("dropout")]
-
-
-def _steps(args: TrainingArguments, examples: int) -> int:
-    """Return the optimizer steps of the run that arguments describe."""
-    if args.max_steps > 0:
-        return args.max_steps
-    batch = int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-    return max(1, round(args.num_train_epochs * -(-examples // batch)))
-
-
-def _halves(dataset: Any, seed: int = 0) -> tuple[Any, Any]:
-    """Return two halves of a data set, drawn by a seed that is always the same."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    middle = len(order) // 2
-    if hasattr(dataset, "select"):
-        return dataset.select(order[:middle]), dataset.select(order[middle:])
-    return torch.utils.data.Subset(dataset, order[:middle]), torch.utils.data.Subset(dataset, order[middle:])

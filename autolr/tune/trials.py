@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.pack.divergence import diverged, first_without_number, is_number
 from autolr.search import proposals, records
 from autolr.search.claims import CLAIM, MAIN
-from autolr.search.confirm import WORST_LOSS, confirmation_jobs, missing
+from autolr.search.confirm import confirmation_jobs, missing
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
 from autolr.search.proposals import COUNTED
@@ -106,9 +107,9 @@ class Tuning:
         left = [*self.rungs, self.length]
 
         def reached(loss: float) -> None:
-            running.score = loss if math.isfinite(loss) else running.score
+            running.score = loss if is_number(loss) else running.score
             self.watcher.stepped([running], 1)
-            if not math.isfinite(loss):
+            if diverged(running.slot.losses):
                 running.outcome = "diverged"
                 report.stop()
                 return
@@ -131,7 +132,7 @@ class Tuning:
             candidate=candidate,
             rule=rule,
             outcome=running.outcome,
-            curve=[float(f"{loss:.5g}") for loss in slot.losses if math.isfinite(loss)],
+            curve=[float(f"{loss:.5g}") for loss in slot.losses if is_number(loss)],
             seconds=running.seconds,
         )
         records.append(self.folder.curves, record)
@@ -149,7 +150,7 @@ class Tuning:
         def reached(loss: float) -> None:
             running.score = loss
             self.watcher.stepped([running], 1)
-            if not math.isfinite(loss):
+            if diverged(running.slot.losses):
                 running.outcome = "diverged"
                 report.stop()
 
@@ -158,11 +159,13 @@ class Tuning:
         slot = running.slot
         if running.outcome is None and slot.step < self.length:
             raise _too_short(slot, self.length)
-        select = _bounded(slot.losses[-1])
-        losses = [_bounded(loss) for loss in judged(returned, select)]
-        self._check(len(losses), running.outcome == "diverged")
         if running.outcome == "diverged":
-            losses = [WORST_LOSS] * (self._examples() or len(losses))
+            select = self._worst()
+            losses = [select] * (self._examples() or 1)
+        else:
+            select = slot.losses[-1]
+            losses = judged(returned, select)
+            self._check(job, losses)
         mean = sum(losses) / len(losses)
         records.append(
             self.folder.confirm,
@@ -175,8 +178,8 @@ class Tuning:
                 select_metric=select,
                 confirm_loss=mean,
                 confirm_metric=mean,
-                losses=[float(f"{loss:.6g}") for loss in losses],
-                curve=[float(f"{loss:.5g}") for loss in slot.losses if math.isfinite(loss)],
+                losses=losses,
+                curve=[float(f"{loss:.5g}") for loss in slot.losses if is_number(loss)],
                 seconds=running.seconds,
             ),
         )
@@ -200,12 +203,31 @@ class Tuning:
         done = SearchResult.load(self.folder.path).repeats
         return next((len(record.losses) for record in done if not record.diverged), None)
 
-    def _check(self, count: int, diverged: bool) -> None:
-        known = self._examples()
-        if not diverged and known not in (None, count):
+    def _worst(self) -> float:
+        """Return the highest loss that was ever reported: it stands for that of a training that diverged."""
+        found = SearchResult.load(self.folder.path)
+        curves = [trial.curve for trial in found.ended()] + [repeat.curve for repeat in found.repeats]
+        return max(loss for curve in curves for loss in curve)
+
+    def _check(self, job: Job, losses: list[float]) -> None:
+        """Check what a training that reported numbers to its end has returned.
+
+        Raises:
+            RunError: there are more or fewer losses than before, or one is no number.
+        """
+        known, count = self._examples(), len(losses)
+        if known not in (None, count):
             raise RunError(
                 f"the training function returned {count} losses, and {known} before; it must judge every training on "
                 "the same examples"
+            )
+        place = first_without_number(losses)
+        if place is not None:
+            what = f"example {place} of {count} (counted from 0)" if count > 1 else "the mean"
+            raise RunError(
+                f"{job.label} ({job.candidate.describe()}, seed {job.config.seed}): the training function returned "
+                f"{losses[place]} as the loss of {what}, though the losses it reported are finite. Leave out "
+                "examples without anything to predict; if the training has diverged, report that: report(step, nan)"
             )
 
     @contextmanager
@@ -217,10 +239,6 @@ class Tuning:
         finally:
             seconds = round(time.perf_counter() - start, 3)
             records.append(self.folder.phases, Phase(phase=name, seconds=seconds))
-
-
-def _bounded(loss: float) -> float:
-    return min(loss, WORST_LOSS) if math.isfinite(loss) else WORST_LOSS
 
 
 def _too_short(slot: Any, length: int) -> RunError:

@@ -112,9 +112,10 @@ def test_what_cannot_be_taken_over_is_listed(write):
         "lr 0.0002",
         "sample_packing",
     )
-    for start in (*starts, "datasets: 1 more", "datasets: the prompts of type alpaca", "neftune_noise_alpha: 5"):
+    for start in (*starts, "datasets: 1 more", "datasets[0].type: alpaca", "neftune_noise_alpha: 5"):
         assert [line for line in left if line.startswith(start)], (start, left)
-    assert not [line for line in left if "wandb" in line]
+    assert "datasets[1].path: other" in left
+    assert [line for line in left if "wandb" in line] == ["how the run is watched, kept and sped up: wandb_project"]
 
 
 def test_saved_training_arguments(tmp_path, write):
@@ -152,6 +153,7 @@ def test_what_is_no_set_up_is_refused(tmp_path, write):
     for name, content, said in (
         ("other.yaml", {"colour": "red"}, "is no adapter_config.json"),
         ("factory.yaml", {"finetuning_type": "lora", "model_name_or_path": "x"}, "LLaMA-Factory's"),
+        ("tune.yaml", {"model": {"_component_": "torchtune.models.llama3.lora_llama3_8b"}}, "torchtune's"),
         ("bad.yaml", {"base_model": "x", "micro_batch_size": "many"}, "is no Axolotl file that can be read"),
     ):
         with pytest.raises(DocumentError, match=said):
@@ -164,3 +166,55 @@ def test_what_is_no_set_up_is_refused(tmp_path, write):
         read(tmp_path / "broken.json")
     with pytest.raises(DocumentError, match="no such file"):
         read(tmp_path / "none")
+
+
+BASES = {
+    "axolotl.yml": {
+        "base_model": "a/model",
+        "adapter": "lora",
+        "datasets": [{"path": "rows.jsonl", "type": "completion"}],
+    },
+    "trl.yml": {"model_name_or_path": "a/model", "use_peft": True, "datasets": [{"path": "rows.jsonl"}]},
+    "adapter.json": {"peft_type": "LORA", "base_model_name_or_path": "a/model", "r": 2},
+}
+# Keys of which no reader knows anything, with values of every kind; and places to put them.
+STRANGE = {
+    "odd_flag": False,
+    "odd_number": 0,
+    "odd_text": "x",
+    "odd_list": [1, 2],
+    "odd_part": {"inner": {"deep": 3}},
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("key", STRANGE)
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_key_that_is_not_taken_over_is_listed(write, name, key, nested):
+    content = json.loads(json.dumps(BASES[name]))
+    if nested and "datasets" not in content:
+        pytest.skip("an adapter has no data")
+    (content["datasets"][0] if nested else content)[key] = STRANGE[key]
+    _, left = study(write(name, content), data="rows.csv")
+    assert [line for line in left if key in line and line.startswith("datasets[0]." if nested else key)], left
+
+
+@pytest.mark.parametrize("tool", ["trl", "axolotl"])
+def test_a_value_that_is_changed_is_in_the_study_or_listed(recipe_of, write, tmp_path, tool):
+    """Whatever key of an exported file is changed, what is read changes too: the study, or what is listed."""
+    _, paths = export(recipe_of(), tool, tmp_path / "out")
+    usual = yaml.safe_load(paths[0].read_text())
+    before = read(write("usual.yml", usual))
+    same = {"use_peft", "lora_task_type"}  # they say that there is an adapter, which is read from the rest as well
+    same |= {"learning_rate"} if "lr_groups" in usual else set()  # the groups' rates are those of all roles
+    for number, (key, value) in enumerate(usual.items()):
+        if key in same or isinstance(value, (list, dict)):
+            continue
+        other = (
+            not value if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else f"{value}x"
+        )
+        if key in ("warmup_steps", "max_steps"):
+            other = value + 40
+        after = read(write(f"{number}.yml", {**usual, key: other}))
+        is_named = any(key in line for line in after.left)  # settings of how a run is watched: the name is enough
+        assert (after.study, after.left) != (before.study, before.left) or is_named, key

@@ -12,7 +12,7 @@ from autolr.errors import ModelError, RunError
 from autolr.recipe import Recipe
 from autolr.search import proposals, verdict
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher, diverged
+from autolr.search.loop import Watcher
 from autolr.search.plan import plan
 from autolr.search.result import SearchResult
 from autolr.search.run import search
@@ -212,15 +212,6 @@ def test_a_candidate_that_diverges_ends_and_counts(small_study, tmp_path):
     result = search(study, tmp_path / "run", device="cpu")
     assert len(result.ended()) == 4
     assert result.recipe.candidate.lr_v == 1e-2 or result.recipe.candidate.lr_v < 1
-
-
-def test_divergence_is_no_number_or_far_worse_than_the_start():
-    start = [0.7] * 10
-    assert diverged([*start, float("nan")], chance=0.69)
-    assert diverged([*start, float("inf")], chance=0.69)
-    assert not diverged([*start, *[1.3] * 10], chance=0.69)
-    assert diverged([*start, *[1.5] * 10], chance=0.69)
-    assert not diverged([0.01] * 10 + [0.5] * 10, chance=0.69)
 
 
 def test_a_rank_larger_than_the_matrix(small_study, tmp_path):

@@ -73,3 +73,23 @@ def test_pairs_are_seen_as_pairs(small_study, tmp_path):
 def test_a_metric_of_another_task_is_refused(small_study):
     with pytest.raises(ValueError, match="metric pearson is none of classification: choose accuracy, f1, matthews"):
         Study.model_validate(small_study.model_dump(mode="json") | {"metric": "pearson"})
+
+
+def test_squared_errors_are_kept_as_they_are(small_study, tmp_path):
+    """Labels from 0 to 100: a model that says about 0 has squared errors up to 10,000."""
+    path, rng = tmp_path / "percent.csv", random.Random(0)
+    rows = [(" ".join(rng.sample(OTHER, 5)), rng.choice([0, 25, 75, 100])) for _ in range(240)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    content = small_study.model_dump(mode="json") | {"task": "regression", "data": {"source": str(path)}}
+    content["space"] |= {"lr_v": {"low": 1e-6, "high": 1e-5}}  # hardly anything is learned in 12 steps
+    content["method"] |= {"lr_head": 1e-6}
+    result = search(Study.model_validate(content), tmp_path / "run", device="cpu")
+    for record in (*result.repeats, *result.finals):
+        for losses, mean in ((record.losses, record.confirm_loss), (record.select_losses, record.select_loss)):
+            assert sum(losses) / len(losses) == pytest.approx(mean, rel=1e-6)
+            roots = [loss**0.5 for loss in losses]  # about the label itself
+            assert all(min(abs(root - label) for label in (0, 25, 75, 100)) < 5 for root in roots)
+    trials = [trial for trial in result.ended() if trial.outcome == "finished"]
+    ratio = result.recipe.evidence.scores[0].select_loss / trials[0].score
+    assert 0.5 < ratio < 2  # trials and confirmation speak of the same scale

@@ -113,3 +113,17 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     better = [record(A, s, 0.40, 0.3, "finalist 1") for s in (1, 2, 3)]
     worse = [record(B, s, 0.45, 0.4, "rule") for s in (1, 2, 3)]
     assert "beats the rule" in verdict.sentence(verdict.scores([*better, *worse], A))
+
+
+def test_a_recipe_that_diverges_is_chosen_last_however_low_its_other_losses():
+    wild = [record(A, 1, 0.1, 0.1, "finalist 1"), record(A, 2, 0.1, 0.1, "finalist 1")]
+    wild[1] = wild[1].model_copy(update={"diverged": True, "select_loss": 0.3})
+    small = A.model_copy(update={"rank": 2, "lr_v": 5e-3})  # of a smaller rank, and as good but for what diverged
+    repeats = [*wild, *(record(B, s, 0.41, 0.5, "rule") for s in (1, 2))]
+    repeats += [r.model_copy(update={"candidate": small, "label": "finalist 2"}) for r in wild]
+    assert verdict.choose(repeats) == B
+    scores = verdict.scores(repeats, B)
+    assert (scores[0].candidate, scores[0].diverged) == (B, 0)
+    assert sorted(score.diverged for score in scores) == [0, 1, 1]
+    other = verdict.scores(repeats, A)
+    assert "1 of its trainings diverged" in verdict.sentence(other)

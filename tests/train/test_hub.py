@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,8 +50,13 @@ def test_an_adapter_goes_to_the_hub_and_the_token_nowhere(own_hub, recipe_file):
     assert own_hub.repositories == {"my-team/reviews": True}  # private
     adapter = recipe_file / "train" / "adapter"
     kept = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    assert {name.removeprefix("my-team/reviews/"): content for name, content in own_hub.files.items()} == kept
-    assert {"README.md", "adapter_model.safetensors", "adapter_config.json"} <= set(kept)
+    there = {name.removeprefix("my-team/reviews/"): content for name, content in own_hub.files.items()}
+    configs = [json.loads(files.pop("adapter_config.json")) for files in (kept, there)]
+    assert there == kept
+    assert configs[0].pop("base_model_name_or_path") == Recipe.load(recipe_file).model
+    assert configs[1].pop("base_model_name_or_path") == "bert"  # nothing of this machine's folders
+    assert configs[0] == configs[1]
+    assert {"README.md", "adapter_model.safetensors"} <= set(kept)
     assert "POST /api/validate-yaml" in own_hub.asked  # the card's front matter
 
     again = train(recipe_file, own_hub.address, "--hub-public")  # nothing is trained again

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autolr import display
 from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.figures.style import ACCENT, GREY, INK, blank, describe
@@ -191,5 +192,5 @@ def _label(group: Value) -> str:
 def _told(one: Confirmed) -> str:
     text = f"{one.label}: {one.candidate.describe()}"
     if one.error is not None:
-        text += f", within {one.error:.4f} of the best: {'yes' if one.as_good else 'no'}"
+        text += f", within {display.loss(one.error)} of the best: {'yes' if one.as_good else 'no'}"
     return html.escape(text)

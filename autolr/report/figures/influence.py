@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
+from autolr import display
 from autolr.report import data
 from autolr.report.figures.style import ACCENT, FAINT, GREY, OUTCOMES, SCALE, blank, describe
 from autolr.search.records import TrialRecord
@@ -180,7 +181,10 @@ def headline(result: SearchResult) -> str | None:
     ]
     full = _full(result)
     if full is not None:
-        said.append(f"the full run came to a select loss of {full[1]:.4f}, its short trainings to {full[0]:.4f}")
+        said.append(
+            f"the full run came to a select loss of {display.loss(full[1])}, "
+            f"its short trainings to {display.loss(full[0])}"
+        )
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}." if text else None
 

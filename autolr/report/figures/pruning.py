@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from autolr import display
 from autolr.report.figures.style import ACCENT, FAINT, GREY, OUTCOMES, SYMBOLS, blank, by_outcome, describe
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
@@ -166,4 +167,4 @@ def _told(climb: Climb, found: Ladder) -> str:
         return text + ", no rung reached"
     there = [c.trial.rungs[step] for c in found.climbs if step in c.trial.rungs]
     place = 1 + sum(loss < trial.rungs[step] for loss in there)
-    return text + f"<br>select loss {trial.rungs[step]:.4f} at step {step}: place {place} of {len(there)}"
+    return text + f"<br>select loss {display.loss(trial.rungs[step])} at step {step}: place {place} of {len(there)}"
