@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
-from autolr.data.tables import Table
+from autolr.data import labels as kinds
+from autolr.data.labels import is_missing
 from autolr.errors import DataError
 from autolr.study import TaskName
 
@@ -17,11 +17,6 @@ LONG = 100_000
 SHOWN = 5
 
 
-def is_missing(value: Any) -> bool:
-    """Tell whether a cell is empty."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
 class Sieve:
     """Looks for unfit examples in a table, column by column.
 
@@ -30,7 +25,7 @@ class Sieve:
         where: the source, for messages.
     """
 
-    def __init__(self, table: Table, where: str) -> None:
+    def __init__(self, table: Mapping[str, list[Any]], where: str) -> None:
         self.table = table
         self.where = where
         self.rows = len(next(iter(table.values()), []))
@@ -45,8 +40,12 @@ class Sieve:
             DataError: more are unfit than can be an accident.
         """
         for row, text in enumerate(self.table[column]):
+            if isinstance(text, bytes):
+                self._refuse(row, f"column {column!r} has bytes", "save its texts as strings (UTF-8)")
             if is_missing(text) or not isinstance(text, str) or not text.replace("\0", "").strip():
                 self._leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
+            elif not _is_whole(text):
+                self._leave_out(row, f"half a character in column {column!r}", "save the texts as UTF-8")
             elif len(text) > LONG:
                 self._remarks.setdefault(
                     f"a text of more than {LONG:,} characters, whose beginning is read", []
@@ -65,31 +64,45 @@ class Sieve:
                 data sets mark those of a hidden test split.
 
         Raises:
-            DataError: more are unfit than can be an accident.
+            DataError: a label is none that can be learned, or more are unfit than can be an accident.
         """
         remedy = "remove these rows, or choose a labelled split or label_column"
         for row, label in enumerate(self.table[column]):
             if is_missing(label) or (names is not None and label == -1):
                 self._leave_out(row, f"no label in column {column!r}", remedy)
+            elif kinds.is_several(label):
+                self._refuse(
+                    row,
+                    f"column {column!r} has several labels for one text ({str(label)[:60]}), and labels must be "
+                    "integers or strings",
+                    "give each text one label",
+                )
+            elif not kinds.is_class(label):
+                what = kinds.kind(label)
+                self._refuse(
+                    row, f"labels in column {column!r} must be integers or strings, not {what}", "convert them"
+                )
             elif task == "regression":
-                if not _is_number(label):
+                if kinds.has_decimal_comma(label):
+                    self._leave_out(row, f"a number with a decimal comma in column {column!r}", "write 1.5, not 1,5")
+                elif kinds.number(label) is None:
                     self._leave_out(row, f"a label in column {column!r} that is no number", remedy)
-            elif names is not None and not (_is_number(label) and label in range(len(names))):
+            elif names is not None and not (isinstance(label, int) and label in range(len(names))):
                 self._leave_out(row, f"a label in column {column!r} that is none of the {len(names)} classes", remedy)
+            elif isinstance(label, str) and not _is_whole(label):
+                self._leave_out(row, f"half a character in column {column!r}", "save the labels as UTF-8")
         self._check()
 
     def strangers(self, column: str, parts: Sequence[str]) -> None:
         """Look for labels in *select* or *confirm* that *train* does not have."""
         labels = self.table[column]
-        if not all(isinstance(label, str | int | float) for label in labels if not is_missing(label)):
-            return
-        known = {label for row, label in enumerate(labels) if parts[row] == "train"}
+        known = {label for row, label in enumerate(labels) if parts[row] == "train" and row not in self.unfit}
         for row, label in enumerate(labels):
             if row not in self.unfit and label not in known:
                 self._leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
         self._check()
 
-    def sifted(self, parts: Sequence[str]) -> tuple[Table, list[str], tuple[str, ...]]:
+    def sifted(self, parts: Sequence[str]) -> tuple[dict[str, list[Any]], list[str], tuple[str, ...]]:
         """Return the table and the parts without what is unfit, and the report."""
         kept = [row for row in range(self.rows) if row not in self.unfit]
         table = {name: [column[row] for row in kept] for name, column in self.table.items()}
@@ -105,6 +118,9 @@ class Sieve:
             for what, rows in self._remarks.items()
         ]
         return table, [parts[row] for row in kept], tuple(report)
+
+    def _refuse(self, row: int, what: str, remedy: str) -> NoReturn:
+        raise DataError(f"{self.where}: row {row + 1:,}: {what}; {remedy}")
 
     def _leave_out(self, row: int, reason: str, remedy: str) -> None:
         self._remedy[reason] = remedy
@@ -126,8 +142,10 @@ def _named(rows: Sequence[int]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
 
 
-def _is_number(value: Any) -> bool:
+def _is_whole(text: str) -> bool:
+    """Return True if a text can be written as UTF-8: half of a surrogate pair cannot."""
     try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError, OverflowError):
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
         return False
+    return True
