@@ -39,7 +39,7 @@ _BEGINNINGS = {
 }
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 # Lines that separators are found in, rows that are read at once, and problems that a message lists.
-_LOOKED_AT, _AT_ONCE, _SHOWN = 200, 10_000, 5
+_LOOKED_AT, _AT_ONCE, _SHOWN = 200, 1_000, 5
 
 
 def read(path: Path, source: str) -> Table:
@@ -166,31 +166,48 @@ def _csv(path: Path, where: str) -> Table:
     with _fields_of_any_length():
         separator, skipped = _separator(path, usual, where)
         if separator != usual:
-            notices.append(f"the columns of this file are separated by {_SEPARATORS.get(separator, repr(separator))}")
-        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
-        problems = _csv_problems(path, separator, quoting, skipped)
-        if problems and separator == "\t" and not _csv_problems(path, separator, csv.QUOTE_NONE, skipped):
-            quoting, problems = csv.QUOTE_NONE, []
+            notices.append(f"the columns of this file are separated by {_called(separator)}")
+        try:
+            columns = _csv_columns(path, where, separator, csv.QUOTE_MINIMAL, skipped)
+        except csv.Error:
+            try:
+                if separator != "\t":
+                    raise
+                columns = _csv_columns(path, where, separator, csv.QUOTE_NONE, skipped)
+            except csv.Error:
+                problems = _csv_problems(path, separator, skipped)
+                raise DataError(
+                    f"{where}: {len(problems):,} rows do not fit the header; put quotes around fields with "
+                    f"{_called(separator)}, and double the quotes inside of them{_listed(problems)}"
+                ) from None
             notices.append("quotes are taken as they are: as quotes around fields they do not fit the rows")
-        if problems:
-            more = f"\n  ... and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-            raise DataError(
-                f"{where}: its rows do not fit its header; put quotes around a field with {_SEPARATORS[separator]}, "
-                f"double the quotes inside of it, and write as many fields as the header has\n  "
-                + "\n  ".join(problems[:_SHOWN])
-                + more
-            )
-        with _lines(path) as file:
-            next(islice(file, skipped, skipped), None)
-            rows = (row for row in csv.reader(file, delimiter=separator, quoting=quoting, strict=True) if row)
-            header = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(next(rows, []))]
-            _refuse_doubles(header, where)
-            chunks: list[list[pa.Array]] = [[] for _ in header]
-            while batch := list(islice(rows, _AT_ONCE)):
-                for column, values in zip(chunks, zip(*batch, strict=True), strict=True):
-                    column.append(pa.array(values, pa.large_string()))
-    columns = {name: pa.chunked_array(own, pa.large_string()) for name, own in zip(header, chunks, strict=True)}
     return Table(columns, where, notices=notices, has_header=True)
+
+
+def _csv_columns(
+    path: Path, where: str, separator: str, quoting: Literal[0, 3], skipped: int
+) -> dict[str, pa.ChunkedArray]:
+    """Return the columns of a file.
+
+    Raises:
+        csv.Error: quotes do not fit, or a row has not as many fields as the header.
+    """
+    with _lines(path) as file:
+        next(islice(file, skipped, skipped), None)
+        rows = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+        names = next((row for row in rows if row), [])
+        header = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(names)]
+        _refuse_doubles(header, where)
+        chunks: list[list[pa.Array]] = [[] for _ in header]
+        while batch := list(islice(rows, _AT_ONCE)):
+            widths = set(map(len, batch))
+            if 0 in widths:  # blank lines
+                batch = [row for row in batch if row]
+            if widths - {0} - {len(header)}:
+                raise csv.Error("a row has not as many fields as the header")
+            for column, values in zip(chunks, zip(*batch, strict=True), strict=bool(batch)):
+                column.append(pa.array(values, pa.large_string()))
+    return {name: pa.chunked_array(own, pa.large_string()) for name, own in zip(header, chunks, strict=True)}
 
 
 def _separator(path: Path, usual: str, where: str) -> tuple[str, int]:
@@ -221,26 +238,29 @@ def _separator(path: Path, usual: str, where: str) -> tuple[str, int]:
     return found[0], 0
 
 
-def _csv_problems(path: Path, separator: str, quoting: Literal[0, 3], skipped: int) -> list[str]:
+def _csv_problems(path: Path, separator: str, skipped: int) -> list[str]:
     """Return a line for each row that has not the fields of the header, or whose quotes do not fit."""
     problems, width = [], 0
     with _lines(path) as file:
         next(islice(file, skipped, skipped), None)
-        reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+        reader = csv.reader(file, delimiter=separator, strict=True)
         number, line = 0, 1 + skipped
         try:
             for row in reader:
-                if len(row) != width and row:
-                    if not width:
-                        width, number = len(row), -1
-                    else:
-                        problems.append(f"row {number + 1:,} (line {line:,}): {len(row)} fields, the header {width}")
+                if row and width and len(row) != width:
+                    fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+                    problems.append(f"row {number:,} (line {line:,}): {fields}, the header {width}")
+                width = width or len(row)
                 number += bool(row)
                 line = reader.line_num + 1 + skipped
         except csv.Error as error:
             what = "a quote is opened and never closed" if "end of data" in str(error) else f"quotes: {error}"
-            problems.append(f"row {number + 1:,} (line {line:,}): {what}")
+            problems.append(f"row {number:,} (line {line:,}): {what}")
     return problems
+
+
+def _called(separator: str) -> str:
+    return _SEPARATORS.get(separator, repr(separator))
 
 
 # json and jsonl
@@ -314,11 +334,7 @@ def _records(file: TextIO, where: str) -> Iterator[dict[str, Any]]:
         else:
             problems.append(f"line {number:,}: is {_shown(record)}, no record")
     if problems:
-        raise DataError(
-            f"{where}: {len(problems):,} lines cannot be read; mend or remove them\n  "
-            + "\n  ".join(problems[:_SHOWN])
-            + ("\n  ..." if len(problems) > _SHOWN else "")
-        )
+        raise DataError(f"{where}: {len(problems):,} lines cannot be read; mend or remove them{_listed(problems)}")
 
 
 def _of_records(records: Iterable[dict[str, Any]], where: str) -> Table:
@@ -367,6 +383,11 @@ def _of_columns(found: dict[str, Any], where: str) -> Table:
         told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise DataError(f"{where}: its columns are not equally long ({told}); write one record for each row")
     return Table(found, where)
+
+
+def _listed(problems: list[str]) -> str:
+    more = [f"... and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else []
+    return "".join(f"\n  {line}" for line in [*problems[:_SHOWN], *more])
 
 
 def _shown(value: Any) -> str:

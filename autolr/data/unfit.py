@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 from autolr.data import labels as kinds
 from autolr.data.labels import is_missing
@@ -15,6 +15,17 @@ MOST = 0.05
 # Texts longer than this, in characters, are told of: only their beginning is ever read.
 LONG = 100_000
 SHOWN = 5
+
+
+_REMEDY = "remove these rows, or choose a labelled split or label_column"
+
+
+class Verdict(NamedTuple):
+    """What is wrong with a label, and whether its row cannot simply be left out."""
+
+    reason: str
+    remedy: str
+    is_fatal: bool = False
 
 
 class Sieve:
@@ -41,7 +52,9 @@ class Sieve:
         """
         for row, text in enumerate(self.table[column]):
             if isinstance(text, bytes):
-                self._refuse(row, f"column {column!r} has bytes", "save its texts as strings (UTF-8)")
+                raise DataError(
+                    f"{self.where}: row {row + 1:,}: column {column!r} has bytes; save its texts as strings (UTF-8)"
+                )
             if is_missing(text) or not isinstance(text, str) or not text.replace("\0", "").strip():
                 self._leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
             elif not _is_whole(text):
@@ -66,31 +79,17 @@ class Sieve:
         Raises:
             DataError: a label is none that can be learned, or more are unfit than can be an accident.
         """
-        remedy = "remove these rows, or choose a labelled split or label_column"
+        seen: dict[Any, Verdict | None] = {}
         for row, label in enumerate(self.table[column]):
-            if is_missing(label) or (names is not None and label == -1):
-                self._leave_out(row, f"no label in column {column!r}", remedy)
-            elif kinds.is_several(label):
-                self._refuse(
-                    row,
-                    f"column {column!r} has several labels for one text ({str(label)[:60]}), and labels must be "
-                    "integers or strings",
-                    "give each text one label",
-                )
-            elif not kinds.is_class(label):
-                what = kinds.kind(label)
-                self._refuse(
-                    row, f"labels in column {column!r} must be integers or strings, not {what}", "convert them"
-                )
-            elif task == "regression":
-                if kinds.has_decimal_comma(label):
-                    self._leave_out(row, f"a number with a decimal comma in column {column!r}", "write 1.5, not 1,5")
-                elif kinds.number(label) is None:
-                    self._leave_out(row, f"a label in column {column!r} that is no number", remedy)
-            elif names is not None and not (isinstance(label, int) and label in range(len(names))):
-                self._leave_out(row, f"a label in column {column!r} that is none of the {len(names)} classes", remedy)
-            elif isinstance(label, str) and not _is_whole(label):
-                self._leave_out(row, f"half a character in column {column!r}", "save the labels as UTF-8")
+            try:
+                found = seen[type(label), label]
+            except (KeyError, TypeError):  # a list has no place in a dictionary
+                found = _of_label(label, column, task, names)
+                if found is not None and found.is_fatal:
+                    raise DataError(f"{self.where}: row {row + 1:,}: {found.reason}; {found.remedy}") from None
+                seen[type(label), label] = found
+            if found is not None:
+                self._leave_out(row, found.reason, found.remedy)
         self._check()
 
     def strangers(self, column: str, parts: Sequence[str]) -> None:
@@ -119,9 +118,6 @@ class Sieve:
         ]
         return table, [parts[row] for row in kept], tuple(report)
 
-    def _refuse(self, row: int, what: str, remedy: str) -> NoReturn:
-        raise DataError(f"{self.where}: row {row + 1:,}: {what}; {remedy}")
-
     def _leave_out(self, row: int, reason: str, remedy: str) -> None:
         self._remedy[reason] = remedy
         self.unfit.setdefault(row, reason)
@@ -140,6 +136,32 @@ class Sieve:
 def _named(rows: Sequence[int]) -> str:
     shown = ", ".join(str(row + 1) for row in rows[:SHOWN])
     return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
+
+
+def _of_label(label: Any, column: str, task: TaskName, names: Sequence[str] | None) -> Verdict | None:
+    """Return what is wrong with a label; None if nothing is."""
+    if is_missing(label) or (names is not None and label == -1):
+        return Verdict(f"no label in column {column!r}", _REMEDY)
+    if kinds.is_several(label):
+        return Verdict(
+            f"column {column!r} has several labels for one text ({str(label)[:60]}), and labels must be integers or "
+            "strings",
+            "give each text one label",
+            is_fatal=True,
+        )
+    if not kinds.is_class(label):
+        reason = f"labels in column {column!r} must be integers or strings, not {kinds.kind(label)}"
+        return Verdict(reason, "convert them", is_fatal=True)
+    if task == "regression":
+        if kinds.has_decimal_comma(label):
+            return Verdict(f"a number with a decimal comma in column {column!r}", "write 1.5, not 1,5")
+        if kinds.number(label) is None:
+            return Verdict(f"a label in column {column!r} that is no number", _REMEDY)
+    elif names is not None and not (isinstance(label, int) and label in range(len(names))):
+        return Verdict(f"a label in column {column!r} that is none of the {len(names)} classes", _REMEDY)
+    elif isinstance(label, str) and not _is_whole(label):
+        return Verdict(f"half a character in column {column!r}", "save the labels as UTF-8")
+    return None
 
 
 def _is_whole(text: str) -> bool:
