@@ -51,6 +51,9 @@ class Table(Mapping[str, list[Any]]):
         found: list[Any] = self._columns[name][0]
         return found
 
+    def __setitem__(self, name: str, column: list[Any]) -> None:
+        self._columns[name] = [column]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 
@@ -76,6 +79,14 @@ class Table(Mapping[str, list[Any]]):
                 self._match(name, more)
             self._columns[name] += more._columns[name]
         self.notices += more.notices
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """Return some rows as a table of their own."""
+        columns = {}
+        for name, parts in self._columns.items():
+            lone = parts[0] if len(parts) == 1 else self[name]
+            columns[name] = [lone[row] for row in rows] if isinstance(lone, list) else lone.take(pa.array(rows))
+        return Table(columns, self.where, self.classes, self.notices, has_header=self.has_header)
 
     def _match(self, name: str, more: Table) -> None:
         """Let a column's labels of another table be places among the names of this one; unknown names come after."""

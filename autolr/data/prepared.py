@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,15 @@ class Prepared:
     def tokens_per_epoch(self) -> int:
         """Return the tokens of *train*, padding not counted."""
         return sum(self.train.lengths())
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over tokens and labels of the three splits, in their order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.select, self.confirm):
+            for ids, label in zip(part.ids, part.labels, strict=True):
+                digest.update(f"{ids}{label}".encode())
+            digest.update(b"\0")
+        return digest.hexdigest()
 
 
 def prepare(

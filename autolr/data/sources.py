@@ -90,35 +90,29 @@ def load(data: Data, task: TaskName = "classification") -> Examples:
     table, parts = tables.read(data)
     if not table or not parts:
         raise DataError(f"data {data.source!r}: holds no rows")
-    read = _learned if task in LANGUAGE else _labelled
-    found = read(table, parts, data, task)
+    sieve = Sieve(table, f"data {data.source!r}")
+    found = _learned(sieve, parts, data, task) if task in LANGUAGE else _labelled(sieve, parts, data, task)
     return replace(found, task=task, notices=(*table.notices, *found.notices))
 
 
-def _sieve(table: Table, data: Data, *columns: str) -> Sieve:
-    """Return a sieve of some columns: the others are not even read."""
-    return Sieve({name: table[name] for name in columns}, f"data {data.source!r}")
-
-
-def _sifted(sieve: Sieve, parts: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+def _sifted(sieve: Sieve, parts: list[str]) -> tuple[Table, dict[str, Any]]:
     """Return the table of what is fit, and what is to be said of all examples."""
     table, parts, notices = sieve.sifted(parts)
     return table, {"parts": parts if len(set(parts)) > 1 else None, "notices": notices}
 
 
-def _learned(table: Table, parts: list[str], data: Data, task: TaskName) -> Examples:
+def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
     """Return texts that are learned: whole ones, completions, or what the assistant says in chats."""
-    where = f"data {data.source!r}"
+    where, table = sieve.where, sieve.table
     if task == "lm":
         column = _named(table, data, "text_column") or _text_column(table, None)
         if column is None:
             raise DataError(
                 f"{where}: which column holds the texts? Set data.text_column to one of: {', '.join(table)}"
             )
-        sieve = _sieve(table, data, column)
         sieve.texts(column)
-        kept, told = _sifted(sieve, parts)
-        return replace(_texts(kept[column]), **told)
+        table, told = _sifted(sieve, parts)
+        return replace(_texts(table[column]), **told)
     messages = _named(table, data, "messages_column")
     prompt, completion = _named(table, data, "prompt_column"), _named(table, data, "completion_column")
     if messages and (prompt or completion):
@@ -136,8 +130,8 @@ def _learned(table: Table, parts: list[str], data: Data, task: TaskName) -> Exam
         said = ["\n".join(f"{message['role']}: {message['content']}" for message in chat) for chat in chats]
         sieve = Sieve({"chats": chats, messages: said}, where)
         sieve.texts(messages)
-        kept, told = _sifted(sieve, parts)
-        return replace(_texts(kept[messages]), chats=kept["chats"], **told)
+        table, told = _sifted(sieve, parts)
+        return replace(_texts(table[messages]), chats=table["chats"], **told)
     if not (prompt and completion):
         raise DataError(
             f"{where}: which columns hold prompts and completions? Set data.prompt_column and "
@@ -145,11 +139,10 @@ def _learned(table: Table, parts: list[str], data: Data, task: TaskName) -> Exam
         )
     if prompt == completion:
         raise DataError(f"{where}: column {prompt!r} cannot be both prompt_column and completion_column")
-    sieve = _sieve(table, data, prompt, completion)
     for column in (prompt, completion):
         sieve.texts(column)
-    kept, told = _sifted(sieve, parts)
-    return replace(_texts(kept[prompt], kept[completion]), **told)
+    table, told = _sifted(sieve, parts)
+    return replace(_texts(table[prompt], table[completion]), **told)
 
 
 def _texts(texts: list[str], completions: list[str] | None = None) -> Examples:
@@ -175,32 +168,31 @@ def _chat(value: Any, where: str) -> list[dict[str, str]]:
     return chat
 
 
-def _labelled(table: Table, parts: list[str], data: Data, task: TaskName) -> Examples:
+def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
+    table = sieve.table
     text_column, pair_column, label_column = _columns(table, data)
     names = table.classes.get(label_column)
-    columns = [text_column, *([pair_column] if pair_column else []), label_column]
-    sieve = _sieve(table, data, *columns)
-    for column in columns[:-1]:
-        sieve.texts(column)
+    sieve.texts(text_column)
+    if pair_column is not None:
+        sieve.texts(pair_column)
     sieve.labels(label_column, task, names)
     if task != "regression":
         if names is None:
-            sieve.table = {**sieve.table, label_column: _classes(sieve, label_column)}
+            table[label_column] = _classes(sieve, label_column)
         sieve.strangers(label_column, parts)
     kept, told = _sifted(sieve, parts)
     texts, values = kept[text_column], kept[label_column]
     pairs = kept[pair_column] if pair_column else None
     said = texts if pairs is None else [f"{one}\x1d{other}" for one, other in zip(texts, pairs, strict=True)]
     if task == "regression":
+        if data.label_column is None and labels.number(label_column) is not None:
+            _refuse_lost_header(table, label_column)
         numbers = _numbers(values, sieve.where, label_column)
         return Examples(texts, numbers, ["value"], _fingerprint(said, numbers), pairs, **told)
     kinds = sorted(set(values))
     _check_kinds(kinds, len(values), sieve.where, label_column)
-    if table.has_header and data.label_column is None and label_column in set(map(str, kinds)):
-        raise DataError(
-            f"{sieve.where}: the first line is the header, and looks like an example ({', '.join(table)}); put a "
-            f"line such as text,label above it, or set data.label_column={label_column}"
-        )
+    if data.label_column is None and label_column in set(map(str, kinds)):
+        _refuse_lost_header(table, label_column)
     index = {kind: position for position, kind in enumerate(kinds)}
     told["notices"] += tuple(labels.remarks(kinds, label_column))
     return Examples(
@@ -211,6 +203,15 @@ def _labelled(table: Table, parts: list[str], data: Data, task: TaskName) -> Exa
         pairs,
         **told,
     )
+
+
+def _refuse_lost_header(table: Table, label_column: str) -> None:
+    """Refuse a file whose first line is an example, which would be lost."""
+    if table.has_header:
+        raise DataError(
+            f"{table.where}: the first line must be the header, and looks like an example ({', '.join(table)}). Put "
+            f"a line such as text,label above it, or set data.label_column={label_column}"
+        )
 
 
 def _classes(sieve: Sieve, column: str) -> list[labels.Class | None]:

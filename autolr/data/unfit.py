@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autolr.data import labels as kinds
+from autolr.data.columns import Table
 from autolr.data.labels import is_missing
 from autolr.errors import DataError
 from autolr.study import TaskName
@@ -37,9 +38,9 @@ class Sieve:
     """
 
     def __init__(self, table: Mapping[str, list[Any]], where: str) -> None:
-        self.table = table
+        self.table = table if isinstance(table, Table) else Table(table, where)
         self.where = where
-        self.rows = len(next(iter(table.values()), []))
+        self.rows = self.table.rows
         self.unfit: dict[int, str] = {}
         self._remedy: dict[str, str] = {}
         self._remarks: dict[str, list[int]] = {}
@@ -56,16 +57,14 @@ class Sieve:
                     f"{self.where}: row {row + 1:,}: column {column!r} has bytes; save its texts as strings (UTF-8)"
                 )
             if is_missing(text) or not isinstance(text, str) or not text.replace("\0", "").strip():
-                self._leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
+                self.leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
             elif not _is_whole(text):
-                self._leave_out(row, f"half a character in column {column!r}", "save the texts as UTF-8")
+                self.leave_out(row, f"half a character in column {column!r}", "save the texts as UTF-8")
             elif len(text) > LONG:
-                self._remarks.setdefault(
-                    f"a text of more than {LONG:,} characters, whose beginning is read", []
-                ).append(row)
+                self.remark(row, f"a text of more than {LONG:,} characters, whose beginning is read")
             elif "\0" in text:
-                self._remarks.setdefault("a text with NUL characters, which is taken as it is", []).append(row)
-        self._check()
+                self.remark(row, "a text with NUL characters, which is taken as it is")
+        self.check()
 
     def labels(self, column: str, task: TaskName, names: Sequence[str] | None) -> None:
         """Look at labels.
@@ -89,8 +88,8 @@ class Sieve:
                     raise DataError(f"{self.where}: row {row + 1:,}: {found.reason}; {found.remedy}") from None
                 seen[type(label), label] = found
             if found is not None:
-                self._leave_out(row, found.reason, found.remedy)
-        self._check()
+                self.leave_out(row, found.reason, found.remedy)
+        self.check()
 
     def strangers(self, column: str, parts: Sequence[str]) -> None:
         """Look for labels in *select* or *confirm* that *train* does not have."""
@@ -98,13 +97,13 @@ class Sieve:
         known = {label for row, label in enumerate(labels) if parts[row] == "train" and row not in self.unfit}
         for row, label in enumerate(labels):
             if row not in self.unfit and label not in known:
-                self._leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
-        self._check()
+                self.leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
+        self.check()
 
-    def sifted(self, parts: Sequence[str]) -> tuple[dict[str, list[Any]], list[str], tuple[str, ...]]:
+    def sifted(self, parts: Sequence[str]) -> tuple[Table, list[str], tuple[str, ...]]:
         """Return the table and the parts without what is unfit, and the report."""
         kept = [row for row in range(self.rows) if row not in self.unfit]
-        table = {name: [column[row] for row in kept] for name, column in self.table.items()}
+        table = self.table.take(kept) if self.unfit else self.table
         by_reason: dict[str, list[int]] = {}
         for row, reason in sorted(self.unfit.items()):
             by_reason.setdefault(reason, []).append(row)
@@ -118,11 +117,27 @@ class Sieve:
         ]
         return table, [parts[row] for row in kept], tuple(report)
 
-    def _leave_out(self, row: int, reason: str, remedy: str) -> None:
+    def leave_out(self, row: int, reason: str, remedy: str) -> None:
+        """Leave a row out.
+
+        Args:
+            row: its place in the table.
+            reason: what it has, after "rows have".
+            remedy: what to do if many rows have it.
+        """
         self._remedy[reason] = remedy
         self.unfit.setdefault(row, reason)
 
-    def _check(self) -> None:
+    def remark(self, row: int, what: str) -> None:
+        """Report what a row has, after "examples have", and keep the row."""
+        self._remarks.setdefault(what, []).append(row)
+
+    def check(self) -> None:
+        """Look at how many rows are left out.
+
+        Raises:
+            DataError: more than can be an accident.
+        """
         if len(self.unfit) <= MOST * self.rows:
             return
         first, reason = min(self.unfit.items())

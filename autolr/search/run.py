@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolr.candidate import Candidate
+from autolr.data import cache
 from autolr.errors import AutoLRError, RunError
 from autolr.pack import memory
 from autolr.pack.pack import Pack
 from autolr.recipe import Rates, Recipe
-from autolr.search import machine, notebook, provenance, records, verdict
+from autolr.search import machine, notebook, provenance, records, unchanged, verdict
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
@@ -218,15 +219,17 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
         name: of the worker. One that comes back under its name goes on with what it left behind.
 
     Raises:
-        RunError: no trial gave a score, or a storage does not answer.
+        RunError: data, model or tokens are not those of the search, no trial gave a score, or a storage does not
+            answer.
     """
     claims = Claims(folder, folder.optuna(setting.study), name)
     with claims.working():
         if not folder.machine.is_file():
             watcher.note("trying what fits this machine and pays, with the longest texts")
         with claims.lock():
-            for cut in folder.mend():
-                watcher.note(cut)
+            for line in (unchanged.check(setting, folder), *folder.mend()):
+                if line:
+                    watcher.note(line)
             found = machine.fit(setting, folder)
         watcher.note(found.describe())
         task = _Task(setting, folder, claims, watcher, found)
@@ -388,6 +391,8 @@ def _recipe(setting: Setting, contest: Contest) -> Recipe:
         model_fingerprint=setting.backbone.fingerprint(),
         data=study.data,
         data_fingerprint=setting.examples.fingerprint,
+        tokenizer_fingerprint=cache.tokenizer_fingerprint(setting.backbone.tokenizer),
+        tokenization=cache.TOKENIZATION,
         classes=setting.examples.classes,
         task=study.task,
         metric=setting.task.metric,
