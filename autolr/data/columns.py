@@ -127,7 +127,12 @@ class Table(Mapping[str, list[Any]]):
             return part
         try:
             found: list[Any] = part.to_pylist()
-        except (UnicodeDecodeError, pa.ArrowException, ValueError, OverflowError) as error:
+        except UnicodeDecodeError:
+            row = next(row for row, value in enumerate(part) if not _is_readable(value))
+            raise DataError(
+                f"{self.where}: row {row + 1:,}: column {name!r} is no UTF-8; write the file again with UTF-8 texts"
+            ) from None
+        except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(f"{self.where}: column {name!r} cannot be read: {str(error)[:200]}") from None
         return found
 
@@ -142,3 +147,11 @@ def _name_of(value: Any, names: Sequence[str]) -> Any:
         return None
     is_place = isinstance(value, int) and value in range(len(names))
     return names[value] if is_place else f"{value} (none of {', '.join(names)})"
+
+
+def _is_readable(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True

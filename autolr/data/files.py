@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from autolr.data.columns import Table
 from autolr.errors import DataError
@@ -177,10 +178,13 @@ def _csv(path: Path, where: str) -> Table:
             except csv.Error:
                 problems = _csv_problems(path, separator, skipped)
                 raise DataError(
-                    f"{where}: {len(problems):,} rows do not fit the header; put quotes around fields with "
+                    f"{where}: rows that do not fit the header: {len(problems):,}. Put quotes around fields with "
                     f"{_called(separator)}, and double the quotes inside of them{_listed(problems)}"
                 ) from None
             notices.append("quotes are taken as they are: as quotes around fields they do not fit the rows")
+        else:
+            if separator == "\t":
+                _refuse_two_readings(path, where, columns, skipped)
     return Table(columns, where, notices=notices, has_header=True)
 
 
@@ -208,6 +212,22 @@ def _csv_columns(
             for column, values in zip(chunks, zip(*batch, strict=True), strict=bool(batch)):
                 column.append(pa.array(values, pa.large_string()))
     return {name: pa.chunked_array(own, pa.large_string()) for name, own in zip(header, chunks, strict=True)}
+
+
+def _refuse_two_readings(path: Path, where: str, columns: dict[str, pa.ChunkedArray], skipped: int) -> None:
+    """Refuse quotes that join rows if the rows fit without them too: many programs write tabs and no quotes."""
+    broken = [column for column in columns.values() if pc.any(pc.match_substring(column, "\n")).as_py()]
+    if not broken:
+        return
+    try:
+        _csv_columns(path, where, "\t", csv.QUOTE_NONE, skipped)
+    except csv.Error:
+        return
+    row = pc.index(pc.match_substring(broken[0], "\n"), True).as_py() + 1
+    raise DataError(
+        f"{where}: row {row:,} has a quote that joins lines, and each line fits the header without it. Save the "
+        "file as csv or jsonl"
+    )
 
 
 def _separator(path: Path, usual: str, where: str) -> tuple[str, int]:
@@ -281,13 +301,13 @@ def _json(path: Path, where: str) -> Table:
             return _of_records(records, where) if is_record else _of_object(records[0], where)
         try:
             whole = _parsed(file.read())
-        except json.JSONDecodeError as error:
-            if first.rstrip().endswith("}") and not first.lstrip().startswith("["):  # a record a line
+        except (ValueError, RecursionError) as error:
+            if path.suffix.lower() == ".jsonl" or first.rstrip().endswith("}"):  # a record a line
                 file.seek(0)
                 list(_records(file, where))
-            raise DataError(f"{where}: line {error.lineno:,}: is no JSON ({error.msg}); mend or remove it") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: is no JSON that can be read ({error}); mend it") from None
+            at = f"line {error.lineno:,}: " if isinstance(error, json.JSONDecodeError) else ""
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)[:100]
+            raise DataError(f"{where}: {at}is no JSON ({reason}); mend or remove it") from None
     if isinstance(whole, dict):
         return _of_object(whole, where)
     if not isinstance(whole, list):
@@ -334,7 +354,9 @@ def _records(file: TextIO, where: str) -> Iterator[dict[str, Any]]:
         else:
             problems.append(f"line {number:,}: is {_shown(record)}, no record")
     if problems:
-        raise DataError(f"{where}: {len(problems):,} lines cannot be read; mend or remove them{_listed(problems)}")
+        raise DataError(
+            f"{where}: lines that cannot be read: {len(problems):,}. Mend or remove them{_listed(problems)}"
+        )
 
 
 def _of_records(records: Iterable[dict[str, Any]], where: str) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -35,7 +35,7 @@ def is_missing(value: Any) -> bool:
 
 def is_several(value: Any) -> bool:
     """Return True if a cell has a list of labels, also one written as text."""
-    return isinstance(value, list | tuple | set | Mapping) or (
+    return isinstance(value, list | tuple | set) or (
         isinstance(value, str) and _LIST.fullmatch(value.strip()) is not None
     )
 
@@ -70,7 +70,7 @@ def named(value: Any) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-def canonical(labels: Sequence[Any], skipped: Collection[int]) -> list[Class | None] | None:
+def canonical(labels: Sequence[Any], skipped: Collection[int]) -> list[Class | None]:
     """Return the classes of a column, the same for each format and type it may come in.
 
     The column is read as a whole. If each label is a whole number, they are integers: 1, 1.0 and "1" are one class.
@@ -81,8 +81,8 @@ def canonical(labels: Sequence[Any], skipped: Collection[int]) -> list[Class | N
         labels: each a word, a number or a truth value, but for the skipped rows.
         skipped: rows without a label, which become None.
 
-    Returns:
-        The classes; None if they are all numbers, and some have fractions.
+    Raises:
+        ValueError: all are numbers and some have fractions, or 0 and 1 are mixed with true and false.
     """
     keys = [None if row in skipped else (type(label), label) for row, label in enumerate(labels)]
     words = {key: named(key[1]) for key in set(keys) if key is not None}
@@ -91,12 +91,15 @@ def canonical(labels: Sequence[Any], skipped: Collection[int]) -> list[Class | N
         classes = {key: _integer(word) for key, word in words.items()}
     elif all(word.lower() in ("true", "false") for word in words.values()):
         classes = {key: word.lower() == "true" for key, word in words.items()}
-    elif all(
-        _NUMBER.fullmatch(word) or _ENDLESS.fullmatch(word) or has_decimal_comma(word) for word in words.values()
-    ):
+    elif all(word.lower() in ("true", "false", "0", "1") for word in words.values()):
+        raise ValueError("0 or 1 as well as true or false; write all labels in one way")
+    elif all(map(_looks_like_number, words.values())):
         whole = {key: number(word) for key, word in words.items()}
         if not all(value is not None and value.is_integer() for value in whole.values()):
-            return None
+            raise ValueError(
+                "numbers with fractions, which are no classes; for a regression set task=regression, and names of "
+                "classes must be words"
+            )
         classes = {key: int(value) for key, value in whole.items() if value is not None}
     else:
         classes = dict(words)
@@ -131,7 +134,9 @@ def kind(value: Any) -> str:
     """Return what a cell is, in plain words."""
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return "a date or time"
-    return {bytes: "bytes", datetime.timedelta: "a duration"}.get(type(value), f"a {type(value).__name__}")
+    return {bytes: "bytes", datetime.timedelta: "a duration", dict: "an object"}.get(
+        type(value), f"a {type(value).__name__}"
+    )
 
 
 def _looks_like_number(word: str) -> bool:

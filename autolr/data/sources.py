@@ -215,13 +215,10 @@ def _refuse_lost_header(table: Table, label_column: str) -> None:
 
 
 def _classes(sieve: Sieve, column: str) -> list[labels.Class | None]:
-    found = labels.canonical(sieve.table[column], sieve.unfit)
-    if found is None:
-        raise DataError(
-            f"{sieve.where}: column {column!r} holds numbers with fractions, which are no classes; for a regression "
-            "set task=regression, and names of classes must be words"
-        )
-    return found
+    try:
+        return labels.canonical(sieve.table[column], sieve.unfit)
+    except ValueError as error:
+        raise DataError(f"{sieve.where}: column {column!r} holds {error}") from None
 
 
 def _check_kinds(kinds: Sequence[labels.Class], rows: int, where: str, column: str) -> None:

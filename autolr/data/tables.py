@@ -101,7 +101,9 @@ def _read_folder(path: Path, source: str, split: str, key: str) -> Table:
     from datasets import Dataset, DatasetDict, load_from_disk
 
     if not any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        raise DataError(f"data {source!r}: is a folder that datasets has not saved; give {KNOWN} (--data)")
+        inside = sorted(file.name for file in path.iterdir() if _is_file(file))[:3]
+        hint = f"; it has {', '.join(inside)}: give one of its files" if inside else ""
+        raise DataError(f"data {source!r}: is a folder that datasets has not saved; give {KNOWN} (--data){hint}")
     try:
         found: Dataset | DatasetDict = load_from_disk(str(path))
     except Exception as error:
