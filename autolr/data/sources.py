@@ -172,6 +172,7 @@ def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exa
     table = sieve.table
     text_column, pair_column, label_column = _columns(table, data)
     names = table.classes.get(label_column)
+    _refuse_lost_header(table, data, label_column)
     sieve.texts(text_column)
     if pair_column is not None:
         sieve.texts(pair_column)
@@ -185,14 +186,10 @@ def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exa
     pairs = kept[pair_column] if pair_column else None
     said = texts if pairs is None else [f"{one}\x1d{other}" for one, other in zip(texts, pairs, strict=True)]
     if task == "regression":
-        if data.label_column is None and labels.number(label_column) is not None:
-            _refuse_lost_header(table, label_column)
         numbers = _numbers(values, sieve.where, label_column)
         return Examples(texts, numbers, ["value"], _fingerprint(said, numbers), pairs, **told)
     kinds = sorted(set(values))
     _check_kinds(kinds, len(values), sieve.where, label_column)
-    if data.label_column is None and label_column in set(map(str, kinds)):
-        _refuse_lost_header(table, label_column)
     index = {kind: position for position, kind in enumerate(kinds)}
     told["notices"] += tuple(labels.remarks(kinds, label_column))
     return Examples(
@@ -205,9 +202,11 @@ def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exa
     )
 
 
-def _refuse_lost_header(table: Table, label_column: str) -> None:
+def _refuse_lost_header(table: Table, data: Data, label_column: str) -> None:
     """Refuse a file whose first line is an example, which would be lost."""
-    if table.has_header:
+    if not table.has_header or data.label_column is not None:
+        return
+    if labels.number(label_column) is not None or label_column in table[label_column]:
         raise DataError(
             f"{table.where}: the first line must be the header, and looks like an example ({', '.join(table)}). Put "
             f"a line such as text,label above it, or set data.label_column={label_column}"
