@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,9 @@ class Prepared:
         digest = hashlib.sha256()
         for part in (self.train, self.select, self.confirm):
             for ids, label in zip(part.ids, part.labels, strict=True):
-                digest.update(f"{ids}{label}".encode())
-            digest.update(b"\0")
+                digest.update(f"{len(ids)} {label if not isinstance(label, list) else len(label)} ".encode())
+                digest.update(array("q", ids + label if isinstance(label, list) else ids).tobytes())
+            digest.update(b"end")
         return digest.hexdigest()
 
 

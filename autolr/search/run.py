@@ -40,6 +40,7 @@ from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.search.state import Watchers, observed
 from autolr.search.trackers import tracker
 from autolr.search.trials import Trials
+from autolr.search.unchanged import Fingerprints
 from autolr.search.workers import Fleet, LocalFleet, Order, coordinate, devices
 from autolr.study import Study
 
@@ -224,10 +225,11 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
     """
     claims = Claims(folder, folder.optuna(setting.study), name)
     with claims.working():
+        now = Fingerprints.of(setting)
         if not folder.machine.is_file():
             watcher.note("trying what fits this machine and pays, with the longest texts")
         with claims.lock():
-            for line in (unchanged.check(setting, folder), *folder.mend()):
+            for line in (unchanged.check(now, setting.study, folder), *folder.mend()):
                 if line:
                     watcher.note(line)
             found = machine.fit(setting, folder)

@@ -13,6 +13,7 @@ from autolr.documents import Document
 from autolr.errors import RunError
 from autolr.search.folder import RunFolder
 from autolr.search.setting import Setting
+from autolr.study import Study
 
 
 class Fingerprints(Document):
@@ -43,10 +44,15 @@ class Fingerprints(Document):
         )
 
 
-def check(setting: Setting, folder: RunFolder) -> str | None:
+def check(now: Fingerprints, study: Study, folder: RunFolder) -> str | None:
     """Check that a search resumes with what it was begun with; one that begins writes it down.
 
     The lock of the run folder's workers must be held.
+
+    Args:
+        now: what has been read.
+        study: names it.
+        folder: the run folder.
 
     Returns:
         A note; None if there is nothing to say.
@@ -54,7 +60,6 @@ def check(setting: Setting, folder: RunFolder) -> str | None:
     Raises:
         RunError: something has changed; the message names it.
     """
-    now = Fingerprints.of(setting)
     if not folder.fingerprints.is_file():
         documents.write_text(folder.fingerprints, json.dumps(now.model_dump(), indent=1) + "\n")
         is_new = not (folder.curves.is_file() or folder.recipe.is_file())
@@ -65,7 +70,6 @@ def check(setting: Setting, folder: RunFolder) -> str | None:
         raise RunError(
             f"{folder.fingerprints}: is damaged. Remove it if data and model are those the search began with"
         ) from None
-    study = setting.study
     changed = {
         f"data ({study.data.source})": before.data != now.data,
         f"model weights ({study.model})": before.weights != now.weights,
