@@ -94,6 +94,8 @@ def arrow(table: pa.Table, where: str) -> Table:
             name: [str(one) for one in feature["names"]]
             for name, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+            # Other programs may have put the names themselves in place of their numbers.
+            if name in names and pa.types.is_integer(table.schema.field(name).type)
         }
     except (ValueError, AttributeError, TypeError):
         raise DataError(
@@ -129,6 +131,8 @@ def _refuse_what_is_no_text(path: Path, where: str) -> None:
     for beginning, what in _BEGINNINGS.items():
         if head.startswith(beginning):
             raise DataError(f"{where}: by its first bytes this is {what}")
+    if b"\0" in head[:4]:
+        raise DataError(f"{where}: is binary, or UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8")
 
 
 def _first_wrong_byte(path: Path) -> str:
@@ -386,6 +390,8 @@ def _of_object(found: dict[str, Any], where: str) -> Table:
     inner = [name for name, value in found.items() if isinstance(value, list) and value and _are_records(value)]
     if len(inner) == 1 and sum(isinstance(value, list) for value in found.values()) == 1:
         raise DataError(f"{where}: its records lie under {inner[0]!r}; write that list alone, or one record a line")
+    if found and all(name.isdecimal() for name in found) and _are_records(list(found.values())):
+        return _of_records(found.values(), where)  # pandas' orient="index"
     return _of_columns(found, where) if _is_columns(found) else _of_records([found], where)
 
 

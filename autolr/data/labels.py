@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import math
 import re
@@ -18,7 +19,7 @@ _PADDED = re.compile(rf"[+-]?([0-9]+{_END}")
 NOT_TEXT = rf"^\s*({_PADDED.pattern}|[+-]?(inf|Inf|nan|NaN)|(?i:true|false))?\s*$"
 _ENDLESS = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
-_LIST = re.compile(r"\[.*\]", re.DOTALL)
+_ARRAY = re.compile(r"\[\s*[-+.0-9e]+(\s+[-+.0-9e]+)+\s*\]")  # as numpy shows one
 # Words that other programs write where a value is missing.
 _MISSING = {"na", "n/a", "#n/a", "nan", "null", "none", "nil", "<na>", "nat"}
 _SEVERAL = re.compile(r"\s*[,;|]\s*")
@@ -34,10 +35,16 @@ def is_missing(value: Any) -> bool:
 
 
 def is_several(value: Any) -> bool:
-    """Return True if a cell has a list of labels, also one written as text."""
-    return isinstance(value, list | tuple | set) or (
-        isinstance(value, str) and _LIST.fullmatch(value.strip()) is not None
-    )
+    """Return True if a cell has a list of labels, also one written as text; `[spam]` is a word."""
+    if not isinstance(value, str):
+        return isinstance(value, list | tuple | set)
+    word = value.strip()
+    if not word.startswith(("[", "(", "{")):
+        return False
+    try:
+        return isinstance(ast.literal_eval(word), list | tuple | set)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return _ARRAY.fullmatch(word) is not None
 
 
 def is_class(value: Any) -> bool:

@@ -37,6 +37,16 @@ def read(data: Data) -> tuple[Table, list[str]]:
             f"data {data.source!r}: is read by a function of your own, so only autolr.tune searches it; its recipe "
             "goes home with autolr.with_rates, autolr.create_optimizer or autolr export --to peft"
         )
+    try:
+        return _read_parts(data)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(
+            f"data {data.source!r}: cannot be read ({reason}); check the path and its permissions"
+        ) from None
+
+
+def _read_parts(data: Data) -> tuple[Table, list[str]]:
     table = _read(data, data.split)
     parts = ["train"] * table.rows
     for part, split in (("select", data.select_split), ("confirm", data.confirm_split)):

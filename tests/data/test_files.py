@@ -49,6 +49,7 @@ READ = {
     "lines.json": jsonl(),
     "list.jsonl": json.dumps([json.loads(line) for line in jsonl().splitlines()]),
     "bom.jsonl": b"\xef\xbb\xbf" + jsonl().encode(),
+    "rows_of_pandas.json": json.dumps({str(n): json.loads(line) for n, line in enumerate(jsonl().splitlines())}),
     "floats.csv": rows(label=lambda n: f"{n % 2}.0"),
     "floats_as_words.jsonl": jsonl(label=lambda n: f"{n % 2}.0"),
 }
@@ -125,6 +126,7 @@ REFUSED = {
     "latin.csv": (rows(text="café {}".format).encode("latin-1"), r"line 2: byte 0xe9 at place 14 is no UTF-8.*iconv"),
     "latin.jsonl": (b'{"text": "a", "label": 1}\n{"text": "\xe9"}\n', "line 2: byte 0xe9"),
     "excel.csv": (rows().encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    "utf16_without_mark.csv": (rows().encode("utf-16-le"), "is binary, or UTF-16; save it as UTF-8"),
     "gzip.csv": (gzip.compress(rows().encode()), "packed with gzip; unpack it"),
     "d.csv.gz": (gzip.compress(rows().encode()), "'.gz' are not read.*unpack it with gunzip"),
     "d.xlsx": (b"PK\3\4", "'.xlsx' are not read.*save the sheet as csv"),
@@ -137,6 +139,8 @@ REFUSED = {
     "below.json": (json.dumps({"of": "us", "data": [{"text": "a"}]}), "records lie under 'data'; write that list"),
     "words.json": (json.dumps(TEXTS), 'row 1 is "text 0", no record'),
     "lists.csv": (rows(label=lambda n: f'"[{n % 2}, 1]"'), r"row 1: .*several labels for one text \(\[0, 1\]\)"),
+    "arrays.csv": (rows(label=lambda n: f"[{n % 2} 1]"), r"row 1: .*several labels for one text \(\[0 1\]\)"),
+    "tuples.jsonl": (jsonl(label=lambda n: "('a', 'b')" if n == 5 else "a"), "row 6: .*several labels"),
     "lists_of_names.jsonl": (jsonl(label=lambda n: ["a", "b"] if n == 5 else "a"), "row 6: .*several labels"),
     "objects.jsonl": (jsonl(label=lambda n: {"id": n % 2}), "row 1: .*integers or strings, not an object"),
     "truth.jsonl": (jsonl(label=lambda n: [True, 0, 1][n % 3]), "0 or 1 as well as true or false"),
@@ -160,6 +164,28 @@ def test_what_a_header_may_look_like_if_its_label_column_is_named(tmp_path):
         tmp_path / "d.csv", rows(header="text,spam", label=lambda n: ["ham", "spam"][n % 2]), label_column="spam"
     )
     assert examples.classes == ["ham", "spam"]
+
+
+def test_words_in_brackets_are_words(tmp_path):
+    examples = load(tmp_path / "d.csv", rows(label=lambda n: ["[spam]", "(ham)"][n % 2]))
+    assert examples.classes == ["(ham)", "[spam]"]
+
+
+def test_what_may_not_be_read(tmp_path, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); check the path and its permissions"):
+        sources.load(Data(source=str(tmp_path / "folder")))
+
+
+def test_names_that_stand_in_place_of_their_numbers_are_words(tmp_path):
+    about = named(["no", "yes"], ["no", "yes"] * 20, 0).data.table.schema
+    table = pa.table({"text": TEXTS, "label": ["yes", "no"] * 20}).replace_schema_metadata(about.metadata)
+    pq.write_table(table, tmp_path / "d.parquet")
+    examples = sources.load(Data(source=str(tmp_path / "d.parquet")))
+    assert [examples.classes[int(label)] for label in examples.labels[:2]] == ["yes", "no"]
 
 
 def test_a_regression_needs_numbers_with_points(tmp_path):
