@@ -111,6 +111,12 @@ class Recipe(Document):
     model_fingerprint: str | None = Field(None, description="sha256 of the frozen weights; null: not checked")
     data: Data
     data_fingerprint: str | None = Field(None, description="sha256 of texts and labels; null: not checked")
+    tokenizer_fingerprint: str | None = Field(
+        None, description="sha256 of vocabulary, rules and chat template; null: not checked"
+    )
+    tokenization: int | None = Field(
+        None, description="version of how AutoLR makes tokens of examples; null: not checked"
+    )
     classes: list[str]
     task: TaskName = "classification"
     metric: MetricName = "accuracy"

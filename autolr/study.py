@@ -164,7 +164,8 @@ class Data(Document):
     """
 
     source: Place = Field(
-        description="demo:rotten-tomatoes, a csv/json/jsonl/parquet file, a folder datasets saved, or a hub data set",
+        description="demo:rotten-tomatoes, a csv/tsv/json/jsonl/parquet/arrow file, a folder datasets saved, or a "
+        "hub data set",
     )
     subset: str | None = Field(None, description="configuration of a hub data set, such as sst2 of glue")
     split: str = Field("train", description="split of a hub data set or of a saved DatasetDict")

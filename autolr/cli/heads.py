@@ -158,7 +158,7 @@ def _choose(
     if len(given) != 1 or data is None:
         raise AutoLRError("--pool: give one model, and --data, the data of the target task")
     rows = chosen(given[0], data, pool, take, task=task, samples=samples, seed=seed, device=device)
-    table, _, _ = tables.read(Data(source=pool))
+    table, _ = tables.read(Data(source=pool))
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

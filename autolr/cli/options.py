@@ -9,7 +9,7 @@ import typer
 Model = Annotated[str | None, typer.Option(help="Local folder or hub id of the model.", show_default=False)]
 Data = Annotated[
     str | None,
-    typer.Option(help="A csv, tsv, json, jsonl or parquet file, or a hub data set.", show_default=False),
+    typer.Option(help="A csv, tsv, json, jsonl, parquet or arrow file, or a hub data set.", show_default=False),
 ]
 BaseModel = Annotated[
     str | None, typer.Option(help="Base model of adapters that came without a recipe.", show_default=False)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
+import transformers
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -23,6 +26,8 @@ from autolr.study import LANGUAGE
 
 # The newest files that are kept.
 KEPT = 20
+# Which way of making tokens a file is of: another number whenever the same data would give other tokens.
+TOKENIZATION = 1
 
 
 Tokens = tuple[list[list[int]], list[list[int]] | None]
@@ -65,24 +70,37 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autolr"
 
 
-def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a sha256 over what a tokenizer makes tokens with: vocabulary, rules, special tokens, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()  # set by the last call, and again by the next
         backend.no_padding()
-    about = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     parts = [
-        examples.fingerprint,
         type(tokenizer).__name__,
-        about,
+        backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items())),
         repr(tokenizer.special_tokens_map),
-        str(max_length),
+        str(getattr(tokenizer, "truncation_side", None)),
+        str(getattr(tokenizer, "chat_template", None)),
+        str(tokenizer("a")["input_ids"]),  # the begin token is not always part of the backend
     ]
-    if examples.task in LANGUAGE:
-        # The begin token is not always part of the backend, and chats are written by a template.
-        parts += [examples.task, str(tokenizer("a")["input_ids"])]
-        parts += [str(getattr(tokenizer, "chat_template", None))] if examples.chats is not None else []
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
+    parts = [
+        str(TOKENIZATION),
+        tokenizers.__version__,
+        transformers.__version__,
+        tokenizer_fingerprint(tokenizer),
+        str(max_length),
+        examples.fingerprint,
+        examples.task,
+        # The same characters may be a text or a pair, and one message or two.
+        str(examples.pairs is not None),
+        json.dumps(examples.chats),
+    ]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _keep(path: Path, ids: list[list[int]], labels: list[list[int]] | None) -> None:

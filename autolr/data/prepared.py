@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +37,16 @@ class Prepared:
     def tokens_per_epoch(self) -> int:
         """Return the tokens of *train*, padding not counted."""
         return sum(self.train.lengths())
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over tokens and labels of the three splits, in their order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.select, self.confirm):
+            for ids, label in zip(part.ids, part.labels, strict=True):
+                digest.update(f"{len(ids)} {label if not isinstance(label, list) else len(label)} ".encode())
+                digest.update(array("q", ids + label if isinstance(label, list) else ids).tobytes())
+            digest.update(b"end")
+        return digest.hexdigest()
 
 
 def prepare(

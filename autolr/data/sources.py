@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from autolr.data import tables
+from autolr.data import labels, tables
 from autolr.data.batches import tenths
+from autolr.data.columns import Table
 from autolr.data.unfit import Sieve
 from autolr.errors import DataError
 from autolr.study import LANGUAGE, Data, TaskName
@@ -106,16 +107,15 @@ def load(data: Data, task: TaskName = "classification") -> Examples:
     Raises:
         DataError: the source, a column or a label is missing or unfit; the message says which.
     """
-    table, parts, names = tables.read(data)
+    table, parts = tables.read(data)
     if not table or not parts:
         raise DataError(f"data {data.source!r}: holds no rows")
     sieve = Sieve(table, f"data {data.source!r}")
-    if task in LANGUAGE:
-        return replace(_learned(sieve, parts, data, task), task=task)
-    return replace(_labelled(sieve, parts, data, task, names), task=task)
+    found = _learned(sieve, parts, data, task) if task in LANGUAGE else _labelled(sieve, parts, data, task)
+    return replace(found, task=task, notices=(*table.notices, *found.notices))
 
 
-def _sifted(sieve: Sieve, parts: list[str]) -> tuple[tables.Table, dict[str, Any]]:
+def _sifted(sieve: Sieve, parts: list[str]) -> tuple[Table, dict[str, Any]]:
     """Return the table of what is fit, and what is to be said of all examples."""
     table, parts, notices = sieve.sifted(parts)
     return table, {"parts": parts if len(set(parts)) > 1 else None, "notices": notices}
@@ -188,58 +188,77 @@ def _chat(value: Any, where: str) -> list[dict[str, str]]:
     return chat
 
 
-def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName, names: list[str] | None) -> Examples:
-    where = sieve.where
-    text_column, pair_column, label_column = _columns(sieve.table, data)
+def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
+    table = sieve.table
+    text_column, pair_column, label_column = _columns(table, data)
+    names = table.classes.get(label_column)
+    _refuse_lost_header(table, data, label_column)
     sieve.texts(text_column)
     if pair_column is not None:
         sieve.texts(pair_column)
     sieve.labels(label_column, task, names)
     if task != "regression":
+        if names is None:
+            table[label_column] = _classes(sieve, label_column)
         sieve.strangers(label_column, parts)
-    table, told = _sifted(sieve, parts)
-    texts, labels = table[text_column], table[label_column]
-    pairs = table[pair_column] if pair_column else None
-    said = [*texts] if pairs is None else [f"{one}\x1d{other}" for one, other in zip(texts, pairs, strict=True)]
-    strings = {"texts": [str(text) for text in texts], "pairs": None if pairs is None else [str(p) for p in pairs]}
+    kept, told = _sifted(sieve, parts)
+    texts, values = kept[text_column], kept[label_column]
+    pairs = kept[pair_column] if pair_column else None
+    said = texts if pairs is None else [f"{one}\x1d{other}" for one, other in zip(texts, pairs, strict=True)]
     if task == "regression":
-        numbers = _numbers(labels, where, label_column)
-        fingerprint = _fingerprint(said, numbers)
-        return Examples(**strings, labels=numbers, classes=["value"], fingerprint=fingerprint, **told)  # type: ignore[arg-type]
-    if names is None and any(isinstance(label, float) and label % 1 for label in labels):
-        raise DataError(
-            f"{where}: column {label_column!r} holds numbers with fractions, which are no classes; for a regression "
-            "set task=regression"
-        )
-    values = [int(label) if isinstance(label, float) else label for label in labels]
-    if not all(isinstance(label, (str, int)) for label in values):
-        raise DataError(f"{where}: labels in column {label_column!r} must be integers or strings")
-    kinds = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    if len(kinds) < 2:
-        raise DataError(f"{where}: column {label_column!r} holds one class only ({kinds[0]!r}); two are needed")
-    if len(kinds) > MAX_CLASSES or len(kinds) > len(values) / 2:
-        raise DataError(
-            f"{where}: column {label_column!r} holds {len(kinds)} different values in {len(values)} rows; "
-            "these are no classes, give another label_column"
-        )
+        numbers = _numbers(values, sieve.where, label_column)
+        return Examples(texts, numbers, ["value"], _fingerprint(said, numbers), pairs, **told)
+    kinds = sorted(set(values))
+    _check_kinds(kinds, len(values), sieve.where, label_column)
     index = {kind: position for position, kind in enumerate(kinds)}
-    classes = [str(kind) if names is None else names[int(kind)] for kind in kinds]
+    told["notices"] += tuple(labels.remarks(kinds, label_column))
     return Examples(
-        **strings,  # type: ignore[arg-type]
-        labels=[index[value] for value in values],
-        classes=classes,
-        fingerprint=_fingerprint(said, values),
+        texts,
+        [index[value] for value in values],
+        [str(kind) if names is None else names[int(kind)] for kind in kinds],
+        _fingerprint(said, values),
+        pairs,
         **told,
     )
 
 
-def _numbers(labels: list[Any], where: str, column: str) -> list[float]:
+def _refuse_lost_header(table: Table, data: Data, label_column: str) -> None:
+    """Refuse a file whose first line is an example, which would be lost."""
+    if not table.has_header or data.label_column is not None:
+        return
+    if labels.number(label_column) is not None or label_column in table[label_column]:
+        raise DataError(
+            f"{table.where}: the first line must be the header, and looks like an example ({', '.join(table)}). Put "
+            f"a line such as text,label above it, or set data.label_column={label_column}"
+        )
+
+
+def _classes(sieve: Sieve, column: str) -> list[labels.Class | None]:
+    try:
+        return labels.canonical(sieve.table[column], sieve.unfit)
+    except ValueError as error:
+        raise DataError(f"{sieve.where}: column {column!r} holds {error}") from None
+
+
+def _check_kinds(kinds: Sequence[labels.Class], rows: int, where: str, column: str) -> None:
+    """Check that there are some classes, and not as many as of a name or a number."""
+    if len(kinds) < 2:
+        only = ", ".join(repr(kind) for kind in kinds)
+        raise DataError(f"{where}: column {column!r} holds one class only ({only}); two are needed")
+    if len(kinds) > MAX_CLASSES or len(kinds) > rows / 2:
+        raise DataError(
+            f"{where}: column {column!r} holds {len(kinds)} different values in {rows} rows; "
+            "these are no classes, give another label_column"
+        )
+
+
+def _numbers(values: list[Any], where: str, column: str) -> list[float]:
     """Return the labels of a regression, all of them numbers.
 
     Raises:
         DataError: they are all the same, or far from a spread of about 1.
     """
-    numbers = [float(label) for label in labels]
+    numbers = [found for value in values if (found := labels.number(value)) is not None]
     spread = float(np.std(numbers))
     if not math.isfinite(spread) or spread == 0:
         raise DataError(f"{where}: the labels in column {column!r} are all {numbers[0]:g}, or not finite")
@@ -251,7 +270,7 @@ def _numbers(labels: list[Any], where: str, column: str) -> list[float]:
     return numbers
 
 
-def _columns(table: tables.Table, data: Data) -> tuple[str, str | None, str]:
+def _columns(table: Table, data: Data) -> tuple[str, str | None, str]:
     where = f"data {data.source!r}"
     columns = ", ".join(table)
     text, pair, label = (_named(table, data, key) for key in ("text_column", "pair_column", "label_column"))
@@ -268,7 +287,7 @@ def _columns(table: tables.Table, data: Data) -> tuple[str, str | None, str]:
     return text, pair, label
 
 
-def _named(table: tables.Table, data: Data, key: str) -> str | None:
+def _named(table: Table, data: Data, key: str) -> str | None:
     """Return the column that a setting names; None where it names none."""
     given: str | None = getattr(data, key)
     if given is not None and given not in table:
@@ -281,31 +300,32 @@ def _first_pair(names: Iterable[str], known: Sequence[tuple[str, str]]) -> tuple
     return next(((lower[one], lower[other]) for one, other in known if one in lower and other in lower), None)
 
 
-def _label_column(table: tables.Table, text: str | None) -> str | None:
+def _label_column(table: Table, text: str | None) -> str | None:
     named = [name for name in table if name.lower() in LABEL_NAMES and name != text]
     if len(named) == 1:
         return named[0]
-    others = [name for name in table if name != text and (text is not None or not _is_prose(table[name]))]
+    others = [name for name in table if name != text and (text is not None or not _is_prose(table, name))]
     return others[0] if not named and len(others) == 1 else None
 
 
-def _text_column(table: tables.Table, label: str | None) -> str | None:
-    strings = [
-        name for name, column in table.items() if name != label and any(isinstance(value, str) for value in column)
-    ]
+def _text_column(table: Table, label: str | None) -> str | None:
+    strings = [name for name in table if name != label and table.has_text(name)]
     named = [name for name in strings if name.lower() in TEXT_NAMES]
     if len(strings) == 1:
         return strings[0]
     return named[0] if len(named) == 1 else None
 
 
-def _is_prose(column: list[Any]) -> bool:
+def _is_prose(table: Table, name: str) -> bool:
+    if not table.has_text(name):
+        return False
+    column = table[name]
     strings = [value for value in column if isinstance(value, str)]
     return len(strings) > len(column) / 2 and len(set(strings)) > len(column) / 2
 
 
-def _fingerprint(texts: Sequence[Any], labels: Sequence[Any]) -> str:
+def _fingerprint(texts: Sequence[Any], values: Sequence[Any]) -> str:
     digest = hashlib.sha256()
-    for text, label in zip(texts, labels, strict=True):
+    for text, label in zip(texts, values, strict=True):
         digest.update(f"{text}\x1f{label!r}\x1e".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

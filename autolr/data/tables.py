@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from autolr.data import demo
+from autolr.data import demo, files
+from autolr.data.columns import Table
+from autolr.data.files import FORMATS, KNOWN
 from autolr.errors import DataError
 from autolr.study import Data
 
-_READERS = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-_KNOWN = "a csv, tsv, json, jsonl or parquet file, or a folder saved by datasets"
 # Stands before the name of a function that reads its data itself; see `autolr.tune`.
 OWN = "tune:"
 # What the embedded sentences become where completions are learned.
@@ -29,15 +21,13 @@ DEMO_PROMPT = "Review: {}\nSentiment:"
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
-Table = dict[str, list[Any]]
 
-
-def read(data: Data) -> tuple[Table, list[str], list[str] | None]:
+def read(data: Data) -> tuple[Table, list[str]]:
     """Read the table of a study, with the splits it names for *select* and *confirm* below it.
 
     Returns:
-        The columns; of each row the part it belongs to (`select`, `confirm`, or `train`, which select and confirm
-        are cut from where they have no split of their own); and class names where the source declares them.
+        The columns; and of each row the part it belongs to (`select`, `confirm`, or `train`, which select and confirm
+        are cut from if they have no split of their own).
 
     Raises:
         DataError: something cannot be read, or the parts have not the same columns.
@@ -47,44 +37,62 @@ def read(data: Data) -> tuple[Table, list[str], list[str] | None]:
             f"data {data.source!r}: is read by a function of your own, so only autolr.tune searches it; its recipe "
             "goes home with autolr.with_rates, autolr.create_optimizer or autolr export --to peft"
         )
-    table, names = _read(data, data.split)
-    parts = ["train"] * _rows(table)
+    try:
+        return _read_parts(data)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(
+            f"data {data.source!r}: cannot be read ({reason}); check the path and its permissions"
+        ) from None
+
+
+def _read_parts(data: Data) -> tuple[Table, list[str]]:
+    table = _read(data, data.split)
+    parts = ["train"] * table.rows
     for part, split in (("select", data.select_split), ("confirm", data.confirm_split)):
         if split is None:
             continue
         if split == data.split:
             raise DataError(f"data {data.source!r}: {part}_split {split!r} is what is trained on (split)")
-        is_file = Path(split).suffix.lower() in _READERS
-        more, _ = (
-            (_read_file(Path(split).expanduser(), split), None) if is_file else _read(data, split, f"{part}_split")
-        )
+        path = Path(split).expanduser()
+        more = files.read(path, split) if _is_file(path) else _read(data, split, f"{part}_split")
         missing = [name for name in table if name not in more]
         if missing:
             raise DataError(f"data {data.source!r}: {part}_split {split!r} lacks the columns {', '.join(missing)}")
-        table = {name: [*column, *more[name]] for name, column in table.items()}
-        parts += [part] * _rows(more)
-    return table, parts, names
+        parts += [part] * more.rows
+        table.append(more)
+    return table, parts
 
 
-def _rows(table: Table) -> int:
-    return len(next(iter(table.values()), []))
+def _is_file(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS
 
 
-def _read(data: Data, split: str, key: str = "split") -> tuple[Table, list[str] | None]:
+def _read(data: Data, split: str, key: str = "split") -> Table:
     path = Path(data.source).expanduser()
-    is_file = demo.is_demo(data.source) or path.suffix.lower() in _READERS or path.is_file()
-    if is_file and key != "split":
-        raise DataError(f"data {data.source!r}: has no splits; {key} {split!r} must be a file of its own")
+    is_file = demo.is_demo(data.source) or _is_file(path) or path.is_file()
+    if is_file:
+        _refuse_split(data.source, split, key)
+    if data.subset is not None and (is_file or path.is_dir()):
+        raise DataError(f"data {data.source!r}: has no subsets; leave data.subset ({data.subset!r}) out")
     if demo.is_demo(data.source):
         return _read_demo(data.source)
     if is_file:
-        return _read_file(path, data.source), None
+        return files.read(path, data.source)
     if path.is_dir():
         return _read_folder(path, data.source, split, key)
     return _read_hub(data, split, key)
 
 
-def _read_demo(source: str) -> tuple[Table, list[str]]:
+def _refuse_split(source: str, split: str, key: str) -> None:
+    """Refuse a split of what has none; `train` is what all have by default."""
+    if key != "split":
+        raise DataError(f"data {source!r}: has no splits; {key} {split!r} must be a file of its own")
+    if split != "train":
+        raise DataError(f"data {source!r}: has no splits; leave data.split ({split!r}) out")
+
+
+def _read_demo(source: str) -> Table:
     frame = pd.read_csv(demo.data_file(source))
     rows = frame[frame["source"] == "rotten_tomatoes"]
     if len(rows) != demo.ROWS:
@@ -96,60 +104,16 @@ def _read_demo(source: str) -> tuple[Table, list[str]]:
     table = {"text": rows["text"].tolist(), "label": rows["label"].tolist()}
     table["prompt"] = [DEMO_PROMPT.format(text) for text in table["text"]]
     table["completion"] = [f" {names[label]}" for label in table["label"]]
-    return table, names
+    return Table(table, f"data {source!r}", {"label": names})
 
 
-def _read_file(path: Path, source: str) -> Table:
-    if not path.exists():
-        raise DataError(f"data {source!r}: no such file; give {_KNOWN} (--data)")
-    if path.suffix.lower() not in _READERS:
-        raise DataError(
-            f"data {source!r}: files of kind {path.suffix or 'without suffix'!r} are not read; "
-            f"known: {', '.join(_READERS)}"
-        )
-    if not path.is_file():
-        raise DataError(f"data {source!r}: is no ordinary file")  # a pipe or a device may never end
-    if path.stat().st_size == 0:
-        raise DataError(f"data {source!r}: the file is empty")
-    kind, options = _READERS[path.suffix.lower()]
-    try:
-        if kind == "csv":
-            # Labels such as NA or null are words in a text column, and empty cells are missing in any.
-            frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
-        elif kind == "parquet":
-            frame = pd.read_parquet(path)
-        else:
-            from datasets import Dataset
-
-            with _no_bars():
-                frame = Dataset.from_json(str(path), keep_in_memory=True, cache_dir=None).to_pandas()
-    except Exception as error:
-        # Parsers raise what they like on a damaged file; whatever it is, the file is at fault.
-        first = str(error).strip().splitlines()[:1]
-        reason = str(error.__cause__ or "").strip().splitlines()[:1] or first or [type(error).__name__]
-        raise DataError(f"data {source!r}: cannot be read as {path.suffix[1:]}: {reason[0][:200]}") from None
-    return {str(name): frame[name].tolist() for name in frame.columns}
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Read without the progress bars of `datasets`: a file of this machine is read at once."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_off = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
-            enable_progress_bars()
-
-
-def _read_folder(path: Path, source: str, split: str, key: str) -> tuple[Table, list[str] | None]:
+def _read_folder(path: Path, source: str, split: str, key: str) -> Table:
     from datasets import Dataset, DatasetDict, load_from_disk
 
     if not any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        raise DataError(f"data {source!r}: is a folder that datasets has not saved; give {_KNOWN} (--data)")
+        inside = sorted(file.name for file in path.iterdir() if _is_file(file))[:3]
+        hint = f"; it has {', '.join(inside)}: give one of its files" if inside else ""
+        raise DataError(f"data {source!r}: is a folder that datasets has not saved; give {KNOWN} (--data){hint}")
     try:
         found: Dataset | DatasetDict = load_from_disk(str(path))
     except Exception as error:
@@ -158,20 +122,20 @@ def _read_folder(path: Path, source: str, split: str, key: str) -> tuple[Table, 
     if isinstance(found, DatasetDict):
         if split not in found:
             raise DataError(f"data {source!r}: there is no split {split!r} (data.{key}); it has: {', '.join(found)}")
-        return _columns_of(found[split])
-    if key != "split":
-        raise DataError(f"data {source!r}: has no splits; {key} {split!r} must be a file of its own")
-    return _columns_of(found)
+        found = found[split]
+    elif key != "split" or split != str(found.split):
+        _refuse_split(source, split, key)
+    return _columns_of(found, source)
 
 
-def _read_hub(data: Data, split: str, key: str) -> tuple[Table, list[str] | None]:
+def _read_hub(data: Data, split: str, key: str) -> Table:
     from datasets import load_dataset
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     # `datasets` takes the names of its readers for themselves, and lets them read whatever lies in this folder: with
     # `pandas` that is pickles.
     if data.source in _PACKAGED_DATASETS_MODULES or not re.fullmatch(_HUB_ID, data.source):
-        raise DataError(f"data {data.source!r}: is neither a local file nor the id of a hub data set; give {_KNOWN}")
+        raise DataError(f"data {data.source!r}: is neither a local file nor the id of a hub data set; give {KNOWN}")
     try:
         dataset = load_dataset(data.source, data.subset, split=split)
     except Exception as error:
@@ -180,14 +144,13 @@ def _read_hub(data: Data, split: str, key: str) -> tuple[Table, list[str] | None
             f"data {data.source!r}: is no local file, and as a hub data set (subset {data.subset!r}, "
             f"{key} {split!r}) it cannot be loaded: {reason[:300]}"
         ) from None
-    return _columns_of(dataset, data.label_column)
+    return _columns_of(dataset, data.source)
 
 
-def _columns_of(dataset: Any, label_column: str | None = None) -> tuple[Table, list[str] | None]:
-    """Return the columns of a data set, and the names of its classes where it has one column of classes."""
+def _columns_of(dataset: Any, source: str) -> Table:
+    """Return the columns of a data set, and the names of its classes."""
     from datasets import ClassLabel
 
-    labels = [(name, feature) for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    named = dict(labels).get(label_column) if label_column else labels[0][1] if len(labels) == 1 else None
-    table = {name: list(dataset[name]) for name in dataset.column_names}
-    return table, list(named.names) if named is not None else None
+    classes = {name: own.names for name, own in dataset.features.items() if isinstance(own, ClassLabel)}
+    found = dataset.with_format("arrow")[:]
+    return Table({name: found.column(name) for name in dataset.column_names}, f"data {source!r}", classes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from autolr.data.tables import Table
+from autolr.data import labels as kinds
+from autolr.data.columns import Table
+from autolr.data.labels import is_missing
 from autolr.errors import DataError
 from autolr.study import TaskName
 
@@ -17,9 +18,15 @@ LONG = 100_000
 SHOWN = 5
 
 
-def is_missing(value: Any) -> bool:
-    """Tell whether a cell is empty."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+_REMEDY = "remove these rows, or choose a labelled split or label_column"
+
+
+class Verdict(NamedTuple):
+    """What is wrong with a label, and whether its row cannot simply be left out."""
+
+    reason: str
+    remedy: str
+    is_fatal: bool = False
 
 
 class Sieve:
@@ -30,10 +37,10 @@ class Sieve:
         where: the source, for messages.
     """
 
-    def __init__(self, table: Table, where: str) -> None:
-        self.table = table
+    def __init__(self, table: Mapping[str, list[Any]], where: str) -> None:
+        self.table = table if isinstance(table, Table) else Table(table, where)
         self.where = where
-        self.rows = len(next(iter(table.values()), []))
+        self.rows = self.table.rows
         self.unfit: dict[int, str] = {}
         self._remedy: dict[str, str] = {}
         self._remarks: dict[str, list[int]] = {}
@@ -45,15 +52,19 @@ class Sieve:
             DataError: more are unfit than can be an accident.
         """
         for row, text in enumerate(self.table[column]):
+            if isinstance(text, bytes):
+                raise DataError(
+                    f"{self.where}: row {row + 1:,}: column {column!r} has bytes; save its texts as strings (UTF-8)"
+                )
             if is_missing(text) or not isinstance(text, str) or not text.replace("\0", "").strip():
-                self._leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
+                self.leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
+            elif not _is_whole(text):
+                self.leave_out(row, f"half a character in column {column!r}", "save the texts as UTF-8")
             elif len(text) > LONG:
-                self._remarks.setdefault(
-                    f"a text of more than {LONG:,} characters, whose beginning is read", []
-                ).append(row)
+                self.remark(row, f"a text of more than {LONG:,} characters, whose beginning is read")
             elif "\0" in text:
-                self._remarks.setdefault("a text with NUL characters, which is taken as it is", []).append(row)
-        self._check()
+                self.remark(row, "a text with NUL characters, which is taken as it is")
+        self.check()
 
     def labels(self, column: str, task: TaskName, names: Sequence[str] | None) -> None:
         """Look at labels.
@@ -65,34 +76,34 @@ class Sieve:
                 data sets mark those of a hidden test split.
 
         Raises:
-            DataError: more are unfit than can be an accident.
+            DataError: a label is none that can be learned, or more are unfit than can be an accident.
         """
-        remedy = "remove these rows, or choose a labelled split or label_column"
+        seen: dict[Any, Verdict | None] = {}
         for row, label in enumerate(self.table[column]):
-            if is_missing(label) or (names is not None and label == -1):
-                self._leave_out(row, f"no label in column {column!r}", remedy)
-            elif task == "regression":
-                if not _is_number(label):
-                    self._leave_out(row, f"a label in column {column!r} that is no number", remedy)
-            elif names is not None and not (_is_number(label) and label in range(len(names))):
-                self._leave_out(row, f"a label in column {column!r} that is none of the {len(names)} classes", remedy)
-        self._check()
+            try:
+                found = seen[type(label), label]
+            except (KeyError, TypeError):  # a list has no place in a dictionary
+                found = _of_label(label, column, task, names)
+                if found is not None and found.is_fatal:
+                    raise DataError(f"{self.where}: row {row + 1:,}: {found.reason}; {found.remedy}") from None
+                seen[type(label), label] = found
+            if found is not None:
+                self.leave_out(row, found.reason, found.remedy)
+        self.check()
 
     def strangers(self, column: str, parts: Sequence[str]) -> None:
         """Look for labels in *select* or *confirm* that *train* does not have."""
         labels = self.table[column]
-        if not all(isinstance(label, str | int | float) for label in labels if not is_missing(label)):
-            return
-        known = {label for row, label in enumerate(labels) if parts[row] == "train"}
+        known = {label for row, label in enumerate(labels) if parts[row] == "train" and row not in self.unfit}
         for row, label in enumerate(labels):
             if row not in self.unfit and label not in known:
-                self._leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
-        self._check()
+                self.leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
+        self.check()
 
     def sifted(self, parts: Sequence[str]) -> tuple[Table, list[str], tuple[str, ...]]:
         """Return the table and the parts without what is unfit, and the report."""
         kept = [row for row in range(self.rows) if row not in self.unfit]
-        table = {name: [column[row] for row in kept] for name, column in self.table.items()}
+        table = self.table.take(kept) if self.unfit else self.table
         by_reason: dict[str, list[int]] = {}
         for row, reason in sorted(self.unfit.items()):
             by_reason.setdefault(reason, []).append(row)
@@ -106,11 +117,27 @@ class Sieve:
         ]
         return table, [parts[row] for row in kept], tuple(report)
 
-    def _leave_out(self, row: int, reason: str, remedy: str) -> None:
+    def leave_out(self, row: int, reason: str, remedy: str) -> None:
+        """Leave a row out.
+
+        Args:
+            row: its place in the table.
+            reason: what it has, after "rows have".
+            remedy: what to do if many rows have it.
+        """
         self._remedy[reason] = remedy
         self.unfit.setdefault(row, reason)
 
-    def _check(self) -> None:
+    def remark(self, row: int, what: str) -> None:
+        """Report what a row has, after "examples have", and keep the row."""
+        self._remarks.setdefault(what, []).append(row)
+
+    def check(self) -> None:
+        """Look at how many rows are left out.
+
+        Raises:
+            DataError: more than can be an accident.
+        """
         if len(self.unfit) <= MOST * self.rows:
             return
         first, reason = min(self.unfit.items())
@@ -126,8 +153,36 @@ def _named(rows: Sequence[int]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
 
 
-def _is_number(value: Any) -> bool:
+def _of_label(label: Any, column: str, task: TaskName, names: Sequence[str] | None) -> Verdict | None:
+    """Return what is wrong with a label; None if nothing is."""
+    if is_missing(label) or (names is not None and label == -1):
+        return Verdict(f"no label in column {column!r}", _REMEDY)
+    if kinds.is_several(label):
+        return Verdict(
+            f"column {column!r} has several labels for one text ({str(label)[:60]}), and labels must be integers or "
+            "strings",
+            "give each text one label",
+            is_fatal=True,
+        )
+    if not kinds.is_class(label):
+        reason = f"labels in column {column!r} must be integers or strings, not {kinds.kind(label)}"
+        return Verdict(reason, "convert them", is_fatal=True)
+    if task == "regression":
+        if kinds.has_decimal_comma(label):
+            return Verdict(f"a number with a decimal comma in column {column!r}", "write 1.5, not 1,5")
+        if kinds.number(label) is None:
+            return Verdict(f"a label in column {column!r} that is no number", _REMEDY)
+    elif names is not None and not (isinstance(label, int) and label in range(len(names))):
+        return Verdict(f"a label in column {column!r} that is none of the {len(names)} classes", _REMEDY)
+    elif isinstance(label, str) and not _is_whole(label):
+        return Verdict(f"half a character in column {column!r}", "save the labels as UTF-8")
+    return None
+
+
+def _is_whole(text: str) -> bool:
+    """Return True if a text can be written as UTF-8: half of a surrogate pair cannot."""
     try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError, OverflowError):
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
         return False
+    return True

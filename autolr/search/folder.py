@@ -3,6 +3,7 @@
 study.yaml      the study, every setting spelled out
 journal.log     Optuna's storage: trials, candidates, rungs
 storage.json    where the trials lie instead of the journal: a database, and their name in it
+fingerprints.json  sha256 of data, model weights, tokenizer and tokens that the search was begun with
 slots/          checkpoints of the trainings under way
 workers/        what each worker of several has said, how far it is, and what it takes
 curves.jsonl    one trial a line: losses of each step
@@ -58,6 +59,7 @@ class RunFolder:
         self.study = self.path / "study.yaml"
         self.journal = self.path / "journal.log"
         self.database = self.path / "storage.json"
+        self.fingerprints = self.path / "fingerprints.json"
         self.slots = self.path / "slots"
         self.workers = self.path / "workers"
         self.curves = self.path / "curves.jsonl"

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolr.candidate import Candidate
+from autolr.data import cache
 from autolr.errors import AutoLRError, RunError
 from autolr.model.device import choose_device, devices_of
 from autolr.pack.pack import Pack
 from autolr.recipe import Rates, Recipe
-from autolr.search import machine, notebook, provenance, records, verdict
+from autolr.search import machine, notebook, provenance, records, unchanged, verdict
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
@@ -39,6 +40,7 @@ from autolr.search.setting import Setting, read_setting
 from autolr.search.state import Watchers, observed
 from autolr.search.trackers import tracker
 from autolr.search.trials import Trials
+from autolr.search.unchanged import Fingerprints
 from autolr.search.workers import Fleet, LocalFleet, Order, coordinate, devices
 from autolr.study import Study
 
@@ -218,15 +220,18 @@ def work(setting: Setting, folder: RunFolder, watcher: Watcher, name: str) -> No
         name: of the worker. One that comes back under its name goes on with what it left behind.
 
     Raises:
-        RunError: no trial gave a score, or a storage does not answer.
+        RunError: data, model or tokens are not those of the search, no trial gave a score, or a storage does not
+            answer.
     """
     claims = Claims(folder, folder.optuna(setting.study), name)
     with claims.working():
+        now = Fingerprints.of(setting)
         if not folder.machine.is_file():
             watcher.note("trying what fits this machine and pays, with the longest texts")
         with claims.lock():
-            for cut in folder.mend():
-                watcher.note(cut)
+            for line in (unchanged.check(now, setting.study, folder), *folder.mend()):
+                if line:
+                    watcher.note(line)
             found = machine.fit(setting, folder)
         watcher.note(found.describe())
         task = _Task(setting, folder, claims, watcher, found)
@@ -388,6 +393,8 @@ def _recipe(setting: Setting, contest: Contest) -> Recipe:
         model_fingerprint=setting.backbone.fingerprint(),
         data=study.data,
         data_fingerprint=setting.examples.fingerprint,
+        tokenizer_fingerprint=cache.tokenizer_fingerprint(setting.backbone.tokenizer),
+        tokenization=cache.TOKENIZATION,
         classes=setting.examples.classes,
         task=study.task,
         metric=setting.task.metric,

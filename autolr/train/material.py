@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autolr.data import sources
+from autolr.data import cache, sources
 from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Task, task_of
@@ -57,6 +57,16 @@ def read(
             f"data {recipe.data.source!r}: has changed since the search (fingerprint {examples.fingerprint[:12]}, "
             f"recipe {str(recipe.data_fingerprint)[:12]}); search again, or remove data_fingerprint from the recipe"
         )
+    if other is None and recipe.data_fingerprint is not None and sorted(recipe.classes) != sorted(examples.classes):
+        raise DataError(
+            f"data {recipe.data.source!r}: has other classes ({', '.join(examples.classes)}) than in the search "
+            f"({', '.join(recipe.classes)}). Search again, or restore the data"
+        )
+    if other is None and recipe.tokenization not in (None, cache.TOKENIZATION):
+        raise DataError(
+            f"recipe {recipe.name}: its search made tokens in way {recipe.tokenization}, this AutoLR in way "
+            f"{cache.TOKENIZATION}. Search again, or remove tokenization from the recipe"
+        )
     classes = recipe.classes
     if other is not None and recipe.task == "classification":
         classes = backbone.in_order(recipe.model, examples.classes, trust_remote_code=trusted)
@@ -75,6 +85,11 @@ def read(
         raise ModelError(
             f"model {recipe.model!r}: its weights have changed since the search; search again, or remove "
             "model_fingerprint from the recipe"
+        )
+    if recipe.tokenizer_fingerprint not in (None, cache.tokenizer_fingerprint(base.tokenizer)):
+        raise ModelError(
+            f"model {recipe.model!r}: its tokenizer has changed since the search. Search again, or remove "
+            "tokenizer_fingerprint from the recipe"
         )
     rank = recipe.candidate.rank
     if rank > base.projections.largest_rank:

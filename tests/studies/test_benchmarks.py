@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,18 @@ def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("AUTOLR_CACHE", os.environ["AUTOLR_CACHE"])  # a benchmark sets its own
     yield importlib.import_module
-    for name in ("contract", "tiny", "fuzz", "soak", "shapes", "peers", "throughput", "end_to_end", "smollm2"):
+    for name in (
+        "contract",
+        "tiny",
+        "fuzz",
+        "fuzz_tables",
+        "soak",
+        "shapes",
+        "peers",
+        "throughput",
+        "end_to_end",
+        "smollm2",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -311,6 +323,34 @@ def test_what_is_not_clear_is_counted(module, tmp_path, monkeypatch):
     for outcome, run in outcomes.items():
         monkeypatch.setattr(fuzz.cli, "main", run)
         assert fuzz.run([], 0.1)[0] == outcome
+
+
+def test_tables_of_all_formats_are_the_same_or_refused(module):
+    found = module("fuzz_tables").measure(3, 1)
+    figures = found["figures"]
+    assert (figures["tables"], figures["tracebacks"], figures["differences"], figures["without_remedy"]) == (
+        3,
+        0,
+        0,
+        0,
+    )
+    assert figures["right"] >= 3 * 15 and figures["refused"] >= 3, found["failed"]
+
+
+def test_tables_that_are_read_wrongly_are_counted(module, monkeypatch):
+    fuzz = module("fuzz_tables")
+    load = fuzz.sources.load
+
+    def wrong(data, task):
+        if data.source.endswith(".tsv"):
+            raise ZeroDivisionError
+        found = load(data, task)
+        return replace(found, texts=found.texts[::-1]) if data.source.endswith("d.jsonl") else found
+
+    monkeypatch.setattr(fuzz.sources, "load", wrong)
+    found = fuzz.measure(2, 1)
+    assert found["figures"]["differences"] == found["figures"]["tracebacks"] == 2
+    assert {row["file"] for row in found["failed"]} == {"d.tsv", "d.jsonl"}
 
 
 def test_growth_is_the_slope_after_the_warm_up(module):
