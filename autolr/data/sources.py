@@ -216,7 +216,7 @@ def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exa
         texts,
         [index[value] for value in values],
         [str(kind) if names is None else names[int(kind)] for kind in kinds],
-        _fingerprint(said, values),
+        _fingerprint(said, values if names is None else [names[int(value)] for value in values]),
         pairs,
         **told,
     )
