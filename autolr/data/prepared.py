@@ -12,7 +12,8 @@ from autolr.data import cache
 from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.sources import Examples
 from autolr.data.splits import split
-from autolr.study import Data
+from autolr.errors import DataError
+from autolr.study import LANGUAGE, Data
 
 # Classes named in a summary: the largest and the smallest.
 SHOWN = 6
@@ -55,17 +56,44 @@ def prepare(
     parts = split(examples, data, batch_size, seed)
     length = min(data.max_length, longest or data.max_length)
 
-    ids, labels = cache.tokens(examples, tokenizer, length)
-    whole = TokenSet(ids, examples.labels if labels is None else labels, int(tokenizer.pad_token_id))
-    notices = [*examples.notices, *parts.notices, *_unknown(whole, tokenizer)]
-    train, select, confirm = (whole.take(rows) for rows in (parts.train, parts.select, parts.confirm))
+    whole, notes = token_set(examples, tokenizer, length, longest)
+    kept = [[row for row in rows if whole.ids[row]] for rows in (parts.train, parts.select, parts.confirm)]
+    if len(kept[0]) < batch_size or min(len(rows) for rows in kept[1:]) < 2:
+        raise DataError(
+            f"{examples.where}: {', '.join(notes)}; {', '.join(str(len(rows)) for rows in kept)} examples are left of "
+            f"train, select and confirm. Give more data, or a training.batch_size below {batch_size}"
+        )
+    notices = [*examples.notices, *notes, *parts.notices, *_unknown(whole, tokenizer)]
+    train, select, confirm = (whole.take(rows) for rows in kept)
     return Prepared(train, select, confirm, (*_summary(examples.classes, train, length), *notices))
+
+
+def token_set(examples: Examples, tokenizer: Any, length: int, limit: int | None) -> tuple[TokenSet, tuple[str, ...]]:
+    """Tokenize examples.
+
+    Args:
+        examples: all of them.
+        tokenizer: the model's.
+        length: tokens kept of each.
+        limit: the most tokens the model takes; None where unlimited.
+
+    Returns:
+        Their tokens, none of those that are left out; and what is to be said of them.
+
+    Raises:
+        DataError: see `autolr.data.language.learn`.
+    """
+    if examples.task in LANGUAGE:
+        learned = cache.learned(examples, tokenizer, length, limit)
+        return TokenSet(learned.ids, learned.labels, int(tokenizer.pad_token_id)), learned.notices
+    ids, _ = cache.tokens(examples, tokenizer, length)
+    return TokenSet(ids, examples.labels, int(tokenizer.pad_token_id)), ()
 
 
 def _unknown(whole: TokenSet, tokenizer: Any) -> list[str]:
     """Say how many examples hold nothing that the tokenizer knows."""
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    count = sum(special.issuperset(own) for own in whole.ids)
+    count = sum(special.issuperset(own) for own in whole.ids if own)
     if not count:
         return []
     return [f"{count:,} of {len(whole):,} examples hold no word or sign that the model's tokenizer knows"]

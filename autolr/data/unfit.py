@@ -28,11 +28,13 @@ class Sieve:
     Args:
         table: all examples.
         where: the source, for messages.
+        numbers: of the rows in the source, from 0; None: they are all there.
     """
 
-    def __init__(self, table: Table, where: str) -> None:
+    def __init__(self, table: Table, where: str, numbers: Sequence[int] | None = None) -> None:
         self.table = table
         self.where = where
+        self.numbers = numbers
         self.rows = len(next(iter(table.values()), []))
         self.unfit: dict[int, str] = {}
         self._remedy: dict[str, str] = {}
@@ -46,14 +48,12 @@ class Sieve:
         """
         for row, text in enumerate(self.table[column]):
             if is_missing(text) or not isinstance(text, str) or not text.replace("\0", "").strip():
-                self._leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
+                self.leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
             elif len(text) > LONG:
-                self._remarks.setdefault(
-                    f"a text of more than {LONG:,} characters, whose beginning is read", []
-                ).append(row)
+                self.remark(row, f"a text of more than {LONG:,} characters, whose beginning is read")
             elif "\0" in text:
-                self._remarks.setdefault("a text with NUL characters, which is taken as it is", []).append(row)
-        self._check()
+                self.remark(row, "a text with NUL characters, which is taken as it is")
+        self.check()
 
     def labels(self, column: str, task: TaskName, names: Sequence[str] | None) -> None:
         """Look at labels.
@@ -70,13 +70,13 @@ class Sieve:
         remedy = "remove these rows, or choose a labelled split or label_column"
         for row, label in enumerate(self.table[column]):
             if is_missing(label) or (names is not None and label == -1):
-                self._leave_out(row, f"no label in column {column!r}", remedy)
+                self.leave_out(row, f"no label in column {column!r}", remedy)
             elif task == "regression":
                 if not _is_number(label):
-                    self._leave_out(row, f"a label in column {column!r} that is no number", remedy)
+                    self.leave_out(row, f"a label in column {column!r} that is no number", remedy)
             elif names is not None and not (_is_number(label) and label in range(len(names))):
-                self._leave_out(row, f"a label in column {column!r} that is none of the {len(names)} classes", remedy)
-        self._check()
+                self.leave_out(row, f"a label in column {column!r} that is none of the {len(names)} classes", remedy)
+        self.check()
 
     def strangers(self, column: str, parts: Sequence[str]) -> None:
         """Look for labels in *select* or *confirm* that *train* does not have."""
@@ -86,8 +86,8 @@ class Sieve:
         known = {label for row, label in enumerate(labels) if parts[row] == "train"}
         for row, label in enumerate(labels):
             if row not in self.unfit and label not in known:
-                self._leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
-        self._check()
+                self.leave_out(row, f"a label in column {column!r} that train does not have", "check the splits")
+        self.check()
 
     def sifted(self, parts: Sequence[str]) -> tuple[Table, list[str], tuple[str, ...]]:
         """Return the table and the parts without what is unfit, and the report."""
@@ -97,33 +97,51 @@ class Sieve:
         for row, reason in sorted(self.unfit.items()):
             by_reason.setdefault(reason, []).append(row)
         report = [
-            f"{len(rows):,} of {self.rows:,} examples left out: {why} ({_named(rows)})"
+            f"{len(rows):,} of {self.rows:,} examples left out: {why} ({self._named(rows)})"
             for why, rows in by_reason.items()
         ]
         report += [
-            f"{len(rows):,} of {self.rows:,} examples have {what} ({_named(rows)})"
+            f"{len(rows):,} of {self.rows:,} examples have {what} ({self._named(rows)})"
             for what, rows in self._remarks.items()
         ]
         return table, [parts[row] for row in kept], tuple(report)
 
-    def _leave_out(self, row: int, reason: str, remedy: str) -> None:
+    def leave_out(self, row: int, reason: str, remedy: str) -> None:
+        """Leave a row out.
+
+        Args:
+            row: its place in the table.
+            reason: what it has, after "rows have".
+            remedy: what to do if many rows have it.
+        """
         self._remedy[reason] = remedy
         self.unfit.setdefault(row, reason)
 
-    def _check(self) -> None:
+    def remark(self, row: int, what: str) -> None:
+        """Report what a row has, after "examples have", and keep the row."""
+        self._remarks.setdefault(what, []).append(row)
+
+    def check(self) -> None:
+        """Look at how many rows are left out.
+
+        Raises:
+            DataError: more than can be an accident.
+        """
         if len(self.unfit) <= MOST * self.rows:
             return
         first, reason = min(self.unfit.items())
         alike = sum(why == reason for why in self.unfit.values())
         raise DataError(
-            f"{self.where}: {alike} of {self.rows} rows have {reason} (first: row {first + 1}); up to {MOST:.0%} are "
-            f"left out with a note, so many are a mistake: {self._remedy[reason]}"
+            f"{self.where}: {alike} of {self.rows} rows have {reason} (first: row {self._number(first)}); up to "
+            f"{MOST:.0%} are left out with a note, so many are a mistake: {self._remedy[reason]}"
         )
 
+    def _number(self, row: int) -> int:
+        return 1 + (row if self.numbers is None else self.numbers[row])
 
-def _named(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row + 1) for row in rows[:SHOWN])
-    return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
+    def _named(self, rows: Sequence[int]) -> str:
+        shown = ", ".join(str(self._number(row)) for row in rows[:SHOWN])
+        return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
 
 
 def _is_number(value: Any) -> bool:
