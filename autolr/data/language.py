@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from autolr.data.batches import IGNORED
-from autolr.data.chats import Chat
+from autolr.data.chats import KWARGS, Chat
 from autolr.data.sources import Examples
-from autolr.data.templates import Span, Template, UnfitChatError, Written, template_of
+from autolr.data.spans import Span
+from autolr.data.templates import Template, UnfitChatError, Written, template_of
 from autolr.data.unfit import Sieve
 
 # Texts that are tokenized at once.
@@ -142,7 +143,7 @@ def _columns(chats: Sequence[Chat], templates: Sequence[Template]) -> tuple[list
         if chat.options:
             lost = template.unread(chat)
             unread.update(dict.fromkeys(lost))
-            read.update(dict.fromkeys(name for name in chat.options if name not in lost))
+            read.update(dict.fromkeys(name for name in chat.options if name not in (*lost, KWARGS)))
     return [name for name in read if name not in unread], list(unread)
 
 

@@ -60,8 +60,8 @@ def prepare(
     kept = [[row for row in rows if whole.ids[row]] for rows in (parts.train, parts.select, parts.confirm)]
     if len(kept[0]) < batch_size or min(len(rows) for rows in kept[1:]) < 2:
         raise DataError(
-            f"{examples.where}: {', '.join(notes)}; {', '.join(str(len(rows)) for rows in kept)} examples are left of "
-            f"train, select and confirm. Give more data, or a training.batch_size below {batch_size}"
+            f"{examples.where}: {', '.join(notes)}; {', '.join(str(len(rows)) for rows in kept)} examples are left "
+            f"of train, select and confirm. Give more data, or a training.batch_size below {batch_size}"
         )
     notices = [*examples.notices, *notes, *parts.notices, *_unknown(whole, tokenizer)]
     train, select, confirm = (whole.take(rows) for rows in kept)

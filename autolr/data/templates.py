@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
 from autolr.data.chats import DOCUMENTS, KWARGS, REASONING, TOOLS, Chat, each_text
+from autolr.data.spans import Span, between, common
 from autolr.errors import DataError
 
 Message = dict[str, Any]
-Span = tuple[int, int]
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Arguments of a template that no data sets.
@@ -33,6 +33,8 @@ RESERVED = frozenset(
         "return_assistant_tokens_mask",
     }
 )
+_LEFT_OUT = "that the model's chat template leaves out or changes"
+_REASONING = "reasoning that the model's chat template leaves out"
 _PROBE = "Xq7probeZ"
 _ASKED = {"role": "user", "content": "Xq7questionZ"}
 
@@ -116,7 +118,7 @@ class Template:
         if self.has_markers:
             text, spans = self._marked(messages, options)
             if chat.start:
-                first = _common(self._render(messages[: chat.start], options, ask=True), text)
+                first = common(self._render(messages[: chat.start], options, ask=True), text)
                 spans = [(max(start, first), end) for start, end in spans if end > first]
             odd: list[str] = []
         else:
@@ -194,13 +196,15 @@ class Template:
     def _arguments(self) -> frozenset[str]:
         """Whether the template writes a call's arguments that are JSON (`text`), and a mapping (`mapping`)."""
         kinds = {"text": json.dumps({_PROBE: 1}), "mapping": {_PROBE: 1}}
-        found = []
+        found = {}
         for kind, arguments in kinds.items():
             call = {"type": "function", "id": "a1b2c3d4e", "function": {"name": "call", "arguments": arguments}}
             written = self._try([_ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}])
             written = written or self._try([_ASKED, {"role": "assistant", "tool_calls": [call]}])
             if _PROBE in written and f'\\"{_PROBE}' not in written and f"'{_PROBE}'" not in written:
-                found.append(kind)
+                found[kind] = written
+        if len(found) == 2 and found["text"] != found["mapping"]:
+            del found["text"]  # JSON within a form of the template's own
         return frozenset(found)
 
     def _with_content(self, message: Message) -> Message:
@@ -262,10 +266,16 @@ class Template:
         self, text: str, messages: list[Message], learned: list[int], options: dict[str, Any]
     ) -> tuple[list[Span], list[str]]:
         """Return where the answers are in `text`, and what is odd about them."""
-        try:
-            return self._by_marks(text, messages, learned, options)
-        except (UnfitChatError, LookupError):  # the template wants other answers than marks
-            return self._by_prefixes(text, messages, learned, options)
+        ways = [self._by_marks, self._by_prefixes]
+        if any(message.get("tool_calls") for message in messages):
+            ways.reverse()  # what a tool returns may be written only behind its call, for which no mark can be put
+        reason = ""
+        for way in ways:
+            try:
+                return way(text, messages, learned, options)
+            except (UnfitChatError, LookupError) as error:
+                reason = f"a chat whose {error}" if way == self._by_prefixes else reason
+        raise UnfitChatError(reason, "give chats of one answer each")
 
     def _by_marks(
         self, text: str, messages: list[Message], learned: list[int], options: dict[str, Any]
@@ -281,8 +291,8 @@ class Template:
         skeleton = self._render(marked, options)
         counts = {at: skeleton.count(_mark(at)) for at in learned}
         written = [at for at in learned if counts[at]]
-        if not written or max(counts.values()) > 1:
-            raise LookupError("no answer is written, or one is written twice")
+        if not written or max(counts.values()) > 1 or self._lacks(skeleton, text, messages, learned):
+            raise LookupError("the marked chat is not written like the chat itself")
         begins = [self._prompt_end(skeleton, marked, at, options) for at in written]
         # What stands before each answer, and behind the last one.
         fixed, end = [], 0
@@ -291,7 +301,7 @@ class Template:
             end = skeleton.index(_mark(at)) + len(_mark(at))
         fixed.append(skeleton[end:])
         said = ["".join(each_text(messages[at].get("content"))) for at in written]
-        spans = _between(text, fixed, said)
+        spans = between(text, fixed, said)
         is_last = bool(written) and written[-1] == len(messages) - 1
         stops = [self._stop(part, is_last and place == len(spans) - 1) for place, part in enumerate(fixed[1:])]
         odd = ["an answer that the model's chat template does not write"] if len(written) < len(learned) else []
@@ -312,7 +322,7 @@ class Template:
             place = skeleton.rfind(ending, 0, here)
             return here if place < 0 else place + len(ending)
         asked = self._render(marked[:at], options, ask=True)
-        same, ending = _common(asked, skeleton), known[0][0]
+        same, ending = common(asked, skeleton), known[0][0]
         if same == len(asked) <= here:
             if asked.endswith(ending):  # so it is found without asking next time
                 known.append((skeleton[same - len(ending) : here], here - same))
@@ -361,25 +371,45 @@ class Template:
     def _by_prefixes(
         self, text: str, messages: list[Message], learned: list[int], options: dict[str, Any]
     ) -> tuple[list[Span], list[str]]:
-        """Write the chat up to each answer, with and without it."""
+        """Write the chat up to each answer, with and without it.
+
+        Raises:
+            LookupError: it does not begin as these do.
+        """
         spans = []
         for at in learned:
             after = self._render(messages[: at + 1], options)
-            if not at or not text.startswith(after):
-                raise UnfitChatError(
-                    f"a chat whose message {at + 1} the model's chat template writes otherwise than by itself, so "
-                    "that its answer is not found",
-                    "give chats of one answer each",
+            before = self._render(messages[:at], options, ask=True) if at else "\0"
+            if not (text.startswith(after) and after.startswith(before)):
+                raise LookupError(
+                    f"message {at + 1} is written otherwise by the model's chat template once others follow, so that "
+                    "its answer is not found"
                 )
-            before = _common(self._render(messages[:at], options, ask=True), after)
+            # Behind what a tool returns, some ask with nothing, and write the usual beginning all the same.
+            usual = self._known(options)[0][0]
+            start = len(before) + (len(usual) if after.startswith(usual, len(before)) else 0)
             tail = self.tail if self.tail and after.endswith(self.tail) else None
             if tail is not None:
                 end = len(after) - len(tail) + self._stop(tail, is_last=True)
             else:
-                found = after.rfind(self.tokenizer.eos_token or "\0", before)
+                found = after.rfind(self.tokenizer.eos_token or "\0", start)
                 end = len(after) if found < 0 else found + len(self.tokenizer.eos_token)
-            spans.append((before, end))
+            spans.append((start, end))
         return spans, []
+
+    @staticmethod
+    def _lacks(skeleton: str, text: str, messages: list[Message], learned: list[int]) -> bool:
+        """Tell whether the marked chat lacks what a tool has returned."""
+        if not any(message.get("tool_calls") for message in messages):
+            return False
+        said = json.dumps([messages[at] for at in learned], ensure_ascii=False, default=str)
+        others = [
+            part.strip()
+            for at, message in enumerate(messages)
+            if at not in learned
+            for part in each_text(message.get("content"))
+        ]
+        return any(part and skeleton.count(part) + said.count(part) < text.count(part) for part in others)
 
     def _answer(self, at: int) -> Message:
         return self._with_content({"role": "assistant", "content": _mark(at)})
@@ -392,13 +422,13 @@ class Template:
         learned, said = set(chat.learned()), "\0".join(text[start:end] for start, end in spans)
         for at, message in enumerate(messages):
             place = said if at in learned else text
-            if not all(part.strip() in place for part in each_text(message.get("content"))):
-                odd.append(
-                    f"text of the role {message['role']!r} that the model's chat template leaves out or changes"
-                )
+            for part in each_text(message.get("content")):
+                if part.strip() not in place:
+                    thinks = at in learned and part.rpartition("</think>")[2].strip() in place
+                    odd.append(_REASONING if thinks else f"text of the role {message['role']!r} {_LEFT_OUT}")
             thought = next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
             if thought.strip() not in text:
-                odd.append("reasoning that the model's chat template leaves out of earlier answers")
+                odd.append(_REASONING)
         return list(dict.fromkeys(odd))
 
 
@@ -439,45 +469,3 @@ def _with_arguments(call: Any, as_text: bool) -> Any:
         except ValueError:
             return call
     return call
-
-
-def _common(one: str, other: str) -> int:
-    """Return how many characters two texts begin with alike."""
-    if other.startswith(one):
-        return len(one)
-    low, high = 0, min(len(one), len(other))
-    while low < high:  # the first character that differs, by halves
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
-    return low
-
-
-def _between(text: str, fixed: Sequence[str], said: Iterable[str]) -> list[Span]:
-    """Return what stands between fixed parts of a text.
-
-    Args:
-        text: all of it.
-        fixed: the parts, one more than what stands between them.
-        said: what is likely to stand there.
-
-    Raises:
-        LookupError: a part is not there, or might be in two places.
-    """
-    first, last = fixed[0], fixed[-1]
-    at, end = len(first), len(text) - len(last)
-    if not (text.startswith(first) and text.endswith(last) and at <= end):
-        raise LookupError("the parts are others")
-    spans = []
-    for part, likely in zip(fixed[1:-1], said, strict=False):
-        place = next(
-            (at + len(one) for one in (likely, likely.strip()) if one and text.startswith(one + part, at)), -1
-        )
-        if place < 0:
-            place = text.find(part, at)
-            if not part or place < 0 or place + len(part) > end or text.find(part, place + 1) >= 0:
-                raise LookupError("a part is not there, or might be in two places")
-        spans.append((at, place))
-        at = place + len(part)
-    if at > end:
-        raise LookupError("the parts overlap")
-    return [*spans, (at, end)]
