@@ -35,13 +35,15 @@ def between(text: str, fixed: Sequence[str], said: Iterable[str]) -> list[Span]:
     if not (text.startswith(first) and text.endswith(last) and at <= end):
         raise LookupError("the parts are others")
     spans = []
-    for part, likely in zip(fixed[1:-1], said, strict=False):
+    inner = fixed[1:-1]
+    for number, (part, likely) in enumerate(zip(inner, said, strict=False)):
         place = next(
             (at + len(one) for one in (likely, likely.strip()) if one and text.startswith(one + part, at)), -1
         )
         if place < 0:
-            place = text.find(part, at)
-            if not part or place < 0 or place + len(part) > end or text.find(part, place + 1) >= 0:
+            place = text.find(part, at, end)
+            # As often as the part itself is still to come, and no more: else it may stand in an answer.
+            if not part or place < 0 or text.count(part, at, end) != list(inner[number:]).count(part):
                 raise LookupError("a part is not there, or might be in two places")
         spans.append((at, place))
         at = place + len(part)

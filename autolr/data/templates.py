@@ -291,7 +291,9 @@ class Template:
         skeleton = self._render(marked, options)
         counts = {at: skeleton.count(_mark(at)) for at in learned}
         written = [at for at in learned if counts[at]]
-        if not written or max(counts.values()) > 1 or self._lacks(skeleton, text, messages, learned):
+        if not written:
+            return [], []
+        if max(counts.values()) > 1 or self._lacks(skeleton, text, messages, learned):
             raise LookupError("the marked chat is not written like the chat itself")
         begins = [self._prompt_end(skeleton, marked, at, options) for at in written]
         # What stands before each answer, and behind the last one.
