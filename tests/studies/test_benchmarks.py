@@ -25,7 +25,19 @@ def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("AUTOLR_CACHE", os.environ["AUTOLR_CACHE"])  # a benchmark sets its own
     yield importlib.import_module
-    for name in ("contract", "tiny", "fuzz", "soak", "shapes", "peers", "throughput", "end_to_end", "smollm2"):
+    for name in (
+        "contract",
+        "tiny",
+        "fuzz",
+        "fuzz_chats",
+        "kinds",
+        "soak",
+        "shapes",
+        "peers",
+        "throughput",
+        "end_to_end",
+        "smollm2",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -294,6 +306,24 @@ def test_a_search_on_a_decoder_leaves_its_document(module, model_folders, tmp_pa
 
 
 # Fuzz and soak
+
+
+def test_drawn_chats_are_learned_rightly(module, tmp_path):
+    found = module("fuzz_chats").measure(40, tmp_path, 1)["figures"]
+    assert found["generated"] == 40 == found["right"] + found["refused"], found
+    assert found["right"] > 10
+
+
+def test_a_wrong_span_would_be_counted(module, tmp_path, monkeypatch):
+    fuzz = module("fuzz_chats")
+    learn = fuzz.language.learn
+
+    def one_less(*given):
+        found = learn(*given)
+        return type(found)(found.ids, [[-100, *own[1:-1], -100][: len(own)] for own in found.labels], found.notices)
+
+    monkeypatch.setattr(fuzz.language, "learn", one_less)
+    assert fuzz.measure(20, tmp_path, 1)["figures"]["wrong_spans"] > 3
 
 
 def test_broken_files_are_read_without_traceback_or_hang(module, tmp_path):
