@@ -18,6 +18,8 @@ SPEAKERS = {
     "observation": "tool",
     "function_response": "tool",
 }
+# Roles that are no surprise; of these the assistant's is learned.
+ROLES = ("system", "developer", "user", "assistant", "tool")
 # Fields in which the assistant says something beside its content.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 SPOKEN = ("tool_calls", *REASONING)
@@ -106,7 +108,7 @@ def messages(value: Any, sparse: bool = False) -> list[dict[str, Any]]:
     return [_message(one) for one in plain(value, sparse)]
 
 
-def with_columns(chat: Chat, columns: Mapping[str, Any], sparse: bool = False) -> tuple[Chat, str | None]:
+def with_columns(chat: Chat, columns: Mapping[str, Any], sparse: bool = False) -> tuple[Chat, list[str]]:
     """Add what the other columns of a chat's row hold.
 
     Args:
@@ -121,14 +123,15 @@ def with_columns(chat: Chat, columns: Mapping[str, Any], sparse: bool = False) -
         ValueError: tools, documents or template arguments are not what a template reads.
     """
     options: dict[str, Any] = {}
-    odd = None
+    roles = dict.fromkeys(message["role"] for message in chat.messages)
+    odd = [f"messages of the role {role!r}, which are written and not learned" for role in roles if role not in ROLES]
     for name, value in columns.items():
         value = plain(value, sparse)
         if value is None or value == "" or value == [] or (isinstance(value, float) and np.isnan(value)):
             continue
         if name in SYSTEM_NAMES and isinstance(value, str):
             if chat.messages[0]["role"] == "system":
-                odd = f"a system message in the chat and another in column {name!r}, which is not used"
+                odd.append(f"a system message in the chat and another in column {name!r}, which is not used")
                 continue
             chat = replace(chat, messages=[{"role": "system", "content": value}, *chat.messages])
             chat = replace(chat, start=chat.start + 1 if chat.start else 0)

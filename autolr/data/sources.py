@@ -154,21 +154,21 @@ def _chats(sieve: Sieve, parts: list[str], data: Data, columns: tuple[str, ...])
     table = sieve.table
     others = [name for name in table if name not in columns]
     sparse = not data.source.lower().endswith((".json", ".jsonl"))
-    where = " and ".join(repr(name) for name in columns)
+    where = f" in column {' and '.join(repr(name) for name in columns)}"
     found: list[Chat | None] = []
     for row, value in enumerate(table[columns[0]]):
-        chat = None
+        chat, place = None, where
         try:
-            chat = (
-                chats.read(value, sparse)
-                if len(columns) == 1
-                else chats.continued(value, table[columns[1]][row], sparse)
-            )
+            if len(columns) == 1:
+                chat = chats.read(value, sparse)
+            else:
+                chat = chats.continued(value, table[columns[1]][row], sparse)
+            place = ""
             chat, odd = chats.with_columns(chat, {name: table[name][row] for name in others}, sparse)
-            if odd:
-                sieve.remark(row, odd)
+            for what in odd:
+                sieve.remark(row, what)
         except ValueError as error:
-            sieve.leave_out(row, f"{error} in column {where}", "mend or remove them, or choose another column")
+            sieve.leave_out(row, f"{error}{place}", "mend or remove them, or choose another column")
         found.append(chat)
     sieve.check()
     sieve.table = {"chats": found}

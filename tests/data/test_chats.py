@@ -267,6 +267,25 @@ def test_other_forms_of_messages_are_the_same_chat(tokenizer, tmp_path):
         assert language.tokenize(examples, tokenizer, 100) == (wanted.ids, wanted.labels)
 
 
+def test_columns_that_a_chat_cannot_take_are_named(tokenizer, tmp_path):
+    plain = [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for more, expected in (
+        ({"tools": "no list"}, "tools that are no list of mappings"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs that are no mapping"),
+    ):
+        with pytest.raises(DataError, match=f"1 of 1 rows have {expected} .first: row 1"):
+            load(tmp_path / "d.jsonl", [{"messages": plain, **more}])
+    # None of these sets an argument of the template's.
+    row = {"messages": plain, "chat_template": "{{ 1 / 0 }}", "add_generation_prompt": True, "eos_token": "X"}
+    odd = [*plain, {"role": "function_call", "content": "c"}]
+    found = load(tmp_path / "d.jsonl", [{**row, "messages": odd, "system": "another"}])
+    assert found.notices == (
+        "1 of 1 examples have messages of the role 'function_call', which are written and not learned (row 1)",
+        "1 of 1 examples have a system message in the chat and another in column 'system', which is not used (row 1)",
+    )
+    assert said(tokenizer, language.tokenize(found, tokenizer, 100)[1][0]) == ["b<|im_end|>"]
+
+
 def test_of_a_prompt_of_messages_no_answer_is_learned(tokenizer, tmp_path):
     for template in (kinds.CHATML, kinds.MARKED):
         tokenizer.chat_template = template
@@ -303,6 +322,9 @@ def test_reasoning_that_the_template_forgets_is_told(tokenizer, tmp_path):
     assert any("asks for an answer with '<think>\\n', which it does not write" in note for note in found.notices)
     tokenizer.chat_template = kinds.CHATML
     assert learn(tmp_path / "d.jsonl", [{"messages": HISTORY}], tokenizer).notices == ()
+    twice = [*HISTORY[:1], {"role": "assistant", "content": "yes<|im_end|>"}]
+    found = learn(tmp_path / "d.jsonl", [{"messages": twice}], tokenizer)
+    assert found.notices == ("1 of 1 examples have an answer that holds the end token '<|im_end|>' itself (row 1)",)
 
 
 @pytest.mark.parametrize(
