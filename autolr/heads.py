@@ -16,8 +16,9 @@ from autolr.analysis import eager, measures, pattern
 from autolr.analysis.choose import nearest
 from autolr.analysis.combine import Change, Combination, combine, mixture
 from autolr.analysis.pattern import Array, Kind, Pattern
-from autolr.data import cache, sources
+from autolr.data import sources
 from autolr.data.batches import TokenSet
+from autolr.data.prepared import token_set
 from autolr.data.sources import Examples
 from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError, DataError, RunError
@@ -308,7 +309,8 @@ def _material(
             examples = examples.ordered(order)
         base = backbone.load(source, examples.classes, device, "fp32", task)
         judge = task_of(task, examples.classes, None, examples.labels)
-        rows, source = _some(_tokens(examples, other, base), samples, seed), other.source
+        tokens, kept = _tokens(examples, other, base)
+        rows, source = _some(tokens.take(kept), samples, seed), other.source
     own = base.head_parameters()
     with torch.no_grad():
         for parameter, value in fresh_head(base, recipe.seed if recipe else seed).items():
@@ -316,9 +318,11 @@ def _material(
     return base, judge, rows, source
 
 
-def _tokens(examples: Examples, data: Data, base: Backbone) -> TokenSet:
-    ids, labels = cache.tokens(examples, base.tokenizer, min(data.max_length, base.max_length or data.max_length))
-    return TokenSet(ids, examples.labels if labels is None else labels, int(base.tokenizer.pad_token_id))
+def _tokens(examples: Examples, data: Data, base: Backbone) -> tuple[TokenSet, list[int]]:
+    """Return the tokens of all examples, and which examples have some."""
+    length = min(data.max_length, base.max_length or data.max_length)
+    tokens, _ = token_set(examples, base.tokenizer, length, base.max_length)
+    return tokens, [row for row, own in enumerate(tokens.ids) if own]
 
 
 def _some(data: TokenSet, count: int, seed: int) -> TokenSet:
@@ -364,5 +368,6 @@ def chosen(
                 f"are {', '.join(judge.classes)}"
             )
         examples = examples.ordered(list(judge.classes))
-        looked = [pattern.measure(base, judge, one).absolutes for one in (_tokens(examples, offered, base), rows)]
-    return nearest(looked[0], looked[1], count)
+        tokens, kept = _tokens(examples, offered, base)
+        looked = [pattern.measure(base, judge, one).absolutes for one in (tokens.take(kept), rows)]
+    return [kept[row] for row in nearest(looked[0], looked[1], count)]

@@ -27,7 +27,8 @@ from autolr.study import LANGUAGE
 # The newest files that are kept.
 KEPT = 20
 # Which way of making tokens a file is of: another number whenever the same data would give other tokens.
-TOKENIZATION = 1
+TOKENIZATION = 2
+NOTICES = "notices"
 
 
 Tokens = tuple[list[list[int]], list[list[int]] | None]
@@ -40,25 +41,31 @@ def tokens(examples: Examples, tokenizer: Any, max_length: int) -> Tokens:
         The ids, and where texts are learned their labels; see `autolr.data.language`.
 
     Raises:
-        DataError: see `autolr.data.language.tokenize`.
+        DataError: see `autolr.data.language.learn`.
     """
-    of_language = examples.task in LANGUAGE
-    path = folder() / f"{_key(examples, tokenizer, max_length)}.safetensors"
-    try:
-        held = load_file(path)
-        names, ends = ("ids", "labels") if of_language else ("ids",), held["ends"]
-        if len(ends) == len(examples) and all(ends[-1] == len(held[name]) for name in names):
-            os.utime(path)
-            ids, *labels = ([part.tolist() for part in np.split(held[name], ends[:-1])] for name in names)
-            return ids, labels[0] if labels else None
-    except (OSError, SafetensorError, KeyError, IndexError):
-        pass
-    fresh: Tokens
-    if of_language:
-        fresh = language.tokenize(examples, tokenizer, max_length)
-    else:
-        fresh = tokenize(tokenizer, examples.texts, max_length, examples.pairs), None
-    _keep(path, *fresh)
+    if examples.task in LANGUAGE:
+        found = learned(examples, tokenizer, max_length)
+        return found.ids, found.labels
+    path = _path(examples, tokenizer, max_length)
+    held = _held(path, ("ids",), len(examples))
+    if held is None:
+        held = {"ids": tokenize(tokenizer, examples.texts, max_length, examples.pairs)}
+        _keep(path, held)
+    return held["ids"], None
+
+
+def learned(examples: Examples, tokenizer: Any, max_length: int, limit: int | None = None) -> language.Learned:
+    """Return the tokens of texts that are learned, from the cache or anew; see `autolr.data.language.learn`.
+
+    Raises:
+        DataError: see `autolr.data.language.learn`.
+    """
+    path = _path(examples, tokenizer, max_length)
+    held = _held(path, ("ids", "labels"), len(examples))
+    if held is not None:
+        return language.Learned(held["ids"], held["labels"], tuple(held[NOTICES]))
+    fresh = language.learn(examples, tokenizer, max_length, limit)
+    _keep(path, {"ids": fresh.ids, "labels": fresh.labels}, fresh.notices)
     return fresh
 
 
@@ -68,6 +75,10 @@ def folder() -> Path:
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autolr"
+
+
+def _path(examples: Examples, tokenizer: Any, max_length: int) -> Path:
+    return folder() / f"{_key(examples, tokenizer, max_length)}.safetensors"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -98,20 +109,35 @@ def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
         examples.task,
         # The same characters may be a text or a pair, and one message or two.
         str(examples.pairs is not None),
-        json.dumps(examples.chats),
+        "" if examples.chats is None else language.chats_digest(examples.chats),
     ]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _keep(path: Path, ids: list[list[int]], labels: list[list[int]] | None) -> None:
-    held = {"ids": ids} if labels is None else {"ids": ids, "labels": labels}
-    flat = {name: np.concatenate([np.asarray(part, dtype=np.int32) for part in own]) for name, own in held.items()}
-    ends = np.cumsum([len(part) for part in ids])
+def _held(path: Path, names: tuple[str, ...], count: int) -> dict[str, list[Any]] | None:
+    """Return what a file holds, in lists of one an example; None if there is none, or it is damaged."""
+    try:
+        held = load_file(path)
+        ends = held["ends"]
+        if len(ends) != count or any(ends[-1] != len(held[name]) for name in names):
+            return None
+        found = {name: [part.tolist() for part in np.split(held[name], ends[:-1])] for name in names}
+        found[NOTICES] = json.loads(bytes(held[NOTICES]))
+        os.utime(path)
+        return found
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError):
+        return None
+
+
+def _keep(path: Path, lists: dict[str, list[list[int]]], notices: tuple[str, ...] = ()) -> None:
+    flat = {name: np.concatenate([np.asarray(part, dtype=np.int32) for part in own]) for name, own in lists.items()}
+    ends = np.cumsum([len(part) for part in lists["ids"]])
+    told = np.frombuffer(json.dumps(notices).encode(), np.uint8)
     draft = path.with_suffix(f".{os.getpid()}")
     # A read-only or full disk costs the next run some time, and this one nothing.
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**flat, "ends": ends}, draft)
+        save_file({**flat, "ends": ends, NOTICES: told}, draft)
         draft.replace(path)
         by_age = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
         for old in by_age[:-KEPT]:

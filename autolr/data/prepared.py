@@ -15,7 +15,7 @@ from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.sources import Examples
 from autolr.data.splits import split
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.study import LANGUAGE, Data
 
 # Classes named in a summary: the largest and the smallest.
 SHOWN = 6
@@ -75,25 +75,58 @@ def prepare(
     parts = split(examples, data, batch_size, seed)
     length = min(data.max_length, longest or data.max_length)
 
-    ids, labels = cache.tokens(examples, tokenizer, length)
-    row = next((row for row, own in enumerate(ids) if vocabulary and max(own, default=0) >= vocabulary), None)
-    if row is not None:
-        token = max(ids[row])
+    whole, notes = token_set(examples, tokenizer, length, longest)
+    _refuse_unknown(whole, examples, tokenizer, vocabulary)
+    kept = [[row for row in rows if whole.ids[row]] for rows in (parts.train, parts.select, parts.confirm)]
+    if len(kept[0]) < batch_size or min(len(rows) for rows in kept[1:]) < 2:
         raise DataError(
-            f"data {data.source!r}: row {row + 1} holds the token {tokenizer.convert_ids_to_tokens(token)!r} (id "
-            f"{token}), for which the model has no embedding (it has {vocabulary}). Remove it from the text, or "
-            "enlarge the model's embeddings"
+            f"{examples.where}: {', '.join(notes)}; {', '.join(str(len(rows)) for rows in kept)} examples are left "
+            f"of train, select and confirm. Give more data, or a training.batch_size below {batch_size}"
         )
-    whole = TokenSet(ids, examples.labels if labels is None else labels, int(tokenizer.pad_token_id))
-    notices = [*examples.notices, *parts.notices, *_unknown(whole, tokenizer)]
-    train, select, confirm = (whole.take(rows) for rows in (parts.train, parts.select, parts.confirm))
+    notices = [*examples.notices, *notes, *parts.notices, *_unknown(whole, tokenizer)]
+    train, select, confirm = (whole.take(rows) for rows in kept)
     return Prepared(train, select, confirm, (*_summary(examples.classes, train, length), *notices))
+
+
+def _refuse_unknown(whole: TokenSet, examples: Examples, tokenizer: Any, vocabulary: int | None) -> None:
+    """Refuse a token for which the model has no embedding."""
+    row = next((row for row, own in enumerate(whole.ids) if vocabulary and max(own, default=0) >= vocabulary), None)
+    if row is None:
+        return
+    token, number = max(whole.ids[row]), row if examples.rows is None else examples.rows[row]
+    word = tokenizer.convert_ids_to_tokens(token)
+    raise DataError(
+        f"{examples.where}: row {number + 1} holds the token {word!r} (id {token}), for which the model has no embedding "
+        f"(it has {vocabulary}). Remove it from the text, or enlarge the model's embeddings"
+    )
+
+
+def token_set(examples: Examples, tokenizer: Any, length: int, limit: int | None) -> tuple[TokenSet, tuple[str, ...]]:
+    """Tokenize examples.
+
+    Args:
+        examples: all of them.
+        tokenizer: the model's.
+        length: tokens kept of each.
+        limit: the most tokens the model takes; None where unlimited.
+
+    Returns:
+        Their tokens, none of those that are left out; and what is to be said of them.
+
+    Raises:
+        DataError: see `autolr.data.language.learn`.
+    """
+    if examples.task in LANGUAGE:
+        learned = cache.learned(examples, tokenizer, length, limit)
+        return TokenSet(learned.ids, learned.labels, int(tokenizer.pad_token_id)), learned.notices
+    ids, _ = cache.tokens(examples, tokenizer, length)
+    return TokenSet(ids, examples.labels, int(tokenizer.pad_token_id)), ()
 
 
 def _unknown(whole: TokenSet, tokenizer: Any) -> list[str]:
     """Say how many examples hold nothing that the tokenizer knows."""
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    count = sum(special.issuperset(own) for own in whole.ids)
+    count = sum(special.issuperset(own) for own in whole.ids if own)
     if not count:
         return []
     return [f"{count:,} of {len(whole):,} examples hold no word or sign that the model's tokenizer knows"]

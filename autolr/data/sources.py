@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from autolr.data import labels, tables
+from autolr.data import chats, labels, tables
 from autolr.data.batches import tenths
+from autolr.data.chats import Chat
 from autolr.data.columns import Table
 from autolr.data.unfit import Sieve
 from autolr.errors import DataError
@@ -52,11 +53,13 @@ class Examples:
         classes: names of the classes; a regression's single output; none of texts that are learned.
         fingerprint: sha256 over texts and labels in their order.
         pairs: second texts, where examples are pairs; of sft the completions.
-        chats: messages of each example, with `role` and `content`, where sft learns chats.
+        chats: of each example, where sft learns chats.
         notices: what was left out, and what is odd.
         parts: `train`, `select` or `confirm` for each example, where splits are named; None: all are cut from one.
         task: what is learned.
         numbers: of each class in the data's own order; none: the classes are in it.
+        where: the source, for messages.
+        rows: the place of each example in the source, from 0; None: they are all there.
     """
 
     texts: list[str]
@@ -64,11 +67,13 @@ class Examples:
     classes: list[str]
     fingerprint: str
     pairs: list[str] | None = None
-    chats: list[list[dict[str, str]]] | None = None
+    chats: list[Chat] | None = None
     parts: list[str] | None = None
     task: TaskName = "classification"
     notices: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
+    where: str = "the data"
+    rows: list[int] | None = None
 
     @property
     def strata(self) -> list[int]:
@@ -118,7 +123,9 @@ def load(data: Data, task: TaskName = "classification") -> Examples:
 def _sifted(sieve: Sieve, parts: list[str]) -> tuple[Table, dict[str, Any]]:
     """Return the table of what is fit, and what is to be said of all examples."""
     table, parts, notices = sieve.sifted(parts)
-    return table, {"parts": parts if len(set(parts)) > 1 else None, "notices": notices}
+    rows = [row for row in range(sieve.rows) if row not in sieve.unfit]
+    told = {"notices": notices, "where": sieve.where, "rows": rows if len(rows) < sieve.rows else None}
+    return table, {"parts": parts if len(set(parts)) > 1 else None, **told}
 
 
 def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
@@ -144,14 +151,7 @@ def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exam
             prompt = completion = None
         messages = next((name for name in table if name.lower() in MESSAGES_NAMES), None) if not prompt else None
     if messages:
-        chats = [
-            _chat(value, f"{where}: row {row + 1}, column {messages!r}") for row, value in enumerate(table[messages])
-        ]
-        said = ["\n".join(f"{message['role']}: {message['content']}" for message in chat) for chat in chats]
-        sieve = Sieve({"chats": chats, messages: said}, where)
-        sieve.texts(messages)
-        table, told = _sifted(sieve, parts)
-        return replace(_texts(table[messages]), chats=table["chats"], **told)
+        return _chats(sieve, parts, data, (messages,))
     if not (prompt and completion):
         raise DataError(
             f"{where}: which columns hold prompts and completions? Set data.prompt_column and "
@@ -159,33 +159,50 @@ def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exam
         )
     if prompt == completion:
         raise DataError(f"{where}: column {prompt!r} cannot be both prompt_column and completion_column")
+    if any(chats.is_chat(value) for column in (prompt, completion) for value in table[column]):
+        return _chats(sieve, parts, data, (prompt, completion))
     for column in (prompt, completion):
         sieve.texts(column)
     table, told = _sifted(sieve, parts)
+    others = [name for name in table if name not in (prompt, completion)]
+    told["notices"] += (f"columns that are not used: {', '.join(others)}",) if others else ()
     return replace(_texts(table[prompt], table[completion]), **told)
+
+
+def _chats(sieve: Sieve, parts: list[str], data: Data, columns: tuple[str, ...]) -> Examples:
+    """Return chats: messages, or prompts and completions that are messages."""
+    table = sieve.table
+    others = [name for name in table if name not in columns]
+    sparse = not data.source.lower().endswith((".json", ".jsonl"))
+    where = f" in column {' and '.join(repr(name) for name in columns)}"
+    found: list[Chat | None] = []
+    for row, value in enumerate(table[columns[0]]):
+        chat, place = None, where
+        try:
+            if len(columns) == 1:
+                chat = chats.read(value, sparse)
+            else:
+                chat = chats.continued(value, table[columns[1]][row], sparse)
+            place = ""
+            chat, odd = chats.with_columns(chat, {name: table[name][row] for name in others}, sparse)
+            for what in odd:
+                sieve.remark(row, what)
+        except ValueError as error:
+            sieve.leave_out(row, f"{error}{place}", "mend or remove them, or choose another column")
+        found.append(chat)
+    sieve.check()
+    sieve.table = Table({"chats": found}, sieve.where)
+    kept, told = _sifted(sieve, parts)
+    whole = [chat.text() for chat in kept["chats"]]
+    lengths = [float(len(text)) for text in whole]
+    fingerprint = _fingerprint(whole, [chat.extras() for chat in kept["chats"]])
+    return Examples(whole, lengths, [], fingerprint, chats=kept["chats"], **told)
 
 
 def _texts(texts: list[str], completions: list[str] | None = None) -> Examples:
     ends = completions or [""] * len(texts)
     lengths = [float(len(text) + len(end)) for text, end in zip(texts, ends, strict=True)]
     return Examples(texts, lengths, [], _fingerprint(texts, ends), completions)
-
-
-def _chat(value: Any, where: str) -> list[dict[str, str]]:
-    """Return a chat as plain messages.
-
-    Raises:
-        DataError: it is no list of messages with `role` and `content`, or the assistant says nothing.
-    """
-    try:
-        chat = [{"role": str(one["role"]), "content": one["content"]} for one in value]
-    except (TypeError, KeyError, IndexError):
-        raise DataError(f"{where}: is no list of messages with role and content: {str(value)[:80]!r}") from None
-    if not all(isinstance(message["content"], str) for message in chat):
-        raise DataError(f"{where}: the content of each message must be text")
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in chat):
-        raise DataError(f"{where}: there is no message of the role 'assistant' to learn")
-    return chat
 
 
 def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:

@@ -35,11 +35,13 @@ class Sieve:
     Args:
         table: all examples.
         where: the source, for messages.
+        numbers: of the rows in the source, from 0; None: they are all there.
     """
 
-    def __init__(self, table: Mapping[str, list[Any]], where: str) -> None:
+    def __init__(self, table: Mapping[str, list[Any]], where: str, numbers: Sequence[int] | None = None) -> None:
         self.table = table if isinstance(table, Table) else Table(table, where)
         self.where = where
+        self.numbers = numbers
         self.rows = self.table.rows
         self.unfit: dict[int, str] = {}
         self._remedy: dict[str, str] = {}
@@ -108,11 +110,11 @@ class Sieve:
         for row, reason in sorted(self.unfit.items()):
             by_reason.setdefault(reason, []).append(row)
         report = [
-            f"{len(rows):,} of {self.rows:,} examples left out: {why} ({_named(rows)})"
+            f"{len(rows):,} of {self.rows:,} examples left out: {why} ({self._named(rows)})"
             for why, rows in by_reason.items()
         ]
         report += [
-            f"{len(rows):,} of {self.rows:,} examples have {what} ({_named(rows)})"
+            f"{len(rows):,} of {self.rows:,} examples have {what} ({self._named(rows)})"
             for what, rows in self._remarks.items()
         ]
         return table, [parts[row] for row in kept], tuple(report)
@@ -143,14 +145,16 @@ class Sieve:
         first, reason = min(self.unfit.items())
         alike = sum(why == reason for why in self.unfit.values())
         raise DataError(
-            f"{self.where}: {alike} of {self.rows} rows have {reason} (first: row {first + 1}); up to {MOST:.0%} are "
-            f"left out with a note, so many are a mistake: {self._remedy[reason]}"
+            f"{self.where}: {alike} of {self.rows} rows have {reason} (first: row {self._number(first)}); up to "
+            f"{MOST:.0%} are left out with a note, so many are a mistake: {self._remedy[reason]}"
         )
 
+    def _number(self, row: int) -> int:
+        return 1 + (row if self.numbers is None else self.numbers[row])
 
-def _named(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row + 1) for row in rows[:SHOWN])
-    return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
+    def _named(self, rows: Sequence[int]) -> str:
+        shown = ", ".join(str(self._number(row)) for row in rows[:SHOWN])
+        return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
 
 
 def _of_label(label: Any, column: str, task: TaskName, names: Sequence[str] | None) -> Verdict | None:

@@ -71,11 +71,16 @@ _LABELLED = """    pairs = [row.get("pair") for row in rows] if "pair" in rows[0
 _LEARNED = '''    """Prompts, and what the assistant did not say, are not learned."""
     ids, learned = [], []
     for row in rows:
-        {pieces}
-        own = [(tokenizer(text, add_special_tokens=False)["input_ids"], wanted) for text, wanted in pieces]
-        own.append(([tokenizer.eos_token_id], True))
-        ids.append([token for part, _ in own for token in part][:{length}])
-        learned.append([token if wanted else -100 for part, wanted in own for token in part][:{length}])
+        prompt, completion = {pieces}
+        whole = tokenizer(prompt + completion, return_offsets_mapping=True, return_special_tokens_mask=True)
+        places = zip(whole["input_ids"], whole["offset_mapping"], whole["special_tokens_mask"], strict=True)
+        own = [(token, not is_added and end > len(prompt)) for token, (_, end), is_added in places]
+        while not own[-1][1]:  # what the tokenizer puts behind a text
+            own.pop()
+        if own[-1][0] != tokenizer.eos_token_id:
+            own.append((tokenizer.eos_token_id, True))
+        ids.append([token for token, _ in own][:{length}])
+        learned.append([token if wanted else -100 for token, wanted in own][:{length}])
     longest = max(len(own) for own in ids)
 
     def padded(lists, value):
@@ -85,8 +90,8 @@ _LEARNED = '''    """Prompts, and what the assistant did not say, are not learne
     return {{"input_ids": ids, "attention_mask": mask, "labels": padded(learned, -100)}}
 '''
 _PIECES = {
-    "sft": 'pieces = [(row["prompt"], False), (row["completion"], True)]',
-    "lm": 'pieces = [(row["text"], True)]',
+    "sft": 'row["prompt"], row["completion"]',
+    "lm": '"", row["text"]',
 }
 
 

@@ -153,7 +153,8 @@ def best_on_select(recipe: Recipe) -> dict[str, Any]:
 def data_files(recipe: Recipe) -> dict[str, str]:
     """Return the recipe's *train* and *select* as JSON lines; confirm stays out of what other tools see.
 
-    A line holds `prompt` and `completion`, `messages`, or `text`; labelled ones `text`, `pair` and `label`.
+    A line holds `prompt` and `completion`, `messages` with their `tools`, or `text`; labelled ones `text`, `pair`
+    and `label`.
 
     Raises:
         DataError: the data cannot be read, or is not that of the search.
@@ -166,7 +167,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
     def row(index: int) -> dict[str, Any]:
         text, pair = examples.texts[index], examples.pairs[index] if examples.pairs else None
         if examples.chats:
-            return {"messages": examples.chats[index]}
+            return examples.chats[index].row()
         if recipe.task == "sft":
             return {"prompt": text, "completion": pair}
         if recipe.task == "lm":

@@ -30,17 +30,20 @@ def said(tokenizer, ids: list[int], labels: list[int]) -> tuple[str, str]:
     return tokenizer.decode(ids), tokenizer.decode([label for label in labels if label != IGNORED])
 
 
-PAIRS = [{"question": "word1 word2", "answer": "good word3", "idx": n} for n in range(3)]
+PAIRS = [{"question": "word1 word2", "answer": " good word3", "idx": n} for n in range(3)]
 
 
 def test_of_a_prompt_the_completion_and_the_end_are_learned(tmp_path, tokenizer):
     examples = load(tmp_path / "d.jsonl", PAIRS)
-    assert examples.pairs == ["good word3"] * 3 and examples.classes == []
+    assert examples.pairs == [" good word3"] * 3 and examples.classes == []
+    assert examples.notices == ("columns that are not used: idx",)
     ids, labels = language.tokenize(examples, tokenizer, 20)
     assert said(tokenizer, ids[0], labels[0]) == ("word1 word2 good word3 [SEP]", "good word3 [SEP]")
     cut, cut_labels = language.tokenize(examples, tokenizer, 3)
     assert (cut[0], cut_labels[0]) == (ids[0][:3], labels[0][:3])
-    with pytest.raises(DataError, match="3 of 3 examples .first: row 1. have nothing left.*max_length to 3 or more"):
+    with pytest.raises(
+        DataError, match="3 of 3 rows have nothing to learn in their first 2 tokens .first: row 1.*to 3 or more"
+    ):
         language.tokenize(examples, tokenizer, 2)
 
 
@@ -87,10 +90,16 @@ def test_of_a_chat_all_answers_are_learned_up_to_their_end(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("chat", "expected"),
     [
-        ("hello", "row 1, column 'messages': is no list of messages"),
-        ([{"role": "user"}], "is no list of messages with role and content"),
-        ([{"role": "user", "content": "x"}], "no message of the role 'assistant'"),
-        ([{"role": "assistant", "content": None}], "content of each message must be text"),
+        ("hello", "1 of 1 rows have no list of messages with role and content in column 'messages' (first: row 1)"),
+        ([], "no list of messages with role and content"),
+        (["hello"], "no list of messages with role and content"),
+        ([{"content": "x"}], "no list of messages with role and content"),
+        ([{"role": "user"}], "a message without content"),
+        ([{"role": "user", "content": "x"}], "no message of the role 'assistant' to learn"),
+        ([{"role": "assistant", "content": " "}], "no message of the role 'assistant' to learn"),
+        ([{"role": "assistant", "content": None}], "a message without content"),
+        ([{"role": "assistant", "content": 7}], "a message whose content is no text (int)"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a message whose content is no text (image)"),
     ],
 )
 def test_what_is_no_chat(tmp_path, chat, expected):
@@ -101,11 +110,17 @@ def test_what_is_no_chat(tmp_path, chat, expected):
 
 def test_templates_that_do_not_do(tmp_path, tokenizer):
     examples = load(tmp_path / "d.jsonl", [{"messages": [*CHAT, {"role": "judge", "content": "x"}]}])
-    with pytest.raises(DataError, match="row 1: the model's chat template refuses the chat: no judges"):
+    with pytest.raises(
+        DataError, match="1 of 1 rows have a chat that the model's .* refuses: no judges .first: row 1"
+    ):
         language.tokenize(examples, tokenizer, 50)
     examples = load(tmp_path / "d.jsonl", [{"messages": CHAT}])
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content if loop.last else '' }} {% endfor %}"
-    with pytest.raises(DataError, match="writes message 2 otherwise once others follow"):
+    tokenizer.chat_template = "{% for m in messages %}{{ messages[0].content }} {% endfor %}"
+    with pytest.raises(DataError, match="1 of 1 rows have no answer in what the model's chat template writes"):
+        language.tokenize(examples, tokenizer, 50)
+    twice = "{% for m in messages %}{{ m.content }} {{ m.content }} {{ messages | length }} {% endfor %}"
+    tokenizer.chat_template = twice
+    with pytest.raises(DataError, match="a chat whose message 2 is written otherwise by the model's chat template"):
         language.tokenize(examples, tokenizer, 50)
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="has no chat template, which a column of messages needs"):

@@ -31,6 +31,8 @@ def module(monkeypatch):
         "tiny",
         "fuzz",
         "fuzz_tables",
+        "fuzz_chats",
+        "kinds",
         "soak",
         "shapes",
         "peers",
@@ -306,6 +308,24 @@ def test_a_search_on_a_decoder_leaves_its_document(module, model_folders, tmp_pa
 
 
 # Fuzz and soak
+
+
+def test_drawn_chats_are_learned_rightly(module, tmp_path):
+    found = module("fuzz_chats").measure(40, tmp_path, 1)["figures"]
+    assert found["generated"] == 40 == found["right"] + found["refused"], found
+    assert found["right"] > 10
+
+
+def test_a_wrong_span_would_be_counted(module, tmp_path, monkeypatch):
+    fuzz = module("fuzz_chats")
+    learn = fuzz.language.learn
+
+    def one_less(*given):
+        found = learn(*given)
+        return type(found)(found.ids, [[-100, *own[1:-1], -100][: len(own)] for own in found.labels], found.notices)
+
+    monkeypatch.setattr(fuzz.language, "learn", one_less)
+    assert fuzz.measure(20, tmp_path, 1)["figures"]["wrong_spans"] > 3
 
 
 def test_broken_files_are_read_without_traceback_or_hang(module, tmp_path):
