@@ -13,7 +13,10 @@ from autolr.study import Data
 from tests.conftest import CHAT, tokenizer_with
 
 # The sha256 of all that is below, for each version of `cache.TOKENIZATION` that there has been.
-PINNED = {1: "29c0bc81e6a5921c8a8a07086b3a93a3fd335203b8338dfb947545094bfeacc2"}
+PINNED = {
+    1: "29c0bc81e6a5921c8a8a07086b3a93a3fd335203b8338dfb947545094bfeacc2",
+    2: "29c0bc81e6a5921c8a8a07086b3a93a3fd335203b8338dfb947545094bfeacc2",
+}
 WORDS = ["good", "bad", "word1", "word2", "word3", "nobody-knows-this", "word4", "word5", "fine", "dull"]
 
 
