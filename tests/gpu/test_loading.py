@@ -41,6 +41,20 @@ def test_a_checkpoint_in_bf16_is_not_blown_up_on_its_way_to_a_gpu(gpu, loaded, m
     assert on_gpu.fingerprint() == on_cpu.fingerprint()
 
 
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_buffers_keep_their_type(gpu, model_folders, family):
+    # Rotary frequencies in bf16 would turn long texts by wrong angles.
+    models = [
+        backbone.load(model_folders[family], ["a", "b", "c"], device, "auto").model for device in ("cpu", "cuda")
+    ]
+    found, expected = (
+        {name: (value.dtype, value.cpu()) for name, value in m.named_buffers()} for m in reversed(models)
+    )
+    assert found.keys() == expected.keys() and found
+    for name, (dtype, value) in expected.items():
+        assert found[name][0] == dtype and torch.equal(found[name][1], value)
+
+
 def test_a_gpu_without_bf16_keeps_float32(make_gpu, model_folders):
     make_gpu(bf16=False)
     base = backbone.load(model_folders["bert"], ["a", "b", "c"], "cuda", "auto")

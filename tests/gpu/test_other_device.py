@@ -7,7 +7,9 @@ import torch
 
 from autolr.model import placement
 from autolr.pack import capacity
+from autolr.search import workers
 from autolr.search.setting import choose_device
+from autolr.search.workers import LocalFleet, Order
 from tests.gpu.training import apart, base_on, config, pack_on, trained
 
 
@@ -88,3 +90,17 @@ def test_what_torch_keeps_of_a_search_counts_as_free(make_gpu, monkeypatch):
     monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: object())  # bitsandbytes is installed
     placed = placement.place(6 * 2**20, "auto", torch.device("cuda"), "m")
     assert placed.precision == "auto" and placed.reason.startswith("on one device")
+
+
+@pytest.mark.parametrize("seen", ["", "4,GPU-7f,6"], ids=["all", "some"])
+def test_each_worker_sees_its_own_gpu_alone(make_gpu, monkeypatch, tmp_path, seen):
+    make_gpu(devices=3)
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    (tmp_path / "workers").mkdir()
+    fleet = LocalFleet(Order(tmp_path, workers.devices(3, None)))
+    for place in range(fleet.size):
+        fleet.start(place)
+    assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started] == (seen.split(",") if seen else ["0", "1", "2"])
+    assert all(command[command.index("--device") + 1] == "cuda:0" for command, _ in started)

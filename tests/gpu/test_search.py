@@ -15,11 +15,12 @@ from tests.search.test_search import Stop
 @pytest.fixture(scope="module")
 def study(small_study):
     """The small study on a base in float32, so that another card, or a pause, changes nothing but the last digits."""
-    return small_study.model_copy(update={"training": small_study.training.model_copy(update={"precision": "fp32"})})
-
-
-def ends(result: SearchResult) -> list[tuple]:
-    return [(trial.candidate, trial.outcome, trial.rungs) for trial in result.trials]
+    update = {
+        "training": small_study.training.model_copy(update={"precision": "fp32"}),
+        "budget": small_study.budget.model_copy(update={"trials": 6}),
+        "baselines": ["rule", "winner_lr"],
+    }
+    return small_study.model_copy(update=update)
 
 
 def machine_of(result: SearchResult) -> dict:
@@ -57,7 +58,11 @@ def test_a_search_its_pause_its_full_run_and_a_comparison_on_the_second_gpu(make
 
 
 def test_a_search_in_bf16_chooses_its_slots_and_says_what_it_took(gpu, small_study, tmp_path):
-    update = {"search": small_study.search.model_copy(update={"slots": "auto"}), "baselines": ["rule"]}
+    update = {
+        "search": small_study.search.model_copy(update={"slots": "auto"}),
+        "budget": small_study.budget.model_copy(update={"trials": 4}),
+        "baselines": ["rule"],
+    }
     found = autolr.search(small_study.model_copy(update=update), tmp_path / "run", device="cuda")
     machine = machine_of(found)
     assert machine["precision"] == "bf16" and machine["slots"] >= 1
