@@ -153,7 +153,7 @@ class Template:
         eos = self.tokenizer.eos_token
         if self.tail is None or eos in self.tail:
             return told
-        end = self.tail[: self._stop(self.tail, is_last=True)].strip()
+        end = self.tail[: self._end_of_tail].strip()
         if end in self.ends:
             told.append(
                 f"the model's chat template ends answers with {end!r}, and the tokenizer's end token is {eos!r}: let "
@@ -356,19 +356,25 @@ class Template:
     def _stop(self, behind: str, is_last: bool) -> int:
         """Return how much of what stands behind an answer is its end."""
         if self.tail and behind.startswith(self.tail):
-            tail, whole = self.tail, True
-        else:
-            tail, whole = behind, is_last
-        eos = self.tokenizer.eos_token
-        if whole:
-            at = tail.rfind(eos) if eos else -1
-            if at >= 0:
-                return at + len(eos)
-            last = max((tail.rfind(token) + len(token) for token in self.ends if token and token in tail), default=0)
-            return last or len(tail.rstrip()) or len(tail)
+            return self._end_of_tail
+        if is_last:
+            return self._end_of(behind)
         tokens = self.ends if self.tail is None else self.ends[:1]
-        found = re.match(rf"\s*(?:{'|'.join(re.escape(token) for token in tokens if token)})", tail)
+        found = re.match(rf"\s*(?:{'|'.join(re.escape(token) for token in tokens if token)})", behind)
         return found.end() if found else 0
+
+    @cached_property
+    def _end_of_tail(self) -> int:
+        """How much of the tail is an answer's end."""
+        return self._end_of(self.tail or "")
+
+    def _end_of(self, tail: str) -> int:
+        """Return where in a tail its last end token ends; where its words end, if it has none."""
+        at = tail.rfind(self.tokenizer.eos_token)
+        if at >= 0:
+            return at + len(self.tokenizer.eos_token)
+        last = max((tail.rfind(token) + len(token) for token in self.ends if token in tail), default=0)
+        return last or len(tail.rstrip()) or len(tail)
 
     def _by_prefixes(
         self, text: str, messages: list[Message], learned: list[int], options: dict[str, Any]
@@ -392,7 +398,7 @@ class Template:
             start = len(before) + (len(usual) if after.startswith(usual, len(before)) else 0)
             tail = self.tail if self.tail and after.endswith(self.tail) else None
             if tail is not None:
-                end = len(after) - len(tail) + self._stop(tail, is_last=True)
+                end = len(after) - len(tail) + self._end_of_tail
             else:
                 found = after.rfind(self.tokenizer.eos_token or "\0", start)
                 end = len(after) if found < 0 else found + len(self.tokenizer.eos_token)
@@ -440,7 +446,7 @@ def template_of(tokenizer: Any, tools: Any, known: dict[str, Template]) -> Templ
     """Return the template that a tokenizer uses for a chat; one of `known` if it is there, else it is added.
 
     Raises:
-        DataError: the tokenizer has none.
+        DataError: the tokenizer has none, or it is no template.
     """
     try:
         text = tokenizer.get_chat_template(None, tools)
@@ -451,6 +457,14 @@ def template_of(tokenizer: Any, tools: Any, known: dict[str, Template]) -> Templ
         ) from None
     if text not in known:
         known[text] = Template(tokenizer, text)
+        try:
+            known[text].reads  # noqa: B018 (it is read here for the first time)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"the model's chat template cannot be read: {reason[:200]}. Mend chat_template.jinja in the model's "
+                "folder, or choose another model"
+            ) from None
     return known[text]
 
 

@@ -122,6 +122,9 @@ def test_templates_that_do_not_do(tmp_path, tokenizer):
     tokenizer.chat_template = twice
     with pytest.raises(DataError, match="a chat whose message 2 is written otherwise by the model's chat template"):
         language.tokenize(examples, tokenizer, 50)
+    tokenizer.chat_template = "{% for m in messages %}"
+    with pytest.raises(DataError, match="the model's chat template cannot be read: .* Mend chat_template.jinja"):
+        language.tokenize(examples, tokenizer, 50)
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="has no chat template, which a column of messages needs"):
         language.tokenize(examples, tokenizer, 50)
