@@ -356,7 +356,7 @@ def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for owner in dict.fromkeys(name.rpartition(".")[0] for name in parameters):
-            leaf = deepcopy(modules[owner]).to("cpu", torch.float32)
+            leaf = _on_cpu(modules[owner])
             for child in leaf.modules():
                 child._is_hf_initialized = False
             for parameter in leaf.parameters():
@@ -366,8 +366,14 @@ def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
                 values[f"{owner}.{name}"] = parameter.detach().clone()
     for name, parameter in parameters.items():
         if name not in backbone.fresh:
-            values[name] = parameter.detach().float().cpu().clone()
+            values[name] = parameter.detach().cpu().float().clone()
     return {name: values[name] for name in parameters}
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """Return a copy of a module in the machine's memory, in float32; it takes nothing of a GPU's."""
+    own = {id(p): nn.Parameter(p.detach().cpu().float().clone(), p.requires_grad) for p in module.parameters()}
+    return deepcopy(module, own)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autolr.data.batches import CYCLE
+from autolr.data.batches import CYCLE, TokenSet
 from autolr.pack import scoring
 from autolr.pack.graphs import WARM
 from autolr.pack.memory import free_memory, is_out_of_memory, peak_bytes, release, reset_peak, resident_bytes
@@ -253,8 +253,7 @@ def _probe(make_pack: Callable[..., Pack], config: SlotConfig, slots: int, graph
         pack.thrifty = False
         _fill(pack, config, slots, widest=True)
         pack.step()
-        longest = next(scoring.batches(pack, pack.data, min(slots, pack.together)))
-        pack.evaluate(pack.slots, pack.data.take(longest), averaged=False)
+        pack.evaluate(pack.slots, _most_scored_at_once(pack, min(slots, pack.together)), averaged=False)
         peak = fullest({device: peak_bytes(device) for device in devices}, limits)
     with make_pack(slots, graphs=graphs) as pack:
         pack.thrifty = False
@@ -289,6 +288,14 @@ def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:
         slot = pack.admit(config)
         if widest:
             slot.order = [_widest(pack)] * len(slot.order)
+
+
+def _most_scored_at_once(pack: Pack, slots: int) -> TokenSet:
+    """Return the longest texts that so many slots are scored on in one pass, however few *train* has."""
+    lengths, rows = pack.data.lengths(), pack.budget.rows
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:rows]
+    many = pack.data.take(longest * -(-rows // len(longest)))
+    return many.take(next(scoring.batches(pack, many, slots)))
 
 
 def _widest(pack: Pack) -> list[int]:

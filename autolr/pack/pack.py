@@ -158,14 +158,14 @@ class Pack:
         if config.rank > self.layout.max_rank:
             raise ValueError(f"rank {config.rank} is above the pack's largest, {self.layout.max_rank}")
         order = batch_order(self.data.lengths(), self.training.batch_size, config.length, config.seed)
-        slot = Slot(config, order)
+        slot, values = Slot(config, order), self.initial_values(config)
         self.slots.append(slot)
         index = len(self.slots) - 1
         for first in reversed(self._firsts(config)):
             self._move(first, index)
             index = first
         self.slots[index] = slot
-        self.layout.write(self.rows[index], self.initial_values(config))
+        self.layout.write(self.rows[index], values)
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
         side = "weight" if config.kind == "full" else "lora_B"

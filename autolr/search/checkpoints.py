@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from autolr import documents
+from autolr.pack.memory import is_out_of_memory
 from autolr.pack.pack import Pack
 from autolr.search.loop import Job, Keeper, Running, Watcher
 
@@ -99,6 +100,8 @@ class Checkpoints(Keeper):
                 losses = state.pop(LOSSES).tolist()
                 slot = pack.restore(job.config, state, head["step"], losses, head["tokens"])
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 self.watcher.note(f"{self._path(key)}: cannot be gone on from ({error}); {job.label} does without it")
                 continue
             if key == job.key:

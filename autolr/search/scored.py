@@ -21,7 +21,7 @@ from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
 from autolr.study import Data
-from autolr.train.run import outcomes
+from autolr.train.evaluation import outcomes
 
 UNKNOWN = Candidate(lr_v=1e-3, ratio=1.0, rank=1)
 

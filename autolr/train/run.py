@@ -27,21 +27,22 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer_pt_utils import safe_globals
 
 from autolr import documents
-from autolr.data.batches import TokenSet, batch_order, by_length
+from autolr.data.batches import TokenSet, batch_order
 from autolr.data.prepared import Prepared
 from autolr.data.tasks import Task
 from autolr.errors import AutoLRError, DocumentError, RunError
-from autolr.model import adapters, precision
+from autolr.model import adapters
 from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.divergence import is_number
-from autolr.pack.memory import is_out_of_memory, release
 from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
 from autolr.train.card import write_card
+from autolr.train.evaluation import evaluate
+from autolr.train.fitting import parts_that_fit
 from autolr.train.material import Material
 from autolr.train.one_device import OnOneDevice
 from autolr.train.optimizer import create_optimizer
@@ -150,7 +151,7 @@ def _train(
             parameter.data = parameter.data.float()
     if processes.sharded:
         model.float()  # weights that are shared out together must be of one type
-    parts = 1 if processes.sharded else _fitting(model, task, data.train, recipe, processes)
+    parts = 1 if processes.sharded else parts_that_fit(model, task, data.train, recipe, processes)
     trainer = _RecipeTrainer(recipe, model, task, data, checkpoints, device, processes, parts, on_log, report_to)
     recorder = Recorder(folder / "resources.parquet", device)
     if processes.first:
@@ -181,40 +182,6 @@ def _train(
     return TrainResult(folder, folder / "adapter", metrics)
 
 
-def _fitting(model: Any, task: Task, data: TokenSet, recipe: Recipe, processes: Processes) -> int:
-    """Return in how many parts a process's share of a batch fits its device, tried on the longest examples.
-
-    Raises:
-        RunError: one example does not fit.
-    """
-    lengths, first = data.lengths(), next(model.parameters())
-    device, half = first.device, first.dtype == torch.bfloat16
-    share, parts = recipe.training.batch_size // processes.count, 1
-    longest = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    while True:
-        try:
-            batch = data.collate(longest[: math.ceil(share / parts)])
-            batch = {key: value.to(device) for key, value in batch.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                losses = task.batch_losses(forward(model, batch), batch["labels"])
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            fits = True
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            fits = False
-        model.zero_grad(set_to_none=True)
-        release(device)
-        if fits:
-            return processes.most(parts)
-        if parts >= share:
-            raise RunError(
-                f"one text of {max(lengths)} tokens does not fit the device's memory; lower data.max_length, set "
-                "training.checkpointing=true, or take more devices"
-            )
-        parts = min(share, 2 * parts)
-
-
 def holds(folder: Path, recipe: Recipe) -> bool:
     """Tell whether a folder's run is one of this recipe; the evidence may differ."""
     try:
@@ -222,32 +189,6 @@ def holds(folder: Path, recipe: Recipe) -> bool:
     except DocumentError:
         return False
     return _settings(held) == _settings(recipe)
-
-
-@torch.no_grad()
-def outcomes(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return loss and prediction of each example, float64 [examples], of a model in eval mode."""
-    model.eval()
-    first = next(model.parameters())
-    device, half = first.device, first.dtype == torch.bfloat16
-    losses, said = [], []
-    picked: list[int] = []
-    with precision.exact(model), torch.autocast(device.type, torch.bfloat16, enabled=half):
-        for rows in by_length(data.lengths(), batch_size):
-            batch = {key: value.to(device) for key, value in data.collate(rows).items()}
-            logits = forward(model, batch).float()
-            losses.append(task.losses(logits, batch["labels"]).double().cpu())
-            said.append(task.predictions(logits, batch["labels"]).double().cpu())
-            picked += rows
-    back = torch.tensor(picked).argsort()  # from the order of lengths to that of the data
-    return torch.cat(losses)[back], torch.cat(said)[back]
-
-
-@torch.no_grad()
-def evaluate(model: Any, data: TokenSet, task: Task, batch_size: int = 32) -> dict[str, float]:
-    """Return mean loss and metric of a model on `data`, in eval mode, as anybody who loads it gets them."""
-    losses, said = outcomes(model, data, task, batch_size)
-    return {"loss": float(losses.mean()), task.metric: task.score(said, data.labels)}
 
 
 class _Rows(Dataset[int]):

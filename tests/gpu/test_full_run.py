@@ -80,9 +80,6 @@ def test_a_full_run_that_does_not_fit_trains_in_parts_to_the_same_end(gpu, recip
     assert gpu.shortages > shortages
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the full run scores 32 examples at once, whatever fits", raises=torch.OutOfMemoryError
-)
 def test_a_full_run_scores_as_many_examples_at_once_as_fit(gpu, recipe, on_cpu, tmp_path):
     gpu.reset_peak()
     autolr.train(recipe, tmp_path / "first", device="cuda")

@@ -33,9 +33,6 @@ def test_a_pack_on_the_second_gpu_takes_the_same_steps(make_gpu, graphs):
     assert gpu.current == 1 and set(gpu.asked) == {1} and (gpu.replayed > 0) == graphs
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Graphs records on torch's own stream, which is the first GPU's", raises=UserWarning
-)
 @pytest.mark.parametrize("chosen", ["cuda:0", "cuda:1"])
 def test_recordings_follow_their_tensors_whichever_gpu_is_current(make_gpu, chosen):
     # torch's own stream for recordings stays on the GPU of the first recording: the second needs a stream of its own.

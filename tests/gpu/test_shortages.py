@@ -189,9 +189,6 @@ def test_a_slot_of_which_not_one_example_fits_ends_and_says_so(gpu):
         assert all("does not fit the device's memory" in (slot.unfit or "") for slot in slots)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Pack.admit lists a slot before there is the memory for it", raises=AssertionError
-)
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_slot_that_could_not_be_admitted_leaves_the_others_alone(gpu, kind):
     with pack_on(base_on("bert", "cuda"), "bert", kinds=("lora", kind) if kind != "lora" else ("lora",)) as pack:

@@ -18,7 +18,8 @@ from autolr.report.page import write_report
 from autolr.search.plan import plan
 from autolr.search.run import search
 from autolr.study import Study
-from autolr.train.run import evaluate, train
+from autolr.train.evaluation import evaluate
+from autolr.train.run import train
 
 
 def with_method(study: Study, *kinds: str, space: dict | None = None, **more) -> Study:
