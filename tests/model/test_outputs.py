@@ -16,6 +16,7 @@ from autolr.data import sources
 from autolr.data.tasks import task_of
 from autolr.errors import DataError
 from autolr.model import backbone, outputs
+from autolr.search.compare import compare
 from autolr.search.run import search
 from autolr.study import Data, Study
 from autolr.train.run import train
@@ -195,3 +196,31 @@ def test_another_order_of_classes_changes_neither_splits_nor_metrics(swapped):
         assert other.score(1 - guess, turned.labels) == usual
     with pytest.raises(DataError, match="its classes are neg, pos, not a, b"):
         examples.ordered(["a", "b"])
+
+
+def test_adapters_are_scored_in_their_own_order_of_classes(swapped, small_recipe, tmp_path):
+    """An adapter of an older recipe, whose classes are in the data's order, scores what it was trained for."""
+    model, data = swapped
+    scores = {}
+    for order in (["pos", "neg"], ["neg", "pos"]):
+        recipe = small_recipe.model_copy(
+            update={
+                "model": model,
+                "data": Data(source=data),
+                "data_fingerprint": None,
+                "classes": order,
+                "steps": 2,
+                "metric": "f1",
+                "rates": small_recipe.rates.model_copy(update={"q": 1e-6, "v": 1e-6, "head": 1e-6}),
+            }
+        )
+        scores[order[0]] = train(recipe, tmp_path / order[0] / "train", device="cpu").confirm
+        recipe.save(tmp_path / order[0] / "recipe.yaml")
+    assert scores["pos"]["loss"] == pytest.approx(scores["neg"]["loss"], abs=1e-3)
+    assert scores["pos"]["f1"] == scores["neg"]["f1"] > 0.75
+    found = compare([tmp_path / "pos" / "train" / "adapter", tmp_path / "neg" / "train" / "adapter"], device="cpu",
+                    out=tmp_path / "compared")  # fmt: skip
+    one, other = found.arms
+    assert one.confirm_loss == pytest.approx(scores["pos"]["loss"], abs=1e-5)
+    assert other.confirm_loss == pytest.approx(scores["neg"]["loss"], abs=1e-5)
+    assert abs(found.pairs[0].gain.mean) < 1e-3
