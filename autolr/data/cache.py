@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
-import transformers
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -101,8 +100,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
     parts = [
         str(TOKENIZATION),
-        tokenizers.__version__,
-        transformers.__version__,
+        *(importlib.metadata.version(name) for name in ("tokenizers", "transformers")),
         tokenizer_fingerprint(tokenizer),
         str(max_length),
         examples.fingerprint,
