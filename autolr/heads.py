@@ -342,7 +342,7 @@ def chosen(
     seed: int = 0,
     device: str | None = None,
 ) -> list[int]:
-    """Return the rows of a pool, numbered from 0, whose use of the heads is nearest that of a target task.
+    """Return the rows of a pool, numbered from 0 as in its source, whose use of the heads is nearest that of a target task.
 
     Args:
         name: the model.
@@ -370,4 +370,5 @@ def chosen(
         examples = examples.ordered(list(judge.classes))
         tokens, kept = _tokens(examples, offered, base)
         looked = [pattern.measure(base, judge, one).absolutes for one in (tokens.take(kept), rows)]
-    return [kept[row] for row in nearest(looked[0], looked[1], count)]
+    of_source = examples.rows or range(len(examples))  # rows that were left out count there
+    return [of_source[kept[row]] for row in nearest(looked[0], looked[1], count)]

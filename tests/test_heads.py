@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,16 @@ def test_the_command_chooses_data(model_folders, reviews, in_folder):
     with (in_folder / "some.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20 and set(rows[0]) == {"text", "label"} and {row["label"] for row in rows} <= {"good", "bad"}
+
+
+def test_chosen_rows_are_those_of_the_file_whatever_is_left_out_of_it(model_folders, reviews, in_folder):
+    lines = Path(reviews).read_text().splitlines()
+    (in_folder / "pool.csv").write_text("\n".join([lines[0], ",good", *lines[1:61]]) + "\n")
+    options = ["--data", reviews, "--pool", "pool.csv", "--take", "60", "--samples", "16", "--out", "some.csv"]
+    done = runner.invoke(app, ["heads", model_folders["bert"], *options, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    with (in_folder / "some.csv").open() as file:
+        assert sorted(f"{row['text']},{row['label']}" for row in csv.DictReader(file)) == sorted(lines[1:61])
 
 
 def test_json_is_all_that_is_printed(model_folders, reviews, in_folder):

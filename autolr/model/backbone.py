@@ -370,7 +370,7 @@ def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
     return {name: values[name] for name in parameters}
 
 
-def _on_cpu(module: nn.Module) -> nn.Module:
+def _on_cpu(module: Any) -> Any:
     """Return a copy of a module in the machine's memory, in float32; it takes nothing of a GPU's."""
     own = {id(p): nn.Parameter(p.detach().cpu().float().clone(), p.requires_grad) for p in module.parameters()}
     return deepcopy(module, own)

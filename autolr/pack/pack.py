@@ -141,7 +141,7 @@ class Pack:
 
     @property
     def recordable(self) -> bool:
-        """Whether passes can be recorded: those of a model that learns no texts, on one device."""
+        """Whether passes can be recorded: unless texts are learned, or the base lies on several devices."""
         return not self.data.of_language and len(self.devices) == 1
 
     @property
@@ -404,8 +404,7 @@ class Pack:
     def evaluate(self, slots: Sequence[Slot], data: TokenSet, *, averaged: bool) -> tuple[Tensor, Tensor]:
         """Score several slots on the same examples, in shared forward passes.
 
-        A pass holds no more rows, tokens and logits than `budget` allows. If memory runs out all the same, the budget
-        is halved, and stays so.
+        A pass holds what `budget` allows. If memory runs out all the same, the budget is halved, and stays so.
 
         Args:
             slots: whom to score.
