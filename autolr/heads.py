@@ -342,7 +342,7 @@ def chosen(
     seed: int = 0,
     device: str | None = None,
 ) -> list[int]:
-    """Return the rows of a pool, numbered from 0 as in its source, whose use of the heads is nearest that of a target task.
+    """Return the rows of a pool whose use of the heads is nearest that of a target task, from 0 as in its source.
 
     Args:
         name: the model.
