@@ -44,7 +44,7 @@ def test_fused_operations_on_lists_are_recorded_as_others_are(gpu: Gpu) -> None:
         optimizer = torch.optim.AdamW(weights, lr=torch.tensor(0.1, device=device), fused=True, capturable=capture)
 
         def step() -> None:
-            sum((weight**3).sum() for weight in weights).backward()
+            torch.stack([(weight**3).sum() for weight in weights]).sum().backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
