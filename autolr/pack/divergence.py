@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
+import numpy as np
 
 # A training has diverged when its last losses are on average this many times its first ones.
 FACTOR = 2.0
 WINDOW = 10
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_number(loss: float) -> bool:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 
 from autolr import cli
-from autolr.data import batches, cache
+from autolr.data import batches, cache, sources
 from autolr.errors import DataError, ModelError, RunError
 from autolr.recipe import Recipe
 from autolr.search.folder import RunFolder
 from autolr.search.run import join, search
-from autolr.study import Study
+from autolr.study import Data, Study
 from autolr.train.run import train
 
 
@@ -180,6 +181,20 @@ def test_a_full_run_is_of_the_searchs_material(searched, run, kept, tmp_path, mo
 
 def test_names_of_classes_belong_to_the_data(searched, run, tmp_path):
     recipe = Recipe.load(run)
-    swapped = recipe.model_copy(update={"classes": recipe.classes[::-1]})
-    with pytest.raises(DataError, match=r"has other classes \(bad, good\) than in the search \(good, bad\)"):
-        train(swapped, tmp_path / "train", device="cpu")
+    renamed = recipe.model_copy(update={"classes": ["bad", "fine"]})
+    with pytest.raises(DataError, match=r"has other classes \(bad, good\) than in the search \(bad, fine\)"):
+        train(renamed, tmp_path / "train", device="cpu")
+
+
+def test_classes_whose_names_are_swapped_are_other_data(tmp_path):
+    rows = {"text": [f"word{n}" for n in range(8)], "label": [0, 1] * 4}
+    found = []
+    for names in (["bad", "good"], ["good", "bad"]):
+        features = Features(text=Value("string"), label=ClassLabel(names=names))
+        Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "rows.parquet"))
+        found.append(sources.load(Data(source=str(tmp_path / "rows.parquet"))).fingerprint)
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"word{n},{'good' if n % 2 else 'bad'}\n" for n in range(8))
+    )
+    assert found[0] != found[1]
+    assert sources.load(Data(source=str(tmp_path / "rows.csv"))).fingerprint == found[0]  # a file is the same data

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from autolr.errors import RunError
-from autolr.model import adapters, backbone
+from autolr.model import adapters, backbone, labelled
 from autolr.recipe import Rates, Recipe
-from autolr.train import run
+from autolr.train import fitting, run
 from autolr.train.optimizer import create_optimizer
 from autolr.train.processes import Processes
 from autolr.train.run import train
@@ -97,7 +97,7 @@ def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(
     tmp_path,
     monkeypatch,
 ):
-    own, recipe = run.forward, in_float64(recipe)
+    own, recipe = labelled.forward, in_float64(recipe)
     alone = train(recipe, tmp_path / "alone", device="cpu")
 
     def forward(model, batch):
@@ -105,7 +105,8 @@ def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(model, batch)
 
-    monkeypatch.setattr(run, "forward", forward)
+    for module in (run, fitting):
+        monkeypatch.setattr(module, "forward", forward)
     for fits in (4, 2, 1):
         train(recipe, tmp_path / f"parts of {fits}", device="cpu")
         close(tmp_path / f"parts of {fits}", alone.folder, 1e-6)
