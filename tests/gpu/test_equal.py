@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.training import apart, tolerance, trained
+from tests.gpu.training import apart, trained
 
 CASES = {
     "bert": ("lora", "dora"),
@@ -28,7 +28,7 @@ CASES = {
 def test_weights_losses_and_scores_are_the_cpus(gpu, family):
     expected = trained(family, "cpu", CASES[family])
     found = trained(family, "cuda", CASES[family])
-    assert apart(expected, found) < tolerance(family)
+    assert apart(expected, found) < 1e-12
     assert gpu.kernels
 
 
