@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -101,3 +103,17 @@ def test_each_worker_sees_its_own_gpu_alone(make_gpu, monkeypatch, tmp_path, see
         fleet.start(place)
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started] == (seen.split(",") if seen else ["0", "1", "2"])
     assert all(command[command.index("--device") + 1] == "cuda:0" for command, _ in started)
+
+
+@pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_gpus_memory_may_grow_in_place_unless_the_user_has_said_how(gpu, monkeypatch, own):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is as before when the test ends
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv(own, "max_split_size_mb:64")
+    choose_device("cuda")
+    assert os.environ.get(own or "PYTORCH_ALLOC_CONF") == (
+        "max_split_size_mb:64" if own else "expandable_segments:True"
+    )
+    assert own is None or "expandable_segments:True" not in os.environ.values()
