@@ -119,8 +119,7 @@ def full_run(
     report_to: list[str] | None = None,
     **code: bool,
 ) -> TrainResult:
-    """Do the full run and print what it comes to."""
-    from autolr.model.device import choose_device
+    """Do the full run and print its result."""
     from autolr.train.processes import Processes
     from autolr.train.run import train
 
@@ -135,8 +134,7 @@ def full_run(
     )
     say(f"\nmodel    {recipe.model}, data {recipe.data.source}{together}")
     say(f"full run {recipe.steps} steps, {recipe.candidate.describe()}; {recipe.rates.describe()}")
-    where = str(choose_device(device))
-    result = train(recipe, folder, device=where, on_log=_log, report_to=report_to or [], **code)
+    result = train(recipe, folder, device=device, on_log=_log, report_to=report_to or [], **code)
     confirm = result.metrics["confirm"]
     say(
         f"confirm  {recipe.metric} {confirm[recipe.metric]:.4f}, loss {display.loss(confirm['loss'])} "

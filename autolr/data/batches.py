@@ -65,9 +65,12 @@ class TokenSet:
     @cached_property
     def learned(self) -> list[int]:
         """How many predictions each example is scored on: a language model's learned tokens, else one."""
-        if not self.of_language:
+        _, learned, starts, sizes = self._flat
+        if learned is None:
             return [1] * len(self)
-        return [sum(label != IGNORED for label in own[1:]) for own in self.labels]  # type: ignore[index]
+        before = np.concatenate([[0], np.cumsum(learned != IGNORED)])
+        counts: list[int] = (before[starts + sizes] - before[starts + np.minimum(sizes, 1)]).tolist()
+        return counts
 
     def collate(self, rows: Sequence[int], multiple: int = 1, limit: int | None = None) -> dict[str, Tensor]:
         """Return `rows` as a batch padded on the right to its longest example.

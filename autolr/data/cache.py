@@ -105,9 +105,7 @@ def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
         str(max_length),
         examples.fingerprint,
         examples.task,
-        # The same characters may be a text or a pair, and one message or two.
-        str(examples.pairs is not None),
-        "" if examples.chats is None else language.chats_digest(examples.chats),
+        str(examples.pairs is not None),  # the same characters may be a text or a pair
     ]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

@@ -57,11 +57,9 @@ class Chat:
         """Return the chat in plain words, a line for each message."""
         return "\n".join(_line(message) for message in self.messages)
 
-    def extras(self) -> str:
-        """Return what `text` does not show and what changes how a template writes the chat; mostly nothing."""
-        named = {name: self.options[name] for name in (TOOLS, DOCUMENTS, KWARGS) if name in self.options}
-        shown = {**named, **({"start": self.start} if self.start else {})}
-        return json.dumps(shown, sort_keys=True, default=str) if shown else ""
+    def identity(self) -> str:
+        """Return all that a template may read of the chat, and what is learned of it, as JSON."""
+        return json.dumps([self.messages, self.options, self.start], sort_keys=True, default=str)
 
 
 def is_chat(value: Any) -> bool:

@@ -315,7 +315,7 @@ def _json(path: Path, where: str) -> Table:
     if isinstance(whole, dict):
         return _of_object(whole, where)
     if not isinstance(whole, list):
-        raise DataError(f"{where}: holds {_shown(whole)}; give a list of records, or one record a line")
+        raise DataError(f"{where}: contains {_shown(whole)}; give a list of records, or one record a line")
     wrong = [row for row, record in enumerate(whole) if not isinstance(record, dict)]
     if wrong:
         raise DataError(

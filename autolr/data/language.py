@@ -6,7 +6,6 @@ tokens that stand for the completion or the answers, found by their places in th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -236,7 +235,7 @@ def _look_at_lengths(labels: Sequence[Sequence[int]], sieve: Sieve, max_length: 
     if limit is None or most <= limit:
         remedy = f"set data.max_length to {most} or more (whole examples take up to {longest}), or remove them"
     elif max_length >= limit:
-        remedy = f"the model ends at {limit} tokens, so shorten what stands before the answers, or remove them"
+        remedy = f"the model ends at {limit} tokens, so shorten the text before the answers, or remove them"
     else:
         beyond = sum(count > limit for count in needed.values())
         remedy = (
@@ -245,8 +244,3 @@ def _look_at_lengths(labels: Sequence[Sequence[int]], sieve: Sieve, max_length: 
     ends = ", where the model ends" if max_length == limit else ""
     for row in needed:
         sieve.leave_out(row, f"nothing to learn in their first {max_length} tokens{ends}", remedy)
-
-
-def chats_digest(chats: Sequence[Chat]) -> str:
-    """Return all that a template may read of chats, and what is learned of them, as one text."""
-    return json.dumps([[chat.messages, chat.options, chat.start] for chat in chats], sort_keys=True, default=str)

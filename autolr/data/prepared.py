@@ -96,7 +96,7 @@ def _refuse_unknown(whole: TokenSet, examples: Examples, tokenizer: Any, vocabul
     token, number = max(whole.ids[row]), row if examples.rows is None else examples.rows[row]
     word = tokenizer.convert_ids_to_tokens(token)
     raise DataError(
-        f"{examples.where}: row {number + 1} holds the token {word!r} (id {token}), for which the model has no "
+        f"{examples.where}: row {number + 1} contains the token {word!r} (id {token}), for which the model has no "
         f"embedding (it has {vocabulary}). Remove it from the text, or enlarge the model's embeddings"
     )
 

@@ -195,7 +195,7 @@ def _chats(sieve: Sieve, parts: list[str], data: Data, columns: tuple[str, ...])
     kept, told = _sifted(sieve, parts)
     whole = [chat.text() for chat in kept["chats"]]
     lengths = [float(len(text)) for text in whole]
-    fingerprint = _fingerprint(whole, [chat.extras() for chat in kept["chats"]])
+    fingerprint = _fingerprint(whole, [chat.identity() for chat in kept["chats"]])
     return Examples(whole, lengths, [], fingerprint, chats=kept["chats"], **told)
 
 

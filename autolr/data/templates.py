@@ -435,7 +435,7 @@ class Template:
                     thinks = at in learned and part.rpartition("</think>")[2].strip() in place
                     odd.append(_REASONING if thinks else f"text of the role {message['role']!r} {_LEFT_OUT}")
                 if at in learned and self.tokenizer.eos_token in part:
-                    odd.append(f"an answer that holds the end token {self.tokenizer.eos_token!r} itself")
+                    odd.append(f"an answer that contains the end token {self.tokenizer.eos_token!r} itself")
             thought = next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
             if thought.strip() not in text:
                 odd.append(_REASONING)

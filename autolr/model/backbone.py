@@ -253,12 +253,8 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
         ModelError: projections are missing, so much is fresh that the checkpoint cannot be one of this model, or a
             language model sees the tokens it is to predict.
     """
-    text = model.config.get_text_config()
-    text.use_cache = (
-        model.device.type == "meta"
-    )  # without a cache, transformers looks at numbers, of which meta has none
     called = calls.called(model, tokenizer, source)
-    text.use_cache = False  # keys and values of a trained text are never read again
+    model.config.get_text_config().use_cache = False  # keys and values of a trained text are never read again
     found = projections.find(model, source, called)
     notes = uncalled(found)
     body = model.base_model_prefix

@@ -42,14 +42,17 @@ def called(model: Any, tokenizer: Any, source: str) -> frozenset[str]:
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: names.add(name))
         for name, module in model.named_modules()
     ]
-    ids = _tokens(model, tokenizer)
+    ids, config = _tokens(model, tokenizer), model.config.get_text_config()
+    has_cache = getattr(config, "use_cache", None)
     try:
-        # On the device `meta` there are no numbers, and a mask would be looked into.
+        # The device `meta` has no numbers, and transformers looks at those of a mask, or of places without a cache.
+        config.use_cache = ids.is_meta
         model(input_ids=ids, attention_mask=None if ids.is_meta else torch.ones_like(ids))
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"model {source!r}: cannot read a text of {ids.numel()} tokens: {reason}") from None
     finally:
+        config.use_cache = has_cache
         for handle in handles:
             handle.remove()
     return frozenset(names)

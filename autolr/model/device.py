@@ -12,13 +12,13 @@ from torch import nn
 from autolr.errors import AutoLRError
 
 # Texts of many lengths leave a GPU's memory in pieces, unless torch's allocator may enlarge its segments.
-ALLOCATOR, SETTING = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True"
+ALLOCATOR, SETTING = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}, "expandable_segments:True"
 
 
 def choose_device(name: str | None) -> torch.device:
     """Return the device of that name, and make a GPU the current one.
 
-    Libraries ask the current GPU for its memory, wait for it, and record its work, unless they are given another.
+    Unless they are given another, libraries ask the current GPU for its memory, wait for it, and record its work.
 
     Args:
         name: such as `cpu` or `cuda:1`; None or `auto`: the GPU if there is one.
@@ -28,17 +28,13 @@ def choose_device(name: str | None) -> torch.device:
     """
     if name is None or name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if (
-        name.startswith("cuda")
-        and sys.platform == "linux"
-        and not any(variable in os.environ for variable in ALLOCATOR)
-    ):
-        os.environ[ALLOCATOR[0]] = SETTING  # torch reads it when the process first uses a GPU
+    if name.startswith("cuda") and sys.platform == "linux" and not ALLOCATOR & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = SETTING  # torch reads it when the process first uses a GPU
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device if device.index is not None else torch.cuda.current_device())
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise AutoLRError(f"--device {name}: cannot be used here ({reason}); known: cpu, cuda, cuda:0, ...") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from autolr.errors import ModelError
 from autolr.model import backbone, calls, projections
 from autolr.model.backbone import Backbone
 from autolr.study import LANGUAGE, TaskName
+
+_TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model", "merges.txt")
 
 
 def config_of(source: str) -> Any:
@@ -30,13 +32,20 @@ def config_of(source: str) -> Any:
 
 
 def tokenizer_of(source: str) -> Any | None:
-    """Return a model's tokenizer; None if there is none beside its configuration."""
+    """Return a model's tokenizer; None if there is none beside its configuration.
+
+    Raises:
+        ModelError: the files of a tokenizer are in the folder, and cannot be read.
+    """
     from transformers import AutoTokenizer
 
     location, where = backbone._locate(source, weights=False)
-    with suppress(Exception):  # transformers raises what it likes
+    try:
         return AutoTokenizer.from_pretrained(location, **where, trust_remote_code=False)
-    return None
+    except Exception as error:  # transformers raises what it likes
+        if any(any(Path(location).glob(pattern)) for pattern in _TOKENIZER_FILES):
+            raise ModelError(backbone._cannot_load(source, error)) from None
+        return None
 
 
 def outline(source: str, task: TaskName = "classification", outputs: int = 2) -> Backbone:
@@ -74,9 +83,12 @@ def outline(source: str, task: TaskName = "classification", outputs: int = 2) ->
         raise ModelError(backbone._cannot_load(source, error)) from None
     body = model.base_model_prefix
     head = [name for name, child in model.named_children() if name != body and list(child.parameters())]
-    called = None
-    with suppress(ModelError):  # some families look at numbers, and here there are none
+    called: frozenset[str] | None = None
+    notes: tuple[str, ...] = ()
+    try:
         called = calls.called(model.eval(), None, source)
+    except ModelError:  # some families look at numbers, and here there are none
+        notes = (f"which parts the task calls is not known without weights, for family {config.model_type!r}",)
     found = projections.find(model, source, called)
     return Backbone(
         model,
@@ -85,5 +97,5 @@ def outline(source: str, task: TaskName = "classification", outputs: int = 2) ->
         found,
         head=() if task in LANGUAGE else tuple(head),
         fresh=frozenset(),
-        notes=backbone.uncalled(found),
+        notes=(*notes, *backbone.uncalled(found)),
     )

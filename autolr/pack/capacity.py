@@ -107,7 +107,7 @@ def _on_gpu(
     free, limit = free_memory(device), _limit(device)
     slots, reason, peaks, rates = knee(lambda count: _probe(make_pack, config, count), limit, most, wanted)
     peak = predict(peaks, slots)
-    graphs, why = False, "a language model's passes and those of a base on several devices are not recorded"
+    graphs, why = False, "passes of a language model, or of a base on several devices, are not recorded"
     if recordable:
         graphs, why = recording(lambda on: _probe(make_pack, config, slots, graphs=on)[1], peak, limit)
     return Capacity(slots, reason, peak, slope(peaks), free, rates, graphs=graphs, graphs_reason=why)

@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from autolr.errors import RunError
+from autolr.model.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ class Processes:
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
-    def join(self, device: torch.device, batch_size: int) -> torch.device:
+    def join(self, device: str | None, batch_size: int) -> torch.device:
         """Meet the other processes, and return this one's device.
 
+        Args:
+            device: such as `cpu` or `cuda:1`; None: the GPU if there is one. A launcher gives each process its own.
+            batch_size: of all processes together.
+
         Raises:
+            AutoLRError: the machine has no such device.
             RunError: they cannot share a batch evenly.
         """
         if self.count == 1:
-            return device
+            return choose_device(device)
         if batch_size % self.count:
             fitting = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
             raise RunError(
@@ -53,8 +59,9 @@ class Processes:
             )
         from accelerate import PartialState
 
-        PartialState(cpu=device.type == "cpu")
-        return torch.device("cuda", self.local) if device.type == "cuda" else device
+        on_gpu = device.startswith("cuda") if device else torch.cuda.is_available()
+        PartialState(cpu=not on_gpu)
+        return choose_device(f"cuda:{self.local}" if on_gpu else device or "cpu")
 
     def wait(self) -> None:
         """Wait until all processes are here."""

@@ -32,7 +32,6 @@ from autolr.data.prepared import Prepared
 from autolr.data.tasks import Task
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters
-from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.divergence import is_number
@@ -110,7 +109,7 @@ def train(
             not even one example fits the device's memory.
     """
     folder, processes = Path(out), Processes.here()
-    where = processes.join(choose_device(device), recipe.training.batch_size)
+    where = processes.join(device, recipe.training.batch_size)
     _check_folder(folder, recipe)
     _check_trackers(report_to)
     metrics_file = folder / "metrics.json"

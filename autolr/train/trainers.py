@@ -79,7 +79,7 @@ class RoleRates:
         _refuse_own(kinds[kinds.index(RoleRates) + 1 :])
         if self.optimizer is not None and not all("name" in group for group in self.optimizer.param_groups):
             raise AutoLRError(
-                "optimizers=: this optimizer's groups are not those of the roles. Give "
+                "optimizers=: this optimizer's groups are not the roles' groups. Give "
                 "optimizer_cls_and_kwargs=(kind, options), or autolr.create_optimizer(model, recipe)"
             )
         if self.optimizer is None:

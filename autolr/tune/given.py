@@ -56,7 +56,7 @@ def built(model: str | Callable[[], Any]) -> Any:
         raise AutoLRError(f"model: the function returns {type(found).__name__}, not a model")
     if any(isinstance(module, BaseTunerLayer) for module in found.modules()):
         raise AutoLRError(
-            "model: the function returns a model that holds an adapter already. Return a new base model each time; "
+            "model: the function returns a model that already has an adapter. Return a new base model each time; "
             "peft_config says which adapter goes on it"
         )
     return found
@@ -134,17 +134,18 @@ def check(trainer: type, peft_config: Any, options: Mapping[str, Any]) -> None:
 
 
 def callbacks_of(given: Sequence[Any] | None) -> tuple[list[Any], list[str]]:
-    """Return the callbacks of a training, each as new, and what of them is not taken over."""
-    kept, left = [], []
+    """Return the callbacks of a training, each as new, and notes on those that are not taken over as they are."""
+    kept, notes = [], []
     for one in given or ():
         if one is EarlyStoppingCallback or isinstance(one, EarlyStoppingCallback):
-            left.append("EarlyStoppingCallback: the search itself ends what is hopeless")
+            notes.append("not taken over: EarlyStoppingCallback: the search itself ends what is hopeless")
             continue
         try:
             kept.append(copy.deepcopy(one))
-        except Exception:  # what holds a file or a connection is shared by all trainings
+        except Exception as error:  # copying a file or a connection raises whatever its library does
             kept.append(one)
-    return kept, left
+            notes.append(f"{type(one).__name__}: all trainings share this callback, which cannot be copied ({error})")
+    return kept, notes
 
 
 def _has_length(dataset: Any) -> bool:

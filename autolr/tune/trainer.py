@@ -81,14 +81,14 @@ def tune_trainer(
     callbacks = options.pop("callbacks", None)
     steps = min(horizon, max(1, round(horizon * PART / CYCLE)) * CYCLE)
     content, left = _content(args, peft_config, source, horizon)
-    left += given.callbacks_of(callbacks)[1]
+    notes = [*(f"not taken over: {line}" for line in left), *given.callbacks_of(callbacks)[1]]
     for name, section in (study or {}).items():
         content[name] = {**content.get(name, {}), **section} if isinstance(section, dict) else section
-    for line in left:
+    for line in notes:
         if watcher:
-            watcher.note(f"not taken over: {line}")
+            watcher.note(line)
         else:
-            warnings.warn(f"tune_trainer: not taken over: {line}", stacklevel=2)
+            warnings.warn(f"tune_trainer: {line}", stacklevel=2)
     steps = int(content.get("search", {}).get("length", steps))
 
     def train(candidate: Candidate, report: Report) -> float | None:
@@ -140,7 +140,7 @@ def _loss(trainer: Any, half: str) -> float:
     if "eval_loss" not in found:
         raise AutoLRError(
             f"{type(trainer).__name__}: its evaluation gives no eval_loss (but {', '.join(found)}); eval_dataset "
-            "must hold the labels, under the names that args.label_names says"
+            "must contain the labels, under the names in args.label_names"
         )
     return float(found["eval_loss"])
 

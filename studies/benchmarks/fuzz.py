@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import tiny
 import yaml
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from drawing import drawn
 from hypothesis import strategies as st
 
 from autolr import cli
@@ -222,16 +222,7 @@ def measure(cases: int = CASES, folder: Path | None = None, number: int = 0) -> 
     Path("study.yaml").write_text(yaml.safe_dump(study))
     rows = [json.loads(line) for line in Path("data.jsonl").read_text().splitlines()]
 
-    # Shrinking would draw cases beyond those counted.
-    @seed(number)
-    @settings(
-        max_examples=cases,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.one_of(documents("study", study), documents("recipe", recipe), tables(rows)))
+    @drawn(st.one_of(documents("study", study), documents("recipe", recipe), tables(rows)), cases, number)
     def one(case: tuple[str, str, bytes]) -> None:
         kind, suffix, data = case
         Path(f"drawn.{suffix}").write_bytes(data)

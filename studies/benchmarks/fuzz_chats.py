@@ -25,7 +25,7 @@ from typing import Any
 import contract
 import kinds
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from drawing import drawn
 from hypothesis import strategies as st
 
 from autolr.data import language, sources
@@ -212,15 +212,7 @@ def measure(cases: int, folder: Path, number: int = 0) -> dict[str, Any]:
     world, counts, failed = World(folder), Counter[tuple[str, str]](), []
     writable = 0
 
-    @seed(number)
-    @settings(
-        max_examples=cases,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(examples())
+    @drawn(examples(), cases, number)
     def one(case: dict[str, Any]) -> None:
         nonlocal writable
         outcome, said = world.judge(case)

@@ -37,7 +37,7 @@ import tiny
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, disable_progress_bars
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from drawing import drawn
 from hypothesis import strategies as st
 
 from autolr import cli
@@ -331,7 +331,7 @@ def measure(count: int = TABLES, number: int = 0) -> dict[str, Any]:
     disable_progress_bars()
     counts: dict[str, Counter[str]] = {}
     failed: list[dict[str, str]] = []
-    drawn = [0]
+    tried = [0]
     with tempfile.TemporaryDirectory(prefix="tables-") as temporary:
         home = Path(temporary)
         study, _ = tiny.world(home)
@@ -345,18 +345,10 @@ def measure(count: int = TABLES, number: int = 0) -> dict[str, Any]:
                     {"file": name, "labels": table.kind, "outcome": how, "said": said.replace(temporary, "")}
                 )
 
-        @seed(number)
-        @settings(
-            max_examples=count,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.data())
+        @drawn(st.data(), count, number)
         def one(data: Any) -> None:
             table = data.draw(tables())
-            drawn[0] += 1
+            tried[0] += 1
             with tempfile.TemporaryDirectory(dir=home) as below:
                 folder = Path(below)
                 for name, write in WRITERS.items():
@@ -375,7 +367,7 @@ def measure(count: int = TABLES, number: int = 0) -> dict[str, Any]:
     files = sum(total.values())
     return {
         "figures": {
-            "tables": drawn[0],
+            "tables": tried[0],
             "files": files,
             "right": total["right"],
             "refused": total["refused"],

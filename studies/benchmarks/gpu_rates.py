@@ -26,7 +26,6 @@ from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.study import Role, Training
 
-RATES: dict[Role, float] = {"q": 1e-4, "k": 0.0, "v": 1e-3, "head": 5e-3}
 RANK = 8
 # Operations of a profile that are kept.
 TOP = 20
@@ -105,7 +104,7 @@ class Case:
         """Open a pack with a trial in every slot, each of its own seed."""
         with self.pack(built, data, slots, graphs=graphs) as pack:
             for seed in range(slots):
-                pack.admit(SlotConfig({role: RATES[role] for role in self.roles}, RANK, seed, steps))
+                pack.admit(SlotConfig({role: peers.RATES[role] for role in self.roles}, RANK, seed, steps))
             yield pack
 
 
@@ -300,7 +299,7 @@ def logits(run: Run, case: Case, slots: int = 1) -> None:
 def chosen(run: Run, case: Case, most: int = 64) -> None:
     """Let a search's own probe choose, and compare the memory it predicts with what its choice reaches."""
     built, data = case.load(), case.data()
-    config = SlotConfig({role: RATES[role] for role in case.roles}, RANK, 0, 64)
+    config = SlotConfig({role: peers.RATES[role] for role in case.roles}, RANK, 0, 64)
 
     def make(count: int, passes: int | None = None, graphs: bool = False) -> Pack:
         return case.pack(built, data, count, graphs=graphs)

@@ -17,8 +17,10 @@ from autolr.data.batches import TokenSet, batch_order
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
+from autolr.study import Role
 
 ALPHA = 16.0
+RATES: dict[Role, float] = {"q": 1e-4, "k": 0.0, "v": 1e-3, "head": 5e-3}
 # Three rounds of the batches' lengths, and about the 20 steps after which adapters are to be swapped.
 CHUNK = 24
 # The Trainer sorts this many batches at a time: a window of as many steps sees all lengths.

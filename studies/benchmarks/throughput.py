@@ -41,7 +41,6 @@ from autolr.study import Study, Training
 
 TASK = Classification(("negative", "positive"))
 STUDY = Path(__file__).parents[1] / "sentiment.yaml"
-RATES: dict[Any, float] = {"q": 1e-4, "k": 0.0, "v": 1e-3, "head": 5e-3}
 WARM_UP = 2
 ERROR_STEPS = 30
 
@@ -195,7 +194,7 @@ def full_pack(
         options["graphs"] = Graphs(data.pad_id)
     pack = Pack(backbone, training, TASK, data, capacity=slots, passes=passes, **options)
     for slot in range(slots):
-        pack.admit(SlotConfig(RATES, c.ranks[slot % len(c.ranks)], seed + slot, steps))
+        pack.admit(SlotConfig(peers.RATES, c.ranks[slot % len(c.ranks)], seed + slot, steps))
     return pack
 
 

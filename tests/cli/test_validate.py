@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from autolr import cli
@@ -95,3 +97,18 @@ def test_a_tokenizer_beside_a_configuration_is_checked(config_alone, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["validate", "--model", config_alone])
     assert end.value.code == 2 and "tokens without an embedding" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_cannot_be_read_is_no_missing_one(config_alone, capsys):
+    (Path(config_alone) / "tokenizer.json").write_text("{")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["validate", "--model", config_alone])
+    assert end.value.code == 2 and "cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_family_that_needs_numbers_says_that_its_parts_are_not_known(tmp_path, capsys):
+    tiny.config_of("gpt2", tiny.SHAPES["gpt2"]).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["validate", "--model", str(tmp_path)])
+    assert not end.value.code
+    assert "note        which parts the task calls is not known without weights" in capsys.readouterr().out

@@ -49,3 +49,20 @@ def test_collate_pads_right_to_the_longest():
 def test_by_length_covers_all():
     batches = list(by_length(LENGTHS, 7))
     assert sorted(sum(batches, [])) == list(range(50))
+
+
+def test_the_learned_tokens_of_an_example_are_all_but_its_first():
+    rng = random.Random(0)
+    labels = [[rng.choice([-100, 7]) for _ in range(rng.randrange(1, 9))] for _ in range(50)]
+    data = TokenSet([[5] * len(own) for own in labels], labels, 0)
+    assert data.learned == [sum(label != -100 for label in own[1:]) for own in labels]
+    assert TokenSet([[5]] * 3, [0, 1, 0], 0).learned == [1, 1, 1]
+
+
+def test_a_batch_is_padded_to_a_multiple_but_not_beyond_what_the_model_takes():
+    data = TokenSet([[5] * length for length in (3, 10)], [0, 1], 9)
+    assert [data.collate([0, row], 8)["input_ids"].shape[1] for row in (0, 1)] == [8, 16]
+    assert [data.collate([0, row], 8, 12)["input_ids"].shape[1] for row in (0, 1)] == [8, 12]
+    batch = data.collate([0, 1], 8, 4)  # an example that is too long all the same is not cut
+    assert batch["input_ids"].shape[1] == 10
+    assert batch["input_ids"][0].tolist() == [5] * 3 + [9] * 7 and batch["attention_mask"].sum(1).tolist() == [3, 10]

@@ -324,7 +324,9 @@ def test_reasoning_that_the_template_forgets_is_told(tokenizer, tmp_path):
     assert learn(tmp_path / "d.jsonl", [{"messages": HISTORY}], tokenizer).notices == ()
     twice = [*HISTORY[:1], {"role": "assistant", "content": "yes<|im_end|>"}]
     found = learn(tmp_path / "d.jsonl", [{"messages": twice}], tokenizer)
-    assert found.notices == ("1 of 1 examples have an answer that holds the end token '<|im_end|>' itself (row 1)",)
+    assert found.notices == (
+        "1 of 1 examples have an answer that contains the end token '<|im_end|>' itself (row 1)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,7 @@ def test_advice_on_max_length_heeds_where_the_model_ends(tokenizer, tmp_path):
         (16, None, "in their first 16 tokens (first: row 1).*set data.max_length to 91 or more"),
         (16, 512, "in their first 16 tokens (first: row 1).*set data.max_length to 91 or more"),
         (16, 64, "the model ends at 64 tokens: set data.max_length to 64, and shorten or remove 10 rows"),
-        (64, 64, "in their first 64 tokens, where the model ends .*shorten what stands before the answers"),
+        (64, 64, "in their first 64 tokens, where the model ends .*shorten the text before the answers"),
     ]
     for length, limit, expected in cases:
         with pytest.raises(DataError, match=expected.replace("(first", r"\(first").replace("1)", r"1\)")):

@@ -96,6 +96,8 @@ def test_the_same_examples_from_every_format(tmp_path_factory, kind, data):
     named = [f"{text} text {row}" if row % 12 else text for row, text in enumerate(texts)]
     labels = data.draw(st.lists(LABELS[kind], min_size=ROWS, max_size=ROWS))
     found = read(tmp_path_factory.mktemp("set"), {"text": named, "label": labels}, "classification")
+    if any("\t" in text and "\n" in text for text in named) and found["d.tsv"] == "refused":
+        del found["d.tsv"]  # each of its lines fits the header with the quotes and without them
     assert all(one == found["d.parquet"] for one in found.values()), found
 
 

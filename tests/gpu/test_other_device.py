@@ -12,6 +12,7 @@ from autolr.pack import capacity
 from autolr.search import workers
 from autolr.search.setting import choose_device
 from autolr.search.workers import LocalFleet, Order
+from autolr.train.processes import Processes
 from tests.gpu.training import apart, base_on, config, pack_on, trained
 
 
@@ -117,3 +118,12 @@ def test_a_gpus_memory_may_grow_in_place_unless_the_user_has_said_how(gpu, monke
         "max_split_size_mb:64" if own else "expandable_segments:True"
     )
     assert own is None or "expandable_segments:True" not in os.environ.values()
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "cuda:0"])
+def test_a_launched_process_takes_its_own_gpu_and_leaves_the_others_alone(make_gpu, monkeypatch, device):
+    gpu, met = make_gpu(devices=2), []
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: met.append(cpu))
+    assert Processes(count=2, rank=1, local=1).join(device, 8) == torch.device("cuda", 1)
+    assert met == [False] and gpu.current == 1 and set(gpu.asked) == {1}
+    assert Processes(count=2, rank=1, local=1).join("cpu", 8) == torch.device("cpu") and met == [False, True]

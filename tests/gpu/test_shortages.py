@@ -44,6 +44,23 @@ def allocations_of(gpu, work) -> int:
     return gpu.allocations - before
 
 
+def steps_short_of_memory(gpu, pack, places: range) -> int:
+    """Take a step for each place: there an allocation fails, as if it were the first shortage. Return how many."""
+    together, scratch = pack.together, pack.optimizer.scratch
+    for place in places:
+        shortages = gpu.shortages
+        gpu.fail_after(place)
+        pack.step()
+        pack.flush()
+        gpu.fail_after(None)
+        assert gpu.shortages == shortages + 1, place
+        assert not any(slot.unfit for slot in pack.slots)
+        pack.together, pack.optimizer.scratch = together, scratch
+        for slot in pack.slots:
+            slot.parts = 1
+    return len(places)
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_a_shortage_anywhere_in_a_step_changes_nothing_but_how_it_is_taken(gpu, family):
     base = base_on(family, "cuda")
@@ -52,20 +69,8 @@ def test_a_shortage_anywhere_in_a_step_changes_nothing_but_how_it_is_taken(gpu, 
         pack.step()
         pack.flush()
         gc.collect()
-        held, steps = gpu.used(), 2
-        count = allocations_of(gpu, pack.step)
-        for place in range(0, count, STRIDE[family]):
-            shortages = gpu.shortages
-            gpu.fail_after(place)
-            pack.step()
-            steps += 1
-            pack.flush()
-            assert gpu.shortages == shortages + 1, place
-            assert not any(slot.unfit for slot in slots)
-            pack.together = 4  # as if it were the first shortage
-            for slot in slots:
-                slot.parts = 1
-            gpu.fail_after(None)
+        held, count = gpu.used(), allocations_of(gpu, pack.step)
+        steps = 2 + steps_short_of_memory(gpu, pack, range(0, count, STRIDE[family]))
         found = result(pack, slots)
         gc.collect()
         assert gpu.used() <= held
@@ -79,15 +84,8 @@ def test_a_shortage_in_the_last_allocations_of_a_step_does_not_take_it_twice(gpu
     with pack_on(base_on(family, "cuda"), family, kinds=CASES[family]) as pack:
         slots = admitted(pack, family)
         pack.step()
-        count, steps, scratch = allocations_of(gpu, pack.step), 2, pack.optimizer.scratch
-        for place in range(count - 12, count):
-            gpu.fail_after(place)
-            pack.step()
-            steps += 1
-            gpu.fail_after(None)
-            pack.together, pack.optimizer.scratch = 4, scratch
-            for slot in slots:
-                slot.parts = 1
+        count = allocations_of(gpu, pack.step)
+        steps = 2 + steps_short_of_memory(gpu, pack, range(count - 12, count))
         found = result(pack, slots)
     assert apart(expected(family, steps), found) < 1e-10
 

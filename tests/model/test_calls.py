@@ -63,7 +63,7 @@ def test_tokens_without_an_embedding(with_more_tokens, reviews, capsys, words):
 def test_a_token_beyond_the_embeddings_names_its_row(small_study, monkeypatch):
     monkeypatch.setattr(backbone.Backbone, "vocabulary", 6)
     with pytest.raises(
-        DataError, match=r"row 1 holds the token '\w+' \(id \d+\), for which the model has no embedding"
+        DataError, match=r"row 1 contains the token '\w+' \(id \d+\), for which the model has no embedding"
     ):
         read_setting(small_study, torch.device("cpu"))
 

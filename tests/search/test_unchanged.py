@@ -198,3 +198,12 @@ def test_classes_whose_names_are_swapped_are_other_data(tmp_path):
     )
     assert found[0] != found[1]
     assert sources.load(Data(source=str(tmp_path / "rows.csv"))).fingerprint == found[0]  # a file is the same data
+
+
+def test_a_column_that_a_chat_template_may_read_is_part_of_the_data(tmp_path):
+    chat = {"messages": [{"role": "user", "content": "good"}, {"role": "assistant", "content": "fine"}]}
+    found = []
+    for city in ("Rome", "Rome", "Oslo"):
+        (tmp_path / "chats.jsonl").write_text(json.dumps({**chat, "city": city}) + "\n")
+        found.append(sources.load(Data(source=str(tmp_path / "chats.jsonl")), "sft").fingerprint)
+    assert found[0] == found[1] != found[2]

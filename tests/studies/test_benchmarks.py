@@ -29,6 +29,7 @@ def module(monkeypatch):
     for name in (
         "contract",
         "tiny",
+        "drawing",
         "fuzz",
         "fuzz_tables",
         "fuzz_chats",

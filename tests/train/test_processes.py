@@ -117,7 +117,7 @@ def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(
 
 def test_processes_that_cannot_share_a_batch_are_refused():
     with pytest.raises(RunError, match=r"batch of 8 cannot be shared evenly by 3 processes; launch 1, 2, 4, 8"):
-        Processes(3, 0).join(torch.device("cpu"), 8)
+        Processes(3, 0).join("cpu", 8)
 
 
 def test_shares_are_all_of_every_batch_once():

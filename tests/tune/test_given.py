@@ -94,7 +94,7 @@ def test_a_stock_optimizer_of_ones_own_trains_at_the_roles_rates(tmp_path):
     other = torch.optim.AdamW(trainer.model.parameters())
     trainer = kind(model=get_peft_model(model(), LORA), args=arguments(tmp_path), optimizers=(other, None),
                    train_dataset=rows(8), eval_dataset=rows(2))  # fmt: skip
-    with pytest.raises(AutoLRError, match="groups are not those of the roles"):
+    with pytest.raises(AutoLRError, match="groups are not the roles' groups"):
         trainer.create_optimizer()
 
 
@@ -138,8 +138,8 @@ def test_what_a_function_returns_must_be_a_new_base_model(tmp_path):
     usual = {"train_dataset": rows(8), "eval_dataset": rows(4), "peft_config": LORA, "study": SMALL, "trials": 2}
     for number, (function, said) in enumerate(
         (
-            (lambda: get_peft_model(model(), LORA), "holds an adapter already"),
-            (lambda: shared, "holds an adapter already"),  # the second time
+            (lambda: get_peft_model(model(), LORA), "already has an adapter"),
+            (lambda: shared, "already has an adapter"),  # the second time
             (lambda: "a/model", "returns str, not a model"),
         )
     ):
