@@ -1,0 +1,1 @@
+"""How good, fast and robust AutoLR is; `README.md` lists each benchmark with its command."""

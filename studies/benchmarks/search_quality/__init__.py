@@ -1,0 +1,1 @@
+"""How good the recipes of a search are, against stock searches."""

@@ -1,0 +1,1 @@
+"""What packs, searches, heads and the report cost: time, memory and counted work."""

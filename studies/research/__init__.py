@@ -1,0 +1,1 @@
+"""Studies behind AutoLR's defaults and the papers' claims; `README.md` lists them."""

@@ -1,0 +1,1 @@
+"""What attention heads tell, and what they can be used for."""

@@ -1,0 +1,1 @@
+"""Which matrices and which ratio λ learn best."""
