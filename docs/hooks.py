@@ -74,7 +74,15 @@ def tools() -> str:
     return "\n".join(["| tool | W_q and W_v at their own rates |", "|---|---|", *rows])
 
 
-TABLES = {"tools": tools}
+def figures() -> str:
+    """Return the figures of the report from top to bottom, as a Markdown table."""
+    from autolr.report.figures import FIGURES
+
+    rows = [f"| {one.title} | `{one.name}` | {_cell(one.look_for)} |" for one in FIGURES.values()]
+    return "\n".join(["| figure | name | look for |", "|---|---|---|", *rows])
+
+
+TABLES = {"tools": tools, "figures": figures}
 
 
 def quoted(start: str) -> str:
