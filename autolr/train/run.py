@@ -39,7 +39,7 @@ from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
 from autolr.recipe import Recipe
 from autolr.train import material
-from autolr.train.card import write_card
+from autolr.train.card import model_card
 from autolr.train.evaluation import evaluate
 from autolr.train.fitting import parts_that_fit
 from autolr.train.material import Material
@@ -428,7 +428,7 @@ def _save(
     model.peft_config["default"].base_model_name_or_path = adapters.base_place(recipe.model)
     model.save_pretrained(str(draft), **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(str(draft))
-    write_card(draft, recipe, metrics)
+    documents.write_text(draft / "README.md", model_card(recipe, metrics))
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return target
