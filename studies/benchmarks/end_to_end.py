@@ -41,7 +41,8 @@ from autolr.model.quiet import quiet
 from autolr.search import provenance, records
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study, apply_overrides
-from autolr.train.run import EVALUATIONS, evaluate
+from autolr.train.evaluation import evaluate
+from autolr.train.trainer import EVALUATIONS
 
 STUDY = Path(__file__).parents[1] / "sentiment.yaml"
 # A few seconds of either side, too short to be a comparison.

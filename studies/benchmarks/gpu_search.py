@@ -29,7 +29,7 @@ from autolr.model import backbone
 from autolr.model.quiet import quiet
 from autolr.search.result import SearchResult
 from autolr.search.setting import Setting, read_setting
-from autolr.train.run import evaluate
+from autolr.train.evaluation import evaluate
 
 # Stock trials that are timed, each from its first values to its score.
 STOCK = 3

@@ -22,7 +22,7 @@ from autolr.search.result import SearchResult
 from autolr.search.run import search
 from autolr.search.setting import choose_device, read_setting
 from autolr.study import Study
-from autolr.train.run import evaluate
+from autolr.train.evaluation import evaluate
 
 STUDY = ROOT / "studies" / "sft.yaml"
 # What makes it the same study of the model with a head, and what makes either small.
