@@ -90,8 +90,6 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name == "figures":
-        return importlib.import_module("autolr.figures")
     if name not in _HOMES:
         raise AttributeError(f"module 'autolr' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -100,4 +98,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__", "figures"]
+    return [*__all__, "__version__"]

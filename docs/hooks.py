@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _PLAIN = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", type(None): "`null`"}
 # In a page: the paragraph or table of the README that begins so.
 QUOTED = re.compile(r"^\{\{ README: (.+?) \}\}$", re.MULTILINE)
+# In a page: a table that is made from the code.
+TABLE = re.compile(r"^\{\{ TABLE: (\w+) \}\}$", re.MULTILINE)
 STUDY = """# Study
 
 A study is a YAML file, or `autolr.Study(...)`. `autolr init` writes one with comments, `autolr validate FILE` lists
@@ -59,8 +61,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put in the paragraphs and tables that are the README's, so that figures stand in one place."""
-    return QUOTED.sub(lambda found: quoted(found[1]), markdown)
+    """Put in the README's paragraphs and tables, and the tables of the code: each fact is written in one place."""
+    markdown = QUOTED.sub(lambda found: quoted(found[1]), markdown)
+    return TABLE.sub(lambda found: TABLES[found[1]](), markdown)
+
+
+def tools() -> str:
+    """Return the tools that recipes are exported to, as a Markdown table."""
+    from autolr.foreign.export import TOOLS, module_of
+
+    rows = [f"| `{tool}` | {module_of(tool).RATES} |" for tool in TOOLS]
+    return "\n".join(["| tool | W_q and W_v at their own rates |", "|---|---|", *rows])
+
+
+def figures() -> str:
+    """Return the figures of the report from top to bottom, as a Markdown table."""
+    from autolr.report.figures import FIGURES
+
+    rows = [f"| {one.title} | `{one.name}` | {_cell(one.look_for)} |" for one in FIGURES.values()]
+    return "\n".join(["| figure | name | look for |", "|---|---|---|", *rows])
+
+
+TABLES = {"tools": tools, "figures": figures}
 
 
 def quoted(start: str) -> str:

@@ -29,7 +29,8 @@ from autolr.search.folder import RunFolder
 from autolr.search.plan import plan
 from autolr.search.run import search
 from autolr.study import Data, Study
-from autolr.train.run import _last_checkpoint, train
+from autolr.train.resume import last_checkpoint
+from autolr.train.run import train
 from tests.report import made
 from tests.train.test_run import recipe  # noqa: F401 (a fixture)
 
@@ -116,10 +117,10 @@ def test_a_checkpoint_that_holds_more_than_tensors_is_passed_over(tmp_path):
     for name in ("scheduler.pt", "rng_state.pth"):
         torch.save({"a": 1}, folder / name)
     torch.save({"a": 1}, folder / "optimizer.pt")
-    assert _last_checkpoint(folder.parent) == str(folder)
+    assert last_checkpoint(folder.parent) == str(folder)
     torch.save(Bomb(ran), folder / "optimizer.pt")
     assert zipfile.is_zipfile(folder / "optimizer.pt")
-    assert _last_checkpoint(folder.parent) is None
+    assert last_checkpoint(folder.parent) is None
     assert not ran.exists()
 
 

@@ -40,7 +40,7 @@ def test_figures_by_name(finished):
         autolr.figure(finished, "pie")
     unfinished = SearchResult(finished.folder, finished.study, [], [], [], None)
     with pytest.raises(AutoLRError, match="nothing to show"):
-        autolr.figure(unfinished, "gains")
+        autolr.figure(unfinished, "baselines")
 
 
 def test_the_example_notebook_runs(model_folders, reviews, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +9,7 @@ import typer
 
 from autolr.cli import complete
 from autolr.cli.output import say
-
-
-class Tool(StrEnum):
-    """For whom."""
-
-    peft = "peft"
-    trl = "trl"
-    axolotl = "axolotl"
-    llama_factory = "llama-factory"
-    torchtune = "torchtune"
-    accelerate = "accelerate"
+from autolr.foreign.export import Tool
 
 
 def export(
@@ -30,7 +19,7 @@ def export(
             help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
         ),
     ],
-    to: Annotated[Tool, typer.Option(help="For whom.", show_default=False)],
+    to: Annotated[Tool, typer.Option(help="Target tool.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the files; default: export-TOOL, beside the recipe.", show_default=False),
@@ -38,8 +27,8 @@ def export(
 ) -> None:
     """Write a recipe as files that another tool accepts as they are, and say what that tool cannot express.
 
-    The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates where
-    the tool knows such a thing (axolotl), and by a script that goes along (trl, accelerate).
+    The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates if
+    the tool can express them (axolotl), or by a script that goes along (trl).
     """
     from autolr.foreign.export import export as write
     from autolr.recipe import Recipe

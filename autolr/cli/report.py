@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from autolr.cli import complete
-
-
-class Format(StrEnum):
-    """What is written."""
-
-    html = "html"
-    png = "png"
-    svg = "svg"
 
 
 def report(
@@ -34,8 +25,9 @@ def report(
         ),
     ] = None,
     form: Annotated[
-        Format, typer.Option("--format", help="html: one page; png, svg: each figure, drawn by kaleido.")
-    ] = Format.html,
+        Literal["html", "png", "svg"],
+        typer.Option("--format", help="html: one page; png, svg: each figure, drawn by kaleido."),
+    ] = "html",
     as_json: Annotated[
         bool, typer.Option("--json", help="Nothing is written: what the page rests on, as JSON on standard output.")
     ] = False,
@@ -51,12 +43,12 @@ def report(
     if as_json:
         typer.echo(result.to_json())
         return
-    if form is Format.html:
+    if form == "html":
         from autolr.report.page import write_report
 
         typer.echo(f"report   {write_report(result, out)}")
         return
     from autolr.report.images import write_images
 
-    for path in write_images(result, "png" if form is Format.png else "svg", out):
+    for path in write_images(result, form, out):
         typer.echo(f"figure   {path}")

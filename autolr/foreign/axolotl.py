@@ -12,6 +12,7 @@ from autolr.foreign.tool import EVALUATIONS, SELECT, TRAIN, Export, data_files, 
 from autolr.recipe import Recipe
 from autolr.train.optimizer import role_of
 
+RATES = "yes, by `lr_groups`"
 NAMES = {
     **ARGUMENTS,
     "base_model": "model",

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, get_args
 
 from autolr.errors import AutoLRError, ModelError, RunError
-from autolr.foreign import accelerate, axolotl, llama_factory, peft, torchtune, trl
-from autolr.foreign.tool import Export
 from autolr.recipe import Recipe
 
-TOOLS: dict[str, Callable[[Recipe], Export]] = {
-    "peft": peft.export,
-    "trl": trl.export,
-    "axolotl": axolotl.export,
-    "llama-factory": llama_factory.export,
-    "torchtune": torchtune.export,
-    "accelerate": accelerate.export,
-}
+if TYPE_CHECKING:
+    from autolr.foreign.tool import Export
+
+# The module of a tool's name has `export(recipe)`, and `RATES`: whether W_q and W_v keep their own rates there. It is
+# imported on use, so the command line lists the names at no cost.
+Tool = Literal["peft", "trl", "axolotl", "llama-factory"]
+TOOLS: tuple[str, ...] = get_args(Tool)
 
 
 def export(recipe: Recipe, tool: str, out: str | Path) -> tuple[Export, list[Path]]:
@@ -47,7 +46,12 @@ def export(recipe: Recipe, tool: str, out: str | Path) -> tuple[Export, list[Pat
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out {folder}: is a file, not a folder")
-    written = TOOLS[tool](recipe)
+    written: Export = module_of(tool).export(recipe)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / next(iter(written.files))).is_file():
         raise RunError(f"--out {folder}: is not empty, and holds no export for {tool}; choose another --out")
     return written, written.write(folder, recipe)
+
+
+def module_of(tool: str) -> ModuleType:
+    """Return the module of a tool."""
+    return importlib.import_module(f"{__package__}.{tool.replace('-', '_')}")

@@ -11,6 +11,7 @@ from autolr.foreign.terms import ARGUMENTS, named, of_language, terms_of
 from autolr.foreign.tool import Export, best_on_select, data_files, has_chats, lost_always, lost_rates
 from autolr.recipe import Recipe
 
+RATES = "no: one rate; the files say what that costs, if the search has measured it"
 NAMES = {
     **ARGUMENTS,
     "model_name_or_path": "model",

@@ -11,6 +11,7 @@ from autolr.foreign.tool import Export
 from autolr.model.adapters import base_place
 from autolr.recipe import Recipe
 
+RATES = "no: one rate; the files say what that costs, if the search has measured it"
 NAMES = {
     "base_model_name_or_path": "model",
     "r": "rank",

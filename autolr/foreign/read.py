@@ -73,8 +73,6 @@ def _kind(content: dict[str, Any], path: Path) -> tuple[str, Reader]:
         return "Axolotl", axolotl.read
     if "finetuning_type" in content:
         raise DocumentError(str(path), ["is LLaMA-Factory's, which is written for but not read"])
-    if any(isinstance(part, dict) and "_component_" in part for part in content.values()):
-        raise DocumentError(str(path), ["is torchtune's, which is written for but not read"])
     if {"model_name_or_path", "learning_rate", "per_device_train_batch_size"} & content.keys():
         return "TRL", trl.read
     raise DocumentError(

@@ -141,23 +141,17 @@ def _whole(number: float) -> int | float:
     return int(number) if math.isclose(number, round(number)) else number
 
 
-def of_language(recipe: Recipe, tool: str, *, whole_alpha: bool = True) -> None:
+def of_language(recipe: Recipe, tool: str) -> None:
     """Refuse a recipe that a tool for language models cannot train.
-
-    Args:
-        recipe: what is to be trained.
-        tool: its name.
-        whole_alpha: whether the tool takes whole numbers for alpha only.
 
     Raises:
         ModelError: the recipe is a classification's or a regression's, or its alpha is no whole number.
     """
     if recipe.task not in LANGUAGE:
         raise ModelError(
-            f"--to {tool}: trains language models, and this recipe is one of {recipe.task}; "
-            "use --to peft or --to accelerate"
+            f"--to {tool}: trains language models, and this recipe is one of {recipe.task}; use --to peft"
         )
-    if whole_alpha and recipe.method.alpha % 1:
+    if recipe.method.alpha % 1:
         raise ModelError(
             f"--to {tool}: takes whole numbers for alpha alone, and the recipe's is {recipe.method.alpha:g}"
         )

@@ -98,14 +98,9 @@ def lost_rates(recipe: Recipe, *, rho: bool = False) -> list[str]:
     return lines
 
 
-def lost_always(recipe: Recipe, *, dropout: bool = True) -> list[str]:
-    """Say what every other tool does otherwise than AutoLR's own full run.
-
-    Args:
-        recipe: what is trained.
-        dropout: whether the tool trains with that of the model's configuration.
-    """
-    dropouts = _dropout(config_of(recipe.model).to_dict()) if dropout else []
+def lost_always(recipe: Recipe) -> list[str]:
+    """Return what every other tool does otherwise than AutoLR's own full run."""
+    dropouts = _dropout(config_of(recipe.model).to_dict())
     return [
         *([f"dropout of the base, on here and off in the search: {', '.join(dropouts)}"] if dropouts else []),
         "order of the examples, and first values of adapter and head: drawn by the tool's own generators",

@@ -14,6 +14,7 @@ from autolr.foreign.terms import ARGUMENTS, Terms, named, of_language, other_opt
 from autolr.foreign.tool import Export, best_on_select, data_files, has_chats, lost_always, lost_rates
 from autolr.recipe import Recipe
 
+RATES = "yes, by the script that goes along"
 # TRL's, and transformers.TrainingArguments' own.
 NAMES = {
     **ARGUMENTS,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autolr import documents
-from autolr.report import figures
+from autolr.report.figures.style import GREY, add_intervals, blank
 from autolr.report.page import fill, section
 from autolr.search.compare import Comparison
 
@@ -26,17 +26,16 @@ def render(found: Comparison) -> str:
 def gains(found: Comparison) -> Any:
     """Gain of each arm over the first, with its interval; dotted: the smallest difference that matters."""
     labels = [html.escape(pair.label) for pair in found.pairs]
-    figure = figures.intervals([pair.gain for pair in found.pairs], labels, "confirm loss below the first's")
+    drawn = blank("confirm loss below the first's", "", 120 + 60 * len(labels))
+    add_intervals(drawn, [pair.gain for pair in found.pairs], labels, labels)
     for edge in (-found.worth, found.worth):
-        figure.add_vline(x=edge, line={"color": figures.GREY, "dash": "dot", "width": 1})
-    figure.update_layout(height=120 + 60 * len(labels))
-    return figure
+        drawn.add_vline(x=edge, line={"color": GREY, "dash": "dot", "width": 1})
+    return drawn
 
 
 def _gains(found: Comparison) -> dict[str, Any]:
-    first = found.arms[0].label
     text = (
-        f"Paired differences on confirm. Right of the middle line an arm is better than {first}; between the outer "
-        "lines a difference does not matter."
+        f"Paired differences on confirm. Right of the middle line an arm is better than {found.arms[0].label}; "
+        "between the outer lines a difference does not matter."
     )
-    return section("gains", "Differences", gains(found), text, "")
+    return section("gains", "Differences", gains(found), text)

@@ -26,7 +26,7 @@ from optuna.study._frozen import FrozenStudy
 from autolr import display
 from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, RunError
-from autolr.report import figures
+from autolr.report.figures import FIGURES
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
 from autolr.search.storage import Journal, with_driver
@@ -166,15 +166,14 @@ def decorate(storage: Decorated, result: SearchResult, files: RunFiles) -> None:
     study = _study(storage, RunFolder(result.folder))
     if study is None:
         return
-    drawn = {name: draw(result) for name, draw in figures.FIGURES.items()}
+    drawn = [(figure, drawn) for figure in FIGURES.values() if (drawn := figure.draw(result))]
     with storage.decorating():
-        for name, figure in drawn.items():
-            if figure is not None and figure.data:
-                title = {"text": name.replace("_", " "), "x": 0.02, "y": 0.98, "yanchor": "top"}
-                # A legend above would grow into the title.
-                legend = {"yref": "container", "y": 0.01, "yanchor": "bottom"}
-                figure.update_layout(title=title, margin_t=48, legend=legend, height=min(figure.layout.height, CARD))
-                save_plotly_graph_object(study, figure, graph_object_id=f"autolr-{name}")
+        for figure, plot in drawn:
+            title = {"text": figure.title, "x": 0.02, "y": 0.98, "yanchor": "top"}
+            # A legend above would grow into the title.
+            legend = {"yref": "container", "y": 0.01, "yanchor": "bottom"}
+            plot.update_layout(title=title, margin_t=48, legend=legend, height=min(plot.layout.height, CARD))
+            save_plotly_graph_object(study, plot, graph_object_id=f"autolr-{figure.name}")
         save_note(study, _note(result))
         identities = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
         for number, body in _trial_notes(result).items():

@@ -10,6 +10,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from autolr.candidate import Candidate
@@ -21,6 +23,10 @@ from autolr.search.surrogate import Surrogate
 from autolr.study import has_ratio
 
 SMOOTHING = 0.15
+# Between two sittings nothing runs: a longer pause is drawn as one so long, in seconds.
+PAUSE = 30.0
+# What a damaged table of resources may raise, from reading to the last number.
+UNREADABLE = (OSError, pa.ArrowException, AttributeError, KeyError, ValueError, TypeError)
 # Fewer trials with a score than this give no surrogate.
 ENOUGH = 6
 # Of more rungs than this the surrogate gets each trial's last alone: its cost grows with their third power.
@@ -178,6 +184,12 @@ def own_winner(result: SearchResult) -> Candidate | None:
     """Return the winner; None before the search is through."""
     evidence = result.recipe.evidence if result.recipe else None
     return next((score.candidate for score in evidence.scores if score.gain is None), None) if evidence else None
+
+
+def resources(result: SearchResult) -> Any:
+    """Return the samples in the run's resources.parquet by time, a data frame; raises one of `UNREADABLE`."""
+    frame = pq.read_table(RunFolder(result.folder).resources).to_pandas()
+    return frame.sort_values("time", kind="stable")
 
 
 def machine(result: SearchResult) -> dict[str, Any]:

@@ -36,12 +36,11 @@ def render(found: Heads) -> str:
                 "How much of the change of its heads a combination of the basic tasks' changes explains, beside what "
                 "it explains with heads permuted within their layers"
                 + (", and what unrelated tasks explain." if one.null_unrelated else "."),
-                "",
             ),
-            section("weights", "Weights", figures.combination(found), "With 90 % intervals over samples.", ""),
+            section("weights", "Weights", figures.combination(found), "With 90 % intervals over samples."),
         ]
     text = "How unlike the changes of the tasks are (of models alone: their patterns)."
-    sections.append(section("tasks", "Tasks", figures.dendrogram(found), text, ""))
+    sections.append(section("tasks", "Tasks", figures.dendrogram(found), text))
     for number, look in enumerate(found.looks):
         sections += _of(look, found, number)
     return fill("heads.html.j2", found=found, summary=found.summary(), sections=[s for s in sections if s["json"]])
@@ -53,8 +52,8 @@ def _of(look: Look, found: Heads, number: int) -> list[dict[str, Any]]:
     change, entropy = figures.change_map(look, found.kind), figures.entropy_map(look)
     spread = "How widely each head looks, as a share of the most it could: low is sharp."
     return [
-        section(f"before-{number}", f"{look.label}: heads before training", before, about, ""),
-        section(f"after-{number}", f"{look.label}: after", after, about, ""),
-        section(f"change-{number}", f"{look.label}: change", change, "After minus before.", ""),
-        section(f"entropy-{number}", f"{look.label}: attention entropy", entropy, spread, ""),
+        section(f"before-{number}", f"{look.label}: heads before training", before, about),
+        section(f"after-{number}", f"{look.label}: after", after, about),
+        section(f"change-{number}", f"{look.label}: change", change, "After minus before."),
+        section(f"entropy-{number}", f"{look.label}: attention entropy", entropy, spread),
     ]

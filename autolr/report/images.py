@@ -39,8 +39,7 @@ def write_images(result: SearchResult, form: Format, folder: str | Path | None =
         raise AutoLRError(
             f"--format {form}: pictures need a renderer: pip install kaleido; the page needs none (--format html)"
         ) from None
-    drawn = {name: draw(result) for name, draw in FIGURES.items()}
-    drawn = {name: figure for name, figure in drawn.items() if figure is not None and figure.data}
+    drawn = {name: drawn for name, figure in FIGURES.items() if (drawn := figure.draw(result))}
     if not drawn:
         raise RunError(f"{result.folder}: this search has nothing to show yet")
     target = Path(folder) if folder is not None else result.folder / "figures"

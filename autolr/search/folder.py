@@ -27,7 +27,7 @@ import os
 import uuid
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock, Timeout
 
@@ -169,7 +169,7 @@ class RunFolder:
         Raises:
             RunError: its database does not answer, or its journal is damaged.
         """
-        from autolr.search.patience import Patient
+        from autolr.search.retry import RetryingStorage
 
         url = self.url
         try:
@@ -182,7 +182,7 @@ class RunFolder:
                 f"{self.path} --check"
             ) from None
         name = storages.hidden(url) if url else str(self.journal)
-        return Patient(found, name)  # type: ignore[abstract]  # its methods are made in a loop
+        return cast("BaseStorage", RetryingStorage(found, name))
 
     def optuna(self, study: Study) -> optuna.Study:
         """Return the search's trials, a study of Optuna; it is made where there is none."""

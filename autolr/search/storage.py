@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from autolr.errors import RunError
-from autolr.search import patience
+from autolr.search import retry
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -159,7 +158,7 @@ def _in_database(url: str, name: str) -> Iterator[None]:
             try:
                 connection.execute(sqlalchemy.text(give))
             except Exception as error:
-                if not patience.is_away(error):  # else the lock has ended with the connection
+                if not retry.is_away(error):  # else the lock has ended with the connection
                     raise
 
 
@@ -169,18 +168,17 @@ def _connection(full: str, shown: str) -> sqlalchemy.Connection:
 
     if is_new := full not in _engines:  # one connection of its own, which is kept
         _engines[full] = sqlalchemy.create_engine(full, pool_size=1, pool_pre_ping=True)
-    start, wait = time.monotonic(), patience.FIRST
-    while True:
-        try:
-            return _engines[full].connect().execution_options(isolation_level="AUTOCOMMIT")
-        except Exception as error:
-            if not patience.is_away(error):
-                raise
-            if is_new or time.monotonic() - start + wait > patience.PATIENCE:
-                del _engines[full]
-                raise RunError(f"--storage {shown}: {_reason(error)}") from None
-        time.sleep(wait)
-        wait = min(2 * wait, patience.LONGEST)
+
+    def connect() -> sqlalchemy.Connection:
+        return _engines[full].connect().execution_options(isolation_level="AUTOCOMMIT")
+
+    try:
+        return connect() if is_new else retry.retrying()(connect)
+    except Exception as error:
+        if not retry.is_away(error):
+            raise
+        del _engines[full]
+        raise RunError(f"--storage {shown}: {_reason(error)}") from None
 
 
 def with_driver(url: str) -> str:

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from autolr import display
 from autolr.model.adapters import hub_name
 from autolr.model.backbone import gguf_file
 from autolr.recipe import Recipe, Score
 from autolr.study import LANGUAGE
-from autolr.train.figure import gains_svg
 
-# Beside the card.
-FIGURE = "comparison.svg"
+TEMPLATE = Path(__file__).with_name("card.md.j2")
 # What follows the code, by task.
 _LEARNED = {
     "classification": "Outputs in their order: {classes}.",
@@ -24,76 +24,6 @@ _LEARNED = {
     "sft": "It was trained to complete prompts: the loss is the mean over the tokens of a completion, in nats.",
     "lm": "It was trained on whole texts: the loss is the mean over the tokens of a text, in nats.",
 }
-
-_CARD = """---
-base_model: {base}
-library_name: peft
-pipeline_tag: {pipeline}
-tags: [{tag}, autolr]
----
-
-# {name}
-
-{what} of `{model}`, trained by AutoLR with a rate for each role.
-
-{verdict}
-
-{comparison}| setting | value |
-|---|---|
-{rates}
-| batch size, steps | {batch}, {steps} |
-| data | `{data}` |
-
-| split | loss | {metric} |
-|---|---|---|
-| select (chose the checkpoint, step {best_step}) | {select_loss} | {select_metric:.4f} |
-| confirm (seen by no choice) | {confirm_loss} | {confirm_metric:.4f} |
-
-## Load it
-
-```python
-from peft import PeftModel
-from transformers import {auto}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-base = {auto}.from_pretrained(
-{arguments}
-)
-model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
-```
-
-{outputs}
-
-## The recipe
-
-{recipe}
-
-## Papers
-
-```bibtex
-@inproceedings{{yao2025theoretical,
-  title     = {{Theoretical Insights into Fine-Tuning Attention Mechanism: Generalization and Optimization}},
-  author    = {{Yao, Xinhao and Qian, Hongjin and Hu, Xiaolin and Xu, Gengze and Liu, Wei and Luan, Jian
-               and Wang, Bin and Liu, Yong}},
-  booktitle = {{IJCAI}},
-  pages     = {{6830--6838}},
-  year      = {{2025}},
-  eprint    = {{2410.02247}},
-  archivePrefix = {{arXiv}},
-  doi       = {{10.24963/ijcai.2025/760}}
-}}
-@inproceedings{{zhao2025analyzing,
-  title     = {{Analyzing the Rapid Generalization of {{SFT}} via the Perspective of Attention Head
-               Activation Patterns}},
-  author    = {{Zhao, Yang and Du, Li and Ding, Xiao and Xiong, Kai and Liu, Ting and Qin, Bing}},
-  booktitle = {{ACL (Volume 1: Long Papers)}},
-  pages     = {{16980--16992}},
-  year      = {{2025}},
-  eprint    = {{2409.15820}},
-  archivePrefix = {{arXiv}}
-}}
-```
-"""
 
 _KINDS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
 _WHOLE = (
@@ -136,82 +66,77 @@ def published(recipe: Recipe) -> Recipe:
     )
 
 
-def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any]) -> None:
-    """Write the card of a finished full run, and its figure, into the adapter's folder."""
-    (folder / "README.md").write_text(model_card(recipe, metrics), encoding="utf-8")
-    figure = gains_svg(recipe.evidence) if recipe.evidence else None
-    if figure:
-        (folder / FIGURE).write_text(figure, encoding="utf-8")
-
-
 def model_card(recipe: Recipe, metrics: dict[str, Any]) -> str:
-    """Return the card of a finished full run as Markdown with front matter; its figure lies beside it."""
+    """Return the card of a finished full run as Markdown; its front matter holds the results that the hub reads."""
     base = base_name(recipe.model)
     on_this_machine = base != hub_name(recipe.model)
-    of_language = recipe.task in LANGUAGE
-    kind, roles = recipe.candidate.kind, recipe.rates.trained()
-    names = [f"W_{role}" for role in roles if role not in ("mlp", "head")] + ["the MLPs"] * ("mlp" in roles)
-    matrices = " and ".join(", ".join(names).rsplit(", ", 1))
-    rates = [f"| λ = lr_v / lr_q | {recipe.candidate.ratio:.4g} |"] if recipe.candidate.has_ratio else []
-    rates += [f"| lr_{role} | {rate:.3g} |" for role, rate in roles.items()]
-    rates += [f"| lr_{role} of B | {rate:.3g} |" for role, rate in recipe.rates.b.items()]
-    if kind != "full":
-        rates.append(f"| rank, alpha | {recipe.candidate.rank}, {recipe.method.alpha:g} |")
-    return _CARD.format(
-        base=json.dumps(base),
-        pipeline="text-generation" if of_language else "text-classification",
-        auto="AutoModelForCausalLM" if of_language else "AutoModelForSequenceClassification",
-        arguments="\n".join(f"    {argument}," for argument in _arguments(recipe, base, on_this_machine)),
-        outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{_code(name)}`" for name in recipe.classes)),
-        what=_WHOLE.format(matrices=matrices) if kind == "full" else f"A {_KINDS[kind]} adapter on {matrices}",
-        tag="full-fine-tuning" if kind == "full" else "lora",
-        rates="\n".join(rates),
-        name=recipe.name,
-        model=_code(base if on_this_machine else recipe.model),
-        comparison=_comparison(recipe),
-        recipe=_fenced(published(recipe).to_yaml(), "yaml"),
-        verdict=_plain(recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search."),
-        batch=recipe.training.batch_size,
-        steps=recipe.steps,
-        data=_code(_without_folder(recipe.data.source)),
-        best_step=metrics["best_step"],
-        metric=recipe.metric,
-        select_loss=display.loss(metrics["select"]["loss"]),
-        confirm_loss=display.loss(metrics["confirm"]["loss"]),
-        select_metric=metrics["select"][recipe.metric],
-        confirm_metric=metrics["confirm"][recipe.metric],
+    of_language, is_whole = recipe.task in LANGUAGE, recipe.candidate.kind == "full"
+    task = "text-generation" if of_language else "text-classification"
+    source = _code(_without_folder(recipe.data.source))
+    confirm = metrics["confirm"]
+    data = ModelCardData(
+        base_model=base,
+        library_name="peft",
+        pipeline_tag=task,
+        tags=["full-fine-tuning" if is_whole else "lora", "autolr"],
+        model_name=recipe.name,
+        eval_results=[
+            EvalResult(task, _plain(source), _plain(source), name, confirm[name], dataset_split="confirm")
+            for name in dict.fromkeys(("loss", recipe.metric))
+        ],
     )
+    matrices = _matrices(recipe)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=recipe.name,
+        what=_WHOLE.format(matrices=matrices)
+        if is_whole
+        else f"A {_KINDS[recipe.candidate.kind]} adapter on {matrices}",
+        model=_code(base if on_this_machine else recipe.model),
+        verdict=_plain(recipe.evidence.verdict if recipe.evidence else "The recipe carries no evidence of a search."),
+        evidence=recipe.evidence,
+        settings=_settings(recipe) | {"data": f"`{source}`"},
+        metric=recipe.metric,
+        best_step=metrics["best_step"],
+        select=metrics["select"],
+        confirm=confirm,
+        auto="AutoModelForCausalLM" if of_language else "AutoModelForSequenceClassification",
+        arguments=_arguments(recipe, base, on_this_machine),
+        outputs=_LEARNED[recipe.task].format(classes=", ".join(f"`{_code(name)}`" for name in recipe.classes)),
+        recipe=_fenced(published(recipe).to_yaml(), "yaml"),
+        who=_who,
+        code=_code,
+        loss=display.loss,
+        above=_above,
+    )
+    return str(card)
 
 
-def _comparison(recipe: Recipe) -> str:
-    """Return who was in the finals and who was confirmed as tables, and the figure; nothing where nobody was."""
-    found = recipe.evidence
-    parts = []
-    if found and found.finals:
-        rows = [
-            f"| {_who(score)} | {_code(score.candidate.describe())} | {display.loss(score.chosen_by)} | "
-            f"{display.loss(score.confirm_loss)} |"
-            for score in found.finals
-        ]
-        head = f"| at the end of the full run | candidate | {found.finals_by} | confirm loss |\n|---|---|---|---|"
-        parts.append("\n".join([head, *rows]))
-    if found and len(found.scores) > 1:
-        rows = [
-            f"| {_who(score)} | {_code(score.candidate.describe())} | {display.loss(score.confirm_loss)} | "
-            + (
-                f"{display.gap(score.gain.mean)} ({display.gap(score.gain.low)} to {display.gap(score.gain.high)}) |"
-                if score.gain
-                else "winner |"
-            )
-            for score in found.scores
-        ]
-        head = "| after a trial's steps | candidate | confirm loss | above the winner (90 %) |\n|---|---|---|---|"
-        parts += ["\n".join([head, *rows]), f"![Confirm loss above the winner's]({FIGURE})"]
-    return "".join(f"{part}\n\n" for part in parts)
+def _matrices(recipe: Recipe) -> str:
+    """Return what is trained, such as `W_q, W_k and W_v`."""
+    roles = recipe.rates.trained()
+    names = [f"W_{role}" for role in roles if role not in ("mlp", "head")] + ["the MLPs"] * ("mlp" in roles)
+    return " and ".join(", ".join(names).rsplit(", ", 1))
+
+
+def _settings(recipe: Recipe) -> dict[str, str]:
+    """Return the rows of the card's table of settings."""
+    rows = {"λ = lr_v / lr_q": f"{recipe.candidate.ratio:.4g}"} if recipe.candidate.has_ratio else {}
+    rows |= {f"lr_{role}": f"{rate:.3g}" for role, rate in recipe.rates.trained().items()}
+    rows |= {f"lr_{role} of B": f"{rate:.3g}" for role, rate in recipe.rates.b.items()}
+    if recipe.candidate.kind != "full":
+        rows["rank, alpha"] = f"{recipe.candidate.rank}, {recipe.method.alpha:g}"
+    return {**rows, "batch size, steps": f"{recipe.training.batch_size}, {recipe.steps}"}
 
 
 def _who(score: Score) -> str:
     return _code(score.label) + (f" ({score.diverged} diverged)" if score.diverged else "")
+
+
+def _above(score: Score) -> str:
+    gain = score.gain
+    return f"{display.gap(gain.mean)} ({display.gap(gain.low)} to {display.gap(gain.high)})" if gain else "winner"
 
 
 def _fenced(text: str, language: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import autolr
+from autolr.foreign.export import TOOLS
 from autolr.recipe import Recipe
 from autolr.study import Study
 from tests.docs.pages import PAGES, ROOT
@@ -46,7 +47,7 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
         assert not re.findall(
             r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+\.(?:js|css|woff2?|png|svg)"', html
         )
-        assert "{{ README" not in html
+        assert "{{ README" not in html and "{{ TABLE" not in html
 
 
 def test_the_reference_holds_every_setting(site):
@@ -75,6 +76,16 @@ def test_the_reference_holds_every_command_and_public_name(site):
     for name in autolr.__all__:
         assert f"::: {autolr._HOMES[name]}.{name}\n" in source, name
         assert name in python
+
+
+def test_the_tools_are_the_same_everywhere(site):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith("| `autolr export"))
+    assert set(re.findall(r"[\w-]+", row)) >= set(TOOLS)
+    table = text_of(site, "trainer.html")
+    for tool in TOOLS:
+        assert re.search(rf"^{tool}$\s+^(yes|no)", table, re.MULTILINE), tool
+        assert f"`{tool}`" in readme[readme.index("`autolr export RECIPE") :] or f"--to {tool}" in readme
 
 
 def test_the_readme_leads_to_pages_that_are_there():

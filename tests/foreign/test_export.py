@@ -11,9 +11,8 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 
 import autolr
@@ -40,7 +39,7 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("tool", ["trl", "axolotl", "llama-factory", "accelerate"])
+@pytest.mark.parametrize("tool", ["trl", "axolotl", "llama-factory"])
 def test_the_data_is_the_searchs_train_and_select(tool, recipe_of, tmp_path):
     recipe = recipe_of()
     export(recipe, tool, tmp_path)
@@ -191,41 +190,8 @@ def test_llama_factory_reads_it(recipe_of, rows, tmp_path, monkeypatch):
         assert Path("data", found.dataset_name).is_file()
 
 
-def test_torchtune_validates_it(recipe_of, rows, tmp_path, monkeypatch):
-    config = pytest.importorskip("torchtune.config", reason="needs torchtune")
-    from omegaconf import OmegaConf
-
-    for number, (task, data) in enumerate((("sft", None), ("lm", None), ("sft", rows["chats"]))):
-        recipe = recipe_of(task, data)
-        export(recipe, "torchtune", tmp_path / str(number))
-        found = OmegaConf.load(tmp_path / str(number) / "torchtune.yaml")
-        config.validate(found)
-        with torch.device("meta"):
-            model = config.instantiate(found.model)
-        count = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
-        assert count == adapters.parameters(backbone.load(recipe.model, [], task="sft"), "qv", 4)["adapter"]
-        assert found.optimizer.lr == 8e-3 and found.epochs * found.max_steps_per_epoch >= recipe.steps
-
-
-@pytest.mark.parametrize("task", ["sft", "classification"])
-def test_accelerate_launches_it(task, recipe_of, tmp_path):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    recipe = recipe_of(task)
-    export(recipe, "accelerate", tmp_path)
-    assert load_config_from_file(str(tmp_path / "accelerate.yaml")).num_processes == 1
-    launch = ("-m", "accelerate.commands.launch", "--config_file", "accelerate.yaml", "--cpu", "train.py")
-    said = run(tmp_path, *launch)
-    assert said.startswith("step 6: train loss ")
-    auto = AutoModelForCausalLM if task == "sft" else AutoModelForSequenceClassification
-    head = {} if task == "sft" else {"num_labels": 2, "ignore_mismatched_sizes": True}
-    model = PeftModel.from_pretrained(auto.from_pretrained(recipe.model, **head), str(tmp_path / "out"))
-    moved = {name for name, p in model.named_parameters() if "lora_B" in name and p.abs().max() > 0}
-    assert len(moved) == 4
-
-
 def test_refused(recipe_of, model_folders, rows, tmp_path):
-    for tool in ("trl", "axolotl", "llama-factory", "torchtune"):
+    for tool in ("trl", "axolotl", "llama-factory"):
         with pytest.raises(ModelError, match=f"--to {tool}: trains language models.*--to peft"):
             export(recipe_of("classification"), tool, tmp_path / "none")
     for tool in TOOLS:
@@ -247,8 +213,6 @@ def test_refused(recipe_of, model_folders, rows, tmp_path):
         export(recipe_of(), "keras", tmp_path / "none")
     with pytest.raises(DataError, match="has changed since the search"):
         export(recipe_of(data_fingerprint="0" * 64), "trl", tmp_path / "none")
-    with pytest.raises(ModelError, match="knows no chats"):
-        export(recipe_of("sft", rows["chats"]), "accelerate", tmp_path / "none")
     assert not (tmp_path / "none").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")

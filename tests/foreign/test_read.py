@@ -153,7 +153,6 @@ def test_what_is_no_set_up_is_refused(tmp_path, write):
     for name, content, said in (
         ("other.yaml", {"colour": "red"}, "is no adapter_config.json"),
         ("factory.yaml", {"finetuning_type": "lora", "model_name_or_path": "x"}, "LLaMA-Factory's"),
-        ("tune.yaml", {"model": {"_component_": "torchtune.models.llama3.lora_llama3_8b"}}, "torchtune's"),
         ("bad.yaml", {"base_model": "x", "micro_batch_size": "many"}, "is no Axolotl file that can be read"),
     ):
         with pytest.raises(DocumentError, match=said):

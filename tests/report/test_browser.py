@@ -111,7 +111,7 @@ def test_figures_are_drawn_when_they_come_near(browser, pages):
     assert not page.evaluate(has, "history")
     page.locator("nav a[href='#history']").click()
     page.wait_for_selector("#figure-history .main-svg", state="attached", timeout=60_000)
-    assert not page.evaluate(has, "rank")
+    assert not page.evaluate(has, "rank_effect")
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.wait_for_selector(ALL_DRAWN, state="attached", timeout=60_000)
     page.close()
@@ -119,13 +119,13 @@ def test_figures_are_drawn_when_they_come_near(browser, pages):
 
 def test_hovering_shows_the_candidate(open_page):
     page = open_page("whole")
-    point = page.locator("#figure-map .scatterlayer .points path").first
+    point = page.locator("#figure-rate_map .scatterlayer .points path").first
     point.scroll_into_view_if_needed()
     # Other marks may lie on top; what counts is what is under the pointer.
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_selector("#figure-map .hoverlayer .hovertext", timeout=10_000)
-    said = page.locator("#figure-map .hoverlayer").text_content()
+    page.wait_for_selector("#figure-rate_map .hoverlayer .hovertext", timeout=10_000)
+    said = page.locator("#figure-rate_map .hoverlayer").text_content()
     assert "trial" in said and "λ=" in said and "lr_v=" in said
     page.locator("#figure-convergence").scroll_into_view_if_needed()
     middle = page.evaluate(
@@ -153,8 +153,8 @@ def test_the_button_copies_the_recipe(browser, pages, open_page):
 
 def test_dark_and_light(open_page):
     ground = "getComputedStyle(document.body).backgroundColor"
-    text = "getComputedStyle(document.querySelector('#figure-steps .xtitle')).fill"
-    line = "getComputedStyle(document.querySelector('#figure-steps .shapelayer path')).stroke"
+    text = "getComputedStyle(document.querySelector('#figure-steps_to_target .xtitle')).fill"
+    line = "getComputedStyle(document.querySelector('#figure-steps_to_target .shapelayer path')).stroke"
     page = open_page("whole")
     light = [page.evaluate(what) for what in (ground, text, line)]
     page.locator("#theme").click()
@@ -178,7 +178,7 @@ def test_a_phone_shows_all_of_it(open_page, name):
 def test_a_narrower_window_gets_narrower_figures(open_page):
     page = open_page("whole")
     page.set_viewport_size({"width": 500, "height": 844})
-    page.wait_for_function("document.querySelector('#figure-map .main-svg').getBoundingClientRect().width < 500")
+    page.wait_for_function("document.querySelector('#figure-rate_map .main-svg').getBoundingClientRect().width < 500")
 
 
 def test_paper_is_light_and_shows_all(open_page):
@@ -221,7 +221,7 @@ def test_the_dashboard_shows_our_figures_while_a_search_writes(browser, small_st
         problems = []
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.goto(address[0])
-        for title in ("convergence", "ladder", "rate map"):
+        for title in ("Convergence", "Pruning timeline", "η_Q and η_V"):
             page.wait_for_selector(f".gtitle:text-is('{title}')", state="attached", timeout=60_000)
         drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(one => one.querySelector('.gtitle'))"
         marks = page.evaluate(f"{drawn}.map(one => one.querySelectorAll('path').length)")

@@ -50,7 +50,7 @@ def test_what_the_page_is_given(folder):
     names = {
         graph["graph_object"]["layout"]["title"]["text"] for graph in map(parsed, detail["plotly_graph_objects"])
     }
-    assert {"convergence", "rate map", "gains", "cost"} <= names
+    assert {"Convergence", "η_Q and η_V", "Winner against the baselines", "Cost: time, tokens, energy"} <= names
     heights = [graph["graph_object"]["layout"]["height"] for graph in map(parsed, detail["plotly_graph_objects"])]
     assert max(heights) <= 450  # what is taller is cut off
     assert detail["objective_names"] == ["select loss"]

@@ -13,9 +13,21 @@ import pytest
 
 import autolr
 from autolr.candidate import Candidate
+from autolr.errors import AutoLRError
 from autolr.pack.resources import SCHEMA
-from autolr.report import data, figures
-from autolr.report.figures import choices, influence, pruning, rates, resources, speed
+from autolr.report import data
+from autolr.report.figures import (
+    FIGURES,
+    choice_effect,
+    convergence,
+    cost,
+    early_vs_late,
+    importance,
+    memory,
+    pruning_timeline,
+    rate_map,
+    steps_to_target,
+)
 from autolr.report.figures.style import Colours
 from autolr.report.page import render
 from autolr.search.records import RepeatRecord, SemifinalRecord
@@ -25,32 +37,43 @@ from tests.report import made
 from tests.report.made import result, trial
 
 
+def draw(name: str, result: SearchResult):
+    return FIGURES[name].draw(result)
+
+
 def test_each_figure_has_marks_or_is_none(tmp_path):
     whole = made.searched(tmp_path)
-    shown = {name: draw(whole) for name, draw in figures.FIGURES.items()}
+    shown = {name: figure.draw(whole) for name, figure in FIGURES.items()}
     absent = {name for name, figure in shown.items() if figure is None}
-    assert absent == {
-        "rate_effect",
-        "targets_effect",
-        "kind_effect",
-        "memory",
-    }  # λ and one set of targets; nothing was recorded
+    # There are λ, one set of targets, one method and one ρ; nothing was recorded.
+    assert absent == {"rate_effect", "targets_effect", "kind_effect", "rho_effect", "memory"}
     for name, figure in shown.items():
         if figure is not None:
             assert isinstance(figure, go.Figure) and any(len(trace.x) for trace in figure.data), name
-    assert all(draw(result(tmp_path)) is None for draw in figures.FIGURES.values())
+    assert all(figure.draw(result(tmp_path)) is None for figure in FIGURES.values())
 
 
-def test_the_public_names():
-    assert autolr.figures.convergence is figures.convergence
-    assert "figures" in dir(autolr)
-    assert all(getattr(autolr.figures, name) is draw for name, draw in figures.FIGURES.items())
+def test_a_figure_is_asked_for_by_its_name(tmp_path):
+    whole = made.searched(tmp_path)
+    assert isinstance(autolr.figure(whole, "convergence"), go.Figure)
+    with pytest.raises(AutoLRError, match="figure 'gains': choose one of convergence, steps_to_target, .*history"):
+        autolr.figure(whole, "gains")
+    with pytest.raises(AutoLRError, match="has nothing to show for memory yet"):
+        autolr.figure(whole, "memory")
+
+
+def test_figures_are_in_order_and_each_file_is_named_as_its_figure():
+    orders = [figure.order for figure in FIGURES.values()]
+    assert orders == sorted(set(orders))
+    for name, figure in FIGURES.items():
+        if not name.endswith("_effect"):
+            assert figure.plot.__module__.endswith(f".{name}")
 
 
 def test_steps_to_target_in_units_of_the_rule(tmp_path):
     slow = np.linspace(1, 0, 100)
     fast = np.linspace(1, -1, 100)
-    found = speed.targets(
+    found = steps_to_target.targets(
         result(tmp_path, trial(0, slow, rule="rule"), trial(1, fast, ratio=8), trial(2, [1.0] * 100, ratio=2))
     )
     assert found is not None
@@ -58,7 +81,7 @@ def test_steps_to_target_in_units_of_the_rule(tmp_path):
     assert rows[0].fraction == 1
     assert rows[1].fraction == pytest.approx(0.5, abs=0.06)
     assert rows[2].fraction is None
-    assert speed.targets(result(tmp_path, trial(0, slow))) is None
+    assert steps_to_target.targets(result(tmp_path, trial(0, slow))) is None
 
 
 def repeat(label: str, candidate: Candidate, seed: int, losses, select=0.5) -> RepeatRecord:
@@ -76,12 +99,12 @@ def test_reaching_is_paired_by_seed(tmp_path):
         repeat("finalist 1", other, 2, np.linspace(2, 0, 100)),
         repeat("finalist 1", other, 1, [1.0] * 100),
     ]
-    found = speed.reaches(result(tmp_path, repeats=repeats), "rule")
+    found = steps_to_target.reaches(result(tmp_path, repeats=repeats), "rule")
     assert len(found) == 1 and found[0].candidate == other
     never, half = found[0].fractions
     assert never is None and half == pytest.approx(0.5, abs=0.06)
     assert found[0].median is None  # half of the seeds never reached it
-    assert speed.reaches(result(tmp_path, repeats=repeats), "paper") == []
+    assert steps_to_target.reaches(result(tmp_path, repeats=repeats), "paper") == []
 
 
 def test_a_band_is_the_middle_half_of_an_octave(tmp_path):
@@ -89,7 +112,7 @@ def test_a_band_is_the_middle_half_of_an_octave(tmp_path):
     alone = trial(5, [9.0] * 20, ratio=0.5)
     short = trial(6, [7.0] * 3, ratio=4.1, outcome="diverged")
     made_of = result(tmp_path, *flat, alone, short)
-    found = speed.bands(data.curves(made_of), Colours(made_of))
+    found = convergence.bands(data.curves(made_of), Colours(made_of))
     assert [band.centre for band in found] == [pytest.approx(4)]
     assert set(found[0].low) == {1.0} and set(found[0].high) == {3.0}
 
@@ -114,27 +137,27 @@ def test_the_surface_finds_the_valley(tmp_path):
         lr_v, lr_q = 10 ** rng.uniform(-4, -2, 2)
         loss = 0.4 + 0.1 * (np.log10(lr_v) + 2.8) ** 2 + 0.02 * (np.log10(lr_q) + 3.5) ** 2
         trials.append(trial(number, lr_v=lr_v, ratio=lr_v / lr_q, rungs={20: loss}, score=loss))
-    surface = rates.surface(result(tmp_path, *trials))
+    surface = rate_map.surface(result(tmp_path, *trials))
     assert surface is not None
     z = np.array(surface.z, dtype=float)  # None, where nothing is known, is nan
     row, _ = np.unravel_index(np.nanargmin(z), z.shape)
     assert np.log10(surface.y[row]) == pytest.approx(-2.8, abs=0.2)
-    assert rates.surface(result(tmp_path, *trials[:4])) is None
-    assert rates.rate_map(result(tmp_path, *trials[:4])) is not None
+    assert rate_map.surface(result(tmp_path, *trials[:4])) is None
+    assert draw("rate_map", result(tmp_path, *trials[:4])) is not None
 
 
 def test_importance_is_what_the_loss_was_made_of(tmp_path):
-    found = {one.name: one for one in influence.importances(made.searched(tmp_path, 60)) or []}
+    found = {one.name: one for one in importance.importances(made.searched(tmp_path, 60)) or []}
     assert max(found, key=lambda name: found[name].total) == "lr_v"
     assert found["lr_v"].total > 0.6 > 0.4 > found["ratio"].total
     assert found["rank"].total < 0.1
     assert all(0 <= one.alone <= one.total <= 1 for one in found.values())
-    assert influence.importances(made.searched(tmp_path, 4)) is None
+    assert importance.importances(made.searched(tmp_path, 4)) is None
 
 
 def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     whole = made.searched(tmp_path)
-    assert speed.headline(whole).startswith("λ=5 reaches the λ=1 rule's training loss in 0.")
+    assert steps_to_target.headline(whole).startswith("λ=5 reaches the λ=1 rule's training loss in 0.")
     scores = whole.recipe.evidence.scores
     rule, best = (next(s for s in scores if s.label == label) for label in ("rule", "finalist 1"))
     swapped = [
@@ -149,21 +172,21 @@ def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     evidence = whole.recipe.evidence.model_copy(update={"scores": swapped})
     recipe = whole.recipe.model_copy(update={"evidence": evidence, "candidate": rule.candidate})
     found = SearchResult(whole.folder, whole.study, whole.trials, whole.repeats, whole.phases, recipe)
-    assert best.candidate.ratio == 5.0 and speed.headline(found).startswith(
+    assert best.candidate.ratio == 5.0 and steps_to_target.headline(found).startswith(
         "λ=5 reaches the λ=1 rule's training loss"
     )
-    assert "its own lr_v" not in speed.headline(found)
+    assert "its own lr_v" not in steps_to_target.headline(found)
 
 
 @pytest.mark.parametrize("ratios", [[1.0], [0.5, 32], [0.1, 100], [4, 8], [1.1, 1.3], [1e-3, 1e4]])
 def test_ticks_of_the_ratio_enclose_it_and_are_few(ratios):
-    ticks = speed.ratio_ticks(ratios)
+    ticks = steps_to_target.ratio_ticks(ratios)
     assert ticks[0] <= min(ratios) <= max(ratios) <= ticks[-1] and 1.0 in ticks
     assert len(ticks) <= 8 and len(set(f"{tick:.3g}" for tick in ticks)) == len(ticks)
 
 
 def test_the_ladder_counts_what_was_spared(tmp_path):
-    found = pruning.climbed(
+    found = pruning_timeline.climbed(
         result(
             tmp_path,
             trial(0, [0.5] * 100, rungs={25: 0.6, 100: 0.5}, score=0.5, seconds=10),
@@ -184,12 +207,12 @@ def test_one_standard_error_is_what_the_verdict_chose(tmp_path):
     worse = Candidate(lr_v=1e-4, ratio=1, rank=2)
     losses = {best: (0.50, 0.52, 0.54), small: (0.49, 0.53, 0.545), worse: (0.70, 0.72, 0.75)}
     repeats = [repeat("x", c, seed, [], loss) for c, group in losses.items() for seed, loss in enumerate(group)]
-    found = choices.confirmed(result(tmp_path, repeats=repeats))
+    found = choice_effect.confirmed(result(tmp_path, repeats=repeats))
     assert [(one.candidate, one.as_good) for one in found] == [(best, True), (small, True), (worse, False)]
     difference = np.array(losses[small]) - np.array(losses[best])
     assert found[1].error == pytest.approx(difference.std(ddof=1) / np.sqrt(3))
     whole = made.searched(tmp_path)
-    judged = choices.confirmed(whole)
+    judged = choice_effect.confirmed(whole)
     chosen = next(one for one in judged if one.chosen)
     assert chosen.candidate == whole.recipe.candidate and chosen.as_good
     assert chosen.candidate.rank == min(one.candidate.rank for one in judged if one.as_good)
@@ -197,10 +220,10 @@ def test_one_standard_error_is_what_the_verdict_chose(tmp_path):
 
 def test_parameters_are_those_of_the_adapters(tmp_path):
     candidate = Candidate(lr_v=1e-3, ratio=1, rank=8)
-    assert choices.parameters(result(tmp_path), candidate) is None
+    assert choice_effect.parameters(result(tmp_path), candidate) is None
     (tmp_path / "machine.json").write_text(json.dumps({"per_rank": {"q": 100, "v": 60, "k": 60}}))
-    assert choices.parameters(result(tmp_path), candidate) == 8 * 160
-    shown = figures.rank_effect(made.searched(tmp_path))
+    assert choice_effect.parameters(result(tmp_path), candidate) == 8 * 160
+    shown = draw("rank_effect", made.searched(tmp_path))
     assert "8<br>1,280" in shown.layout.xaxis.categoryarray
 
 
@@ -208,13 +231,17 @@ def test_parameters_are_those_of_the_adapters(tmp_path):
 def test_without_both_rates_the_ratio_is_not_shown(tmp_path, targets):
     one = made.searched(tmp_path, targets=targets)
     assert not data.ratio_matters(one)
-    assert figures.steps_to_target(one) is None and figures.rate_map(one) is None and speed.headline(one) is None
-    assert figures.rate_effect(one) is not None
-    named = {importance.name for importance in influence.importances(one) or []}
+    assert (
+        draw("steps_to_target", one) is None
+        and draw("rate_map", one) is None
+        and steps_to_target.headline(one) is None
+    )
+    assert draw("rate_effect", one) is not None
+    named = {one.name for one in importance.importances(one) or []}
     assert named == {"rate", "rank"}
     candidate = one.trials[5].candidate
     assert candidate.rate == (candidate.lr_q if set(targets) <= {"q", "k"} else candidate.lr_v)
-    assert "λ ≈" not in figures.convergence(one).to_json()
+    assert "λ ≈" not in draw("convergence", one).to_json()
 
 
 def test_several_targets_are_a_dimension(tmp_path):
@@ -223,10 +250,10 @@ def test_several_targets_are_a_dimension(tmp_path):
     trials = [one.model_copy(update={"number": number}) for number, one in enumerate(both)]
     mixed = result(tmp_path, *trials, study=study)
     assert set(data.dimensions(mixed)) == {"lr_v", "ratio", "rank", "targets"}
-    shown = figures.targets_effect(mixed)
+    shown = draw("targets_effect", mixed)
     assert list(shown.layout.xaxis.categoryarray) == ["qv", "vo"]
-    assert rates.surface(mixed).like.targets == "qv"  # of vo there is no ratio
-    marks = figures.rate_map(mixed).select_traces({"type": "scatter", "mode": "markers"})
+    assert rate_map.surface(mixed).like.targets == "qv"  # of vo there is no ratio
+    marks = draw("rate_map", mixed).select_traces({"type": "scatter", "mode": "markers"})
     assert sum(len(trace.x) for trace in marks) == 20
 
 
@@ -237,7 +264,7 @@ def test_whole_matrices_have_no_rank(tmp_path):
         for one in made.searched(tmp_path).trials
     ]
     full = result(tmp_path, *trials, study=study)
-    assert figures.rank_effect(full) is None and set(data.dimensions(full)) == {"lr_v", "ratio"}
+    assert draw("rank_effect", full) is None and set(data.dimensions(full)) == {"lr_v", "ratio"}
     assert "There is no rank: matrices are trained whole." in render(full)
 
 
@@ -250,7 +277,7 @@ def test_methods_are_a_dimension(tmp_path):
     ]
     several = result(tmp_path, *trials, study=study)
     assert set(data.dimensions(several)) == {"lr_v", "ratio", "rank", "kind", "rho"}
-    assert {one.name for one in influence.importances(several)} == {"lr_v", "ratio", "rank", "kind", "rho"}
+    assert {one.name for one in importance.importances(several)} == {"lr_v", "ratio", "rank", "kind", "rho"}
     page = render(several)
     assert "Effect of the method" in page and "Effect of the ratio ρ" not in page  # a range has no columns
 
@@ -261,31 +288,31 @@ def test_a_space_of_choices(tmp_path):
         trial(n, [0.5] * 20, lr_v=lr_v, ratio=ratio, rungs={20: abs(np.log10(lr_v) + 3)}, score=0.5)
         for n, (lr_v, ratio) in enumerate(points)
     ]
-    assert rates.surface(result(tmp_path, *trials)) is not None
+    assert rate_map.surface(result(tmp_path, *trials)) is not None
     only = result(tmp_path, *(one for one in trials if one.candidate.ratio == 4))
-    assert rates.surface(only) is None and figures.rate_map(only) is not None
-    assert figures.importance(only) is None
+    assert rate_map.surface(only) is None and draw("rate_map", only) is not None
+    assert draw("importance", only) is None
 
 
 def test_foresight_compares_ranks(tmp_path):
     same = [trial(n, rungs={10: n / 10, 20: n / 20, 40: -n / 10}, score=0.0) for n in range(6)]
-    found = influence.foresights(result(tmp_path, *same))
+    found = early_vs_late.foresights(result(tmp_path, *same))
     assert [(one.early, one.late, round(one.correlation, 6)) for one in found] == [
         ("step 10", "step 40", -1.0),
         ("step 20", "step 40", -1.0),
     ]
-    assert influence.foresights(result(tmp_path, *same[:2]))[0].correlation is None
+    assert early_vs_late.foresights(result(tmp_path, *same[:2]))[0].correlation is None
     # Those that went on to half of the full run tell more than other rungs of a trial.
     those = [trial(n, lr_v=1e-3 * (n + 1), rungs={10: n / 10}, score=n / 10) for n in range(6)]
     halves = [
         SemifinalRecord(label="semifinalist", candidate=one.candidate, seed=0, loss=1 - one.score, examples=9)
         for one in those
     ]
-    (half,) = influence.foresights(dataclasses.replace(result(tmp_path, *those), semifinals=halves))
+    (half,) = early_vs_late.foresights(dataclasses.replace(result(tmp_path, *those), semifinals=halves))
     assert (half.early, half.late, half.correlation) == ("step 10", "half of the full run", pytest.approx(-1.0))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.json").write_text(json.dumps({"select": {"loss": 0.123}}))
-    assert "the full run came to a select loss of 0.1230" in influence.headline(made.searched(tmp_path))
+    assert "the full run came to a select loss of 0.1230" in early_vs_late.headline(made.searched(tmp_path))
 
 
 def test_memory_over_time(tmp_path):
@@ -305,17 +332,17 @@ def test_memory_over_time(tmp_path):
         row(9_000, memory_bytes=gib, peak_bytes=4 * gib),  # another sitting
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "resources.parquet")
-    memory, stays = resources.recorded(result(tmp_path))
-    assert memory.used == [2, 4, 1] and memory.slots == [2, 2, 0] and memory.per_slot == [1, 2, None]
-    assert memory.seconds == [0, 11, 12 + resources.PAUSE]
+    over_time, stays = memory.recorded(result(tmp_path))
+    assert over_time.used == [2, 4, 1] and over_time.slots == [2, 2, 0] and over_time.per_slot == [1, 2, None]
+    assert over_time.seconds == [0, 11, 12 + data.PAUSE]
     assert [(s.slot, s.label, s.start, s.end, s.tokens) for s in stays] == [
         (0, "trial 0", 0, 10, 90),
         (0, "trial 2", 11, 11, 10),
         (1, "trial 1", 0, 12, 120),
     ]
-    assert figures.memory(result(tmp_path)) is not None
+    assert draw("memory", result(tmp_path)) is not None
     (tmp_path / "resources.parquet").write_bytes(b"PAR1 broken")
-    assert figures.memory(result(tmp_path)) is None
+    assert draw("memory", result(tmp_path)) is None
 
 
 def test_long_curves_are_thinned(tmp_path):
@@ -331,7 +358,7 @@ def test_energy_is_power_over_time(tmp_path):
     ]
     rows.append({"time": 9_000.0, "phase": "search", "watts": 100.0})  # of a pause nothing is counted
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "resources.parquet")
-    found = resources.energy(result(tmp_path))
+    found = cost.energy(result(tmp_path))
     assert found.watt_hours == pytest.approx(1.0) and found.share == pytest.approx(0.5)
-    assert "1 Wh drawn in the 50% of the time" in resources.headline(made.searched(tmp_path))
-    assert "energy could not be read" in resources.headline(made.searched(tmp_path / "none"))
+    assert "1 Wh drawn in the 50% of the time" in cost.headline(made.searched(tmp_path))
+    assert "energy could not be read" in cost.headline(made.searched(tmp_path / "none"))

@@ -9,7 +9,7 @@ import pytest
 
 from autolr import cli
 from autolr.errors import AutoLRError, RunError
-from autolr.report import figures
+from autolr.report.figures import FIGURES
 from autolr.report.images import write_images
 from autolr.search.folder import RunFolder
 from tests.report import made
@@ -20,7 +20,7 @@ def test_pictures(tmp_path, monkeypatch, form):
     pytest.importorskip("kaleido", reason="kaleido is not installed")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))):
         pytest.skip("no Chromium on this machine")
-    few = {name: figures.FIGURES[name] for name in ("steps_to_target", "memory", "cost")}
+    few = {name: FIGURES[name] for name in ("steps_to_target", "memory", "cost")}
     monkeypatch.setattr("autolr.report.images.FIGURES", few)
     files = write_images(made.searched(tmp_path), form)
     assert [file.name for file in files] == [f"steps_to_target.{form}", f"cost.{form}"]  # no memory was recorded

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from autolr.report import figures
+import autolr
+from autolr.report.figures import FIGURES
 from autolr.report.page import render
 from autolr.search.result import SearchResult
 from autolr.search.run import search
@@ -20,14 +21,15 @@ def finished(small_study, tmp_path_factory) -> SearchResult:
 
 def test_the_page_is_whole_and_loads_nothing(finished):
     page = render(finished)
-    wanted = ["convergence", "steps", "map", "rank", "ladder", "importance", "confirm", "cost", "memory", "foresight"]
+    wanted = [name for name in FIGURES if FIGURES[name].applies(finished)]
+    assert len(wanted) == 11 and "rate_effect" not in wanted and "targets_effect" not in wanted
     places = [page.index(f'id="figure-{section}"') for section in wanted]
     assert places == sorted(places) and page.index("<h1>") < page.index('id="recipe"') < places[0]
     assert "Plotly.react" in page
     assert finished.recipe.evidence.verdict.split(" ")[0] in page
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?!\"data:)", page)
     assert len(page) < 6_000_000
-    gains = figures.gains(finished)
+    gains = autolr.figure(finished, "baselines")
     expected = [s.gain.mean for s in finished.recipe.evidence.scores if s.gain]
     assert list(gains.data[0].x) == expected
 
@@ -59,9 +61,9 @@ def test_the_verdict_comes_first_and_its_details_after(tmp_path):
 def test_no_section_shows_a_ratio_that_means_nothing(tmp_path):
     page = render(made.searched(tmp_path, targets="vo"))
     text = re.sub(r"<script.*?</script>", "", page, flags=re.S)
-    assert text.count("has one rate, so λ means nothing here") == 1 and 'id="figure-rate"' in text
+    assert text.count("has one rate, so λ means nothing here") == 1 and 'id="figure-rate_effect"' in text
     assert "λ=" not in text and "against λ" not in text and "ratio λ</span>" not in text
-    assert 'id="steps"' not in text and 'id="figure-map"' not in text
+    assert 'id="steps_to_target"' not in text and 'id="figure-rate_map"' not in text
 
 
 def test_every_text_of_the_user_is_escaped(tmp_path):

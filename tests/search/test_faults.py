@@ -19,12 +19,12 @@ import pytest
 from autolr import cli
 from autolr.errors import RunError
 from autolr.report.page import render
-from autolr.search import patience, records
+from autolr.search import records, retry
 from autolr.search.check import check
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
-from autolr.search.patience import Patient
 from autolr.search.result import SearchResult
+from autolr.search.retry import RetryingStorage
 from autolr.search.run import search
 from autolr.search.storage import Journal
 
@@ -167,7 +167,7 @@ class Holder(threading.Thread):
 def test_a_storage_that_is_locked_is_waited_for(tmp_path):
     path, notes = tmp_path / "s.db", []
     inner = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 0.1}})
-    study = optuna.create_study(storage=Patient(inner, "the storage", notes.append))
+    study = optuna.create_study(storage=RetryingStorage(inner, "the storage", notes.append))
     holder = Holder(path, 1.0)
     holder.start()
     trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
@@ -178,13 +178,13 @@ def test_a_storage_that_is_locked_is_waited_for(tmp_path):
 
 
 def test_a_storage_that_stays_away_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE", 0.5)
     inner = optuna.storages.InMemoryStorage()
 
     def away(*_):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    study = optuna.create_study(storage=Patient(inner, "journal.log"))
+    study = optuna.create_study(storage=RetryingStorage(inner, "journal.log"))
     monkeypatch.setattr(inner, "create_new_trial", away)
     with pytest.raises(RunError, match=r"journal.log: out of reach for 0 s \(.*Stale file handle\).*goes on"):
         study.ask()
@@ -202,7 +202,7 @@ def test_what_was_heard_is_not_said_twice():
         return found
 
     inner.set_trial_state_values = deaf
-    study = optuna.create_study(storage=Patient(inner, "s"))
+    study = optuna.create_study(storage=RetryingStorage(inner, "s"))
     study.tell(study.ask(), 1.0)
     assert [t.value for t in study.trials] == [1.0]
     with pytest.raises(ValueError, match="Cannot tell"):

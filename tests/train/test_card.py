@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from xml.etree import ElementTree
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from autolr import documents
 from autolr.candidate import Candidate
 from autolr.recipe import Cost, Evidence, Interval, Recipe, Score
-from autolr.train.card import base_name, published, write_card
+from autolr.train.card import base_name, model_card, published
 from autolr.train.run import train
 from tests.train.test_run import recipe  # noqa: F401 (a fixture)
 
@@ -76,8 +76,7 @@ def compared(candidate: Candidate) -> Evidence:
 def test_the_card_holds_the_recipe_the_comparison_and_both_papers(recipe, tmp_path):  # noqa: F811
     told = recipe.model_copy(update={"evidence": compared(recipe.candidate), "classes": ["bad", "```\n# good"]})
     scores = {"loss": 1.0, recipe.metric: 0.5}
-    write_card(tmp_path, told, {"best_step": 1, "select": scores, "confirm": scores})
-    card = (tmp_path / "README.md").read_text()
+    card = model_card(told, {"best_step": 1, "select": scores, "confirm": scores})
     assert "| finalist 1 |" in card and "winner |" in card and "+0.0200 (+0.0100 to +0.0300)" in card
     assert "| at the end of the full run |" in card and "| 0.4321 |" in card
     assert card.count("@inproceedings{") == 2 and "2410.02247" in card and "2409.15820" in card
@@ -88,24 +87,20 @@ def test_the_card_holds_the_recipe_the_comparison_and_both_papers(recipe, tmp_pa
     assert documents.parse(text, "card")["model"] == "bert"  # of a folder of this machine the name alone
 
 
-def test_the_figure_shows_each_interval_where_it_lies(recipe, tmp_path):  # noqa: F811
-    told = recipe.model_copy(update={"evidence": compared(recipe.candidate)})
-    scores = {"loss": 1.0, recipe.metric: 0.5}
-    write_card(tmp_path, told, {"best_step": 1, "select": scores, "confirm": scores})
-    picture = ElementTree.parse(tmp_path / "comparison.svg").getroot()
-    space = {"s": "http://www.w3.org/2000/svg"}
-    zero, *bars = (
-        tuple(float(line.get(side)) for side in ("x1", "x2")) for line in picture.findall(".//s:line", space)
+def test_the_hub_reads_the_results(recipe, tmp_path):  # noqa: F811
+    scores = {"loss": 0.25, recipe.metric: 0.875}
+    named = recipe.model_copy(update={"name": 'mine: "yes"'})
+    card = ModelCard(
+        model_card(named, {"best_step": 1, "select": {"loss": 9.0, recipe.metric: 0.1}, "confirm": scores})
     )
-    dots = [float(dot.get("cx")) for dot in picture.findall(".//s:circle", space)]
-    assert zero[0] < bars[0][0] < dots[0] < bars[0][1]  # above the winner for sure
-    assert bars[1][0] < dots[1] < zero[0] < bars[1][1]
-    assert (dots[0] - zero[0]) / (zero[0] - dots[1]) == pytest.approx(1, abs=0.01)
-    assert "![Confirm loss above the winner's](comparison.svg)" in (tmp_path / "README.md").read_text()
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == scores and {result.dataset_split for result in card.data.eval_results} == {"confirm"}
+    assert (card.data.base_model, card.data.library_name) == ("bert", "peft")
+    assert card.data.pipeline_tag == "text-classification" and card.data.tags == ["lora", "autolr"]
+    assert card.data.model_name == named.name and card.text.strip().startswith(f"# {named.name}")
 
 
-def test_without_a_comparison_there_is_no_figure(recipe, tmp_path):  # noqa: F811
+def test_without_a_comparison_there_is_no_table_of_it(recipe, tmp_path):  # noqa: F811
     scores = {"loss": 1.0, recipe.metric: 0.5}
-    write_card(tmp_path, recipe, {"best_step": 1, "select": scores, "confirm": scores})
-    assert "comparison.svg" not in (tmp_path / "README.md").read_text()
-    assert not (tmp_path / "comparison.svg").exists()
+    card = model_card(recipe, {"best_step": 1, "select": scores, "confirm": scores})
+    assert "above the winner" not in card and "no evidence of a search" in card

@@ -7,21 +7,22 @@ import torch
 
 from autolr.errors import RunError
 from autolr.model import adapters
-from autolr.train import run
+from autolr.train import evaluation, run, trainer
 from autolr.train.run import train
 from tests.train.test_run import recipe  # noqa: F401 (a fixture)
 
 
 def test_the_checkpoint_is_chosen_by_the_loss_that_is_reported(recipe, tmp_path, monkeypatch):  # noqa: F811
     losses = []
-    own = run.evaluate
+    own = evaluation.evaluate
 
     def note(model, data, task, batch_size=32):
         assert len(data) % batch_size  # a short last batch: where the Trainer's own mean goes wrong
         losses.append(own(model, data, task, batch_size)["loss"])
         return own(model, data, task, batch_size)
 
-    monkeypatch.setattr(run, "evaluate", note)
+    for module in (run, trainer):
+        monkeypatch.setattr(module, "evaluate", note)
     result = train(recipe, tmp_path / "run", device="cpu")
     evaluations = [entry for entry in result.metrics["log"] if "eval_loss" in entry]
     assert [entry["eval_loss"] for entry in evaluations] == losses[: len(evaluations)]

@@ -18,8 +18,9 @@ from autolr.model import adapters, backbone, precision
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.recipe import Recipe
-from autolr.train import run
-from autolr.train.run import evaluate, train
+from autolr.train import run, trainer
+from autolr.train.evaluation import evaluate
+from autolr.train.run import train
 
 
 @pytest.fixture(params=["bert"])
@@ -44,14 +45,14 @@ def test_the_trainer_trains_what_a_slot_trains(recipe, tmp_path, monkeypatch, pr
             control.should_evaluate = control.should_save = True
 
     last_trainer = []
-    original = run._RecipeTrainer.__init__
+    original = trainer.RecipeTrainer.__init__
 
     def note(self, *args, **kwargs):
         original(self, *args, **kwargs)
         last_trainer.append(self)
 
-    monkeypatch.setattr(run._RecipeTrainer, "__init__", note)
-    monkeypatch.setattr(run._Callback, "on_step_end", keep)
+    monkeypatch.setattr(trainer.RecipeTrainer, "__init__", note)
+    monkeypatch.setattr(trainer._Callback, "on_step_end", keep)
     train(recipe, tmp_path / "run", device="cpu")
 
     base = backbone.load(recipe.model, recipe.classes, wanted=precision)

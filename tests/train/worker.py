@@ -10,7 +10,7 @@ import torch
 
 from autolr.model import adapters, labelled
 from autolr.recipe import Recipe
-from autolr.train import fitting, run
+from autolr.train import fitting, run, trainer
 from autolr.train.processes import Processes
 
 
@@ -18,7 +18,7 @@ def main(recipe: str, out: str, fits: int) -> None:
     """Train; `fits` rows at most fit the memory, 0: all do."""
     torch.set_num_threads(1)
     told: dict = {"groups": {}, "batches": []}
-    create, own, made = run.create_optimizer, labelled.forward, adapters.peft_model
+    create, own, made = trainer.create_optimizer, labelled.forward, adapters.peft_model
 
     def note(model, found):
         optimizer = create(model, found)
@@ -32,8 +32,8 @@ def main(recipe: str, out: str, fits: int) -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return own(model, batch)
 
-    run.create_optimizer = note
-    run.forward = fitting.forward = forward
+    trainer.create_optimizer = note
+    trainer.forward = fitting.forward = forward
     adapters.peft_model = lambda *arguments: made(*arguments).double()  # so that rounding is not what is compared
     result = run.train(Recipe.load(recipe), out, device="cpu")
     told["log"] = result.metrics["log"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from autolr.analysis import measures
 from autolr.heads import Heads, Look
-from autolr.report.figures.style import ACCENT, GREY, OUTCOMES, SCALE, blank
+from autolr.report.figures.style import ACCENT, GREY, OUTCOMES, SCALE, blank, error_bars
 
 # Change goes two ways from nothing, which can be read on white and on black.
 CHANGE = [[0.0, "#3a76d8"], [0.5, "#8a8f98"], [1.0, "#f0912e"]]
@@ -94,13 +94,7 @@ def combination(found: Heads) -> Any:
             mode="markers",
             name="ordinary least squares" if name == "ordinary" else "non-negative",
             marker={"symbol": symbol, "size": 11, "color": colour},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [value.high - value.mean for value in values],
-                "arrayminus": [value.mean - value.low for value in values],
-                "color": colour,
-            },
+            error_x=error_bars([(value.low, value.mean, value.high) for value in values], color=colour),
             hovertemplate="%{y}: α %{x:.3f}<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1})
@@ -121,12 +115,7 @@ def fit(found: Heads) -> Any:
             y=[name],
             mode="markers",
             marker={"size": 12, "color": colour},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [max(0.0, value.high - value.mean)],
-                "arrayminus": [max(0.0, value.mean - value.low)],
-            },
+            error_x=error_bars([(min(value.low, value.mean), value.mean, max(value.high, value.mean))]),
             hovertemplate=f"{name}: %{{x:.3f}}<extra></extra>",
         )
     if one.null_unrelated:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from autolr.candidate import Candidate
+from autolr.recipe import Interval
 from autolr.report import data
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
@@ -41,10 +43,12 @@ OUTCOMES = {
     "interrupted": "#c58a2a",
     "running": "#3a76d8",
 }
+# What dimensions are called on axes.
+TITLES = {"lr_v": "η_V", "ratio": "λ", "rate": "rate", "targets": "matrices", "kind": "method", "rho": "ρ"}
 LEGEND = {"traceorder": "normal", "orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
-def blank(x: str, y: str, height: int = 420) -> Any:
+def blank(x: str, y: str, height: int = 420) -> go.Figure:
     """Return an empty figure with named axes."""
     figure = go.Figure()
     axis: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.18)", "zeroline": False, "automargin": True}
@@ -94,7 +98,11 @@ class Colours:
         unit = math.log10(2) if self.by_ratio else 0.25
         return None if log is None else 10 ** (round(log / unit) * unit)
 
-    def bar(self, figure: Any) -> None:
+    def value(self, candidate: Candidate) -> float:
+        """Return what a candidate is coloured by."""
+        return candidate.ratio if self.by_ratio else candidate.rate
+
+    def bar(self, figure: go.Figure) -> None:
         """Add the scale to a figure."""
         span = self.high - self.low
         ticks = [self.low + i * span / 4 for i in range(5)] if span > 1e-6 else [self.low]
@@ -121,9 +129,7 @@ class Colours:
         )
 
     def _log(self, candidate: Candidate) -> float | None:
-        if not self.by_ratio:
-            return math.log10(candidate.rate)
-        return math.log10(candidate.ratio) if candidate.has_ratio else None
+        return math.log10(self.value(candidate)) if candidate.has_ratio or not self.by_ratio else None
 
 
 def describe(trial: TrialRecord) -> str:
@@ -136,3 +142,58 @@ def by_outcome(trials: list[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """Return the trials of each outcome, in the order in which legends name them."""
     groups = {name: [trial for trial in trials if trial.outcome == name] for name in SYMBOLS}
     return {name: group for name, group in groups.items() if group}
+
+
+def add_trials(
+    figure: go.Figure,
+    trials: list[TrialRecord],
+    x: Callable[[TrialRecord], float],
+    y: Callable[[TrialRecord], float | None],
+    hover: str,
+    colours: Mapping[str, str] = OUTCOMES,
+    **marker: Any,
+) -> None:
+    """Add a mark for each trial to a figure, an entry of the legend for each outcome.
+
+    Args:
+        figure: Plotly's.
+        trials: to be shown.
+        x: returns where a trial's mark is.
+        y: the same.
+        hover: what a mark says beside its trial, in Plotly's template.
+        colours: of each outcome.
+        marker: settings of all marks.
+    """
+    for outcome, group in by_outcome(trials).items():
+        figure.add_scatter(
+            x=[x(trial) for trial in group],
+            y=[y(trial) for trial in group],
+            mode="markers",
+            name=outcome,
+            showlegend=True,
+            marker={"symbol": SYMBOLS[outcome], "size": 9, "color": colours[outcome], **marker},
+            text=[describe(trial) for trial in group],
+            hovertemplate=f"%{{text}}<br>{hover}<extra></extra>",
+        )
+    figure.update_layout(showlegend=True)
+
+
+def error_bars(found: Sequence[tuple[float, float, float]], **style: Any) -> dict[str, Any]:
+    """Return Plotly's bars around values, each given as its low end, the value, and its high end."""
+    ends = {"array": [high - at for _, at, high in found], "arrayminus": [at - low for low, at, _ in found]}
+    return {"type": "data", "symmetric": False, **ends, **style}
+
+
+def add_intervals(figure: go.Figure, found: Sequence[Interval], labels: Sequence[str], hover: Sequence[str]) -> None:
+    """Add estimates with their intervals to a figure, one under the other; labels and hover texts are HTML."""
+    figure.add_scatter(
+        x=[interval.mean for interval in found],
+        y=list(labels),
+        mode="markers",
+        marker={"size": 10, "color": ACCENT},
+        error_x=error_bars([(one.low, one.mean, one.high) for one in found], thickness=2, color=ACCENT),
+        text=list(hover),
+        hovertemplate="%{text}<br>%{x:+.4f}<extra></extra>",
+    )
+    figure.add_vline(x=0, line={"color": GREY, "dash": "dot"})
+    figure.update_yaxes(autorange="reversed", automargin=True)

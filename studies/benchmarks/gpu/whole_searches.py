@@ -23,7 +23,7 @@ from autolr.model import backbone
 from autolr.model.quiet import quiet
 from autolr.search.result import SearchResult
 from autolr.search.setting import Setting, read_setting
-from autolr.train.run import evaluate
+from autolr.train.evaluation import evaluate
 from studies.benchmarks.common import peers
 from studies.benchmarks.common.shapes import LLAMA_1B, ROBERTA, TINIEST_ROBERTA, TINY_LLAMA, Shape, natural_lengths
 from studies.benchmarks.gpu import models

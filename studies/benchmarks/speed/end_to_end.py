@@ -38,7 +38,8 @@ from autolr.model.quiet import quiet
 from autolr.search import provenance, records
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study, apply_overrides
-from autolr.train.run import EVALUATIONS, evaluate
+from autolr.train.evaluation import evaluate
+from autolr.train.trainer import EVALUATIONS
 from studies import SENTIMENT
 from studies.benchmarks.common import document, peers
 from studies.benchmarks.common.document import Result

@@ -21,7 +21,7 @@ from autolr.search.result import SearchResult
 from autolr.search.run import search
 from autolr.search.setting import choose_device, read_setting
 from autolr.study import Study
-from autolr.train.run import evaluate
+from autolr.train.evaluation import evaluate
 from studies import STUDIES
 from studies.benchmarks.common.document import Result, deliver, parser
 

@@ -1,12 +1,15 @@
-"""Who was pruned when, what the others would have cost, and how scores came down."""
+"""How far each trial went, and what pruning saved."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import plotly.graph_objects as go
 
 from autolr import display
-from autolr.report.figures.style import ACCENT, FAINT, GREY, OUTCOMES, SYMBOLS, blank, by_outcome, describe
+from autolr.report.figures.registry import figure
+from autolr.report.figures.style import FAINT, GREY, OUTCOMES, blank, by_outcome, describe
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
 
@@ -68,29 +71,44 @@ def climbed(result: SearchResult) -> Ladder | None:
     return Ladder(length, rungs, climbs, seconds)
 
 
-def ladder(result: SearchResult) -> Any:
-    """A bar for each trial: the steps it trained, coloured by outcome, and those it was spared; None: none."""
+def headline(result: SearchResult) -> str | None:
+    """Return what pruning has saved, in a sentence; None if no trial has trained."""
+    found = climbed(result)
+    return found.describe() if found else None
+
+
+@figure(
+    "pruning_timeline",
+    "Pruning timeline",
+    70,
+    "The steps each trial took, and those it was spared; dotted lines are rungs.",
+    "No trial has reached a rung yet.",
+    look_for="how much pruning has saved",
+    headline=headline,
+)
+def pruning_timeline(result: SearchResult) -> go.Figure | None:
+    """A bar for each trial: the steps it trained, coloured by outcome, and those it was spared; None without one."""
     found = climbed(result)
     if found is None:
         return None
     count = len(found.climbs)
-    figure = blank("step", "", min(900, 120 + max(4, 18 if count <= 40 else 800 // count) * count))
+    drawn = blank("step", "", min(900, 120 + max(4, 18 if count <= 40 else 800 // count) * count))
     places = {climb.trial.number: place for place, climb in enumerate(found.climbs)}
     for outcome, group in by_outcome([climb.trial for climb in found.climbs]).items():
         own = [climb for climb in found.climbs if climb.trial.outcome == outcome]
-        figure.add_bar(
+        drawn.add_bar(
             x=[climb.steps for climb in own],
             y=[places[climb.trial.number] for climb in own],
             orientation="h",
             name=f"{outcome} ({len(group)})",
             showlegend=True,
             marker={"color": OUTCOMES[outcome]},
-            text=[_told(climb, found) for climb in own],
+            text=[_hover(climb, found) for climb in own],
             textposition="none",
             hovertemplate="%{text}<extra></extra>",
         )
     spared = [climb for climb in found.climbs if climb.spared]
-    figure.add_bar(
+    drawn.add_bar(
         x=[climb.spared for climb in spared],
         y=[places[climb.trial.number] for climb in spared],
         orientation="h",
@@ -105,61 +123,18 @@ def ladder(result: SearchResult) -> Any:
         hovertemplate="%{text}<extra></extra>",
     )
     for rung in found.rungs:
-        figure.add_vline(x=rung, line={"color": GREY, "width": 1, "dash": "dot"})
+        drawn.add_vline(x=rung, line={"color": GREY, "width": 1, "dash": "dot"})
     names = {"tickvals": list(places.values()), "ticktext": [f"{number}" for number in places]} if count <= 40 else {}
-    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=count <= 40, title_text="trial", **names)
-    figure.update_layout(barmode="stack", bargap=0.25 if count <= 40 else 0.05, showlegend=True)
-    return figure
-
-
-def history(result: SearchResult) -> Any:
-    """Last score of each trial in their order, and the best so far; None where none has a score."""
-    scored = [trial for trial in result.trials if trial.score is not None]
-    if not scored:
-        return None
-    figure = blank("trial", "select loss")
-    for outcome, group in by_outcome(scored).items():
-        figure.add_scatter(
-            x=[trial.number for trial in group],
-            y=[trial.score for trial in group],
-            mode="markers",
-            name=outcome,
-            showlegend=True,
-            marker={"symbol": SYMBOLS[outcome], "size": 9, "color": OUTCOMES[outcome]},
-            text=[describe(trial) for trial in group],
-            hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
-        )
-    best = best_so_far(result)
-    if best:
-        best = [*best, (max(trial.number for trial in result.trials), best[-1][1])]
-        figure.add_scatter(
-            x=[number for number, _ in best],
-            y=[score for _, score in best],
-            mode="lines",
-            name="best so far",
-            showlegend=True,
-            line={"shape": "hv", "color": ACCENT},
-            hoverinfo="skip",
-        )
-    figure.update_layout(showlegend=True)
-    return figure
-
-
-def best_so_far(result: SearchResult) -> list[tuple[int, float]]:
-    """Return (trial number, best final score up to it) wherever a finished trial improves on it."""
-    best, found = math.inf, []
-    for trial in result.trials:
-        if trial.outcome == "finished" and trial.score is not None and trial.score < best:
-            best = trial.score
-            found.append((trial.number, best))
-    return found
+    drawn.update_yaxes(autorange="reversed", showgrid=False, showticklabels=count <= 40, title_text="trial", **names)
+    drawn.update_layout(barmode="stack", bargap=0.25 if count <= 40 else 0.05, showlegend=True)
+    return drawn
 
 
 def _about(seconds: float) -> str:
     return f", about {seconds:.0f} s of device time" if seconds >= 1 else ""
 
 
-def _told(climb: Climb, found: Ladder) -> str:
+def _hover(climb: Climb, found: Ladder) -> str:
     trial = climb.trial
     text = f"{describe(trial)}<br>{climb.steps} of {found.length} steps, {trial.tokens:,} tokens"
     step = max(trial.rungs, default=None)

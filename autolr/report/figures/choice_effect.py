@@ -1,22 +1,23 @@
-"""What is chosen from a list, such as the rank: scores, costs, and what the one-standard-error rule made of them."""
+"""Score against a choice, such as the rank, and what the one-standard-error rule chose."""
 
 from __future__ import annotations
 
 import html
 from collections import defaultdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import plotly.graph_objects as go
 
 from autolr import display
 from autolr.candidate import Candidate
 from autolr.report import data
-from autolr.report.figures.style import ACCENT, GREY, INK, blank, describe
+from autolr.report.figures.registry import figure
+from autolr.report.figures.style import ACCENT, GREY, INK, TITLES, blank, describe
 from autolr.search import verdict
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
-
-TITLES = {"rank": "rank", "targets": "matrices", "kind": "method", "rho": "ρ"}
 
 
 class Value(NamedTuple):
@@ -94,24 +95,25 @@ def confirmed(result: SearchResult) -> list[Confirmed]:
     return found
 
 
-def effect(result: SearchResult, name: str) -> Any:
+def effect(result: SearchResult, name: str) -> go.Figure | None:
     """Score against a choice such as the rank: trials, their median, and those among whom the winner was chosen.
-
-    None where nothing is chosen.
 
     Args:
         result: the search.
         name: of the dimension: rank, targets, ...
+
+    Returns:
+        Plotly's figure; None if nothing is chosen.
     """
     groups = values(result, name)
     if not groups or groups[0].value == 0:
         return None
     if len(groups) < 2 and name != "rank":
         return None
-    figure = blank(TITLES.get(name, name), "held-out loss" if result.finals else "select loss")
+    drawn = blank(TITLES.get(name, name), "held-out loss" if result.finals else "select loss")
     labels = {group.value: _label(group) for group in groups}
     for group in groups:
-        figure.add_scatter(
+        drawn.add_scatter(
             x=[labels[group.value]] * len(group.trials),
             y=group.scores,
             mode="markers",
@@ -121,7 +123,7 @@ def effect(result: SearchResult, name: str) -> Any:
             text=[describe(trial) for trial in group.trials],
             hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
         )
-    figure.add_scatter(
+    drawn.add_scatter(
         x=list(labels.values()),
         y=[float(np.median(group.scores)) for group in groups],
         mode="lines+markers",
@@ -134,7 +136,7 @@ def effect(result: SearchResult, name: str) -> Any:
     judged = [one for one in confirmed(result) if getattr(one.candidate, name) in labels]
     for chosen in (False, True):
         some = [one for one in judged if one.chosen == chosen]
-        figure.add_scatter(
+        drawn.add_scatter(
             x=[labels[getattr(one.candidate, name)] for one in some],
             y=[one.loss for one in some],
             mode="markers",
@@ -142,29 +144,14 @@ def effect(result: SearchResult, name: str) -> Any:
             showlegend=bool(some),
             marker={"symbol": "star" if chosen else "diamond", "size": 15 if chosen else 9, "color": ACCENT},
             error_y={"type": "data", "array": [one.error or 0.0 for one in some], "color": ACCENT, "thickness": 1.5},
-            text=[_told(one) for one in some],
+            text=[_hover(one) for one in some],
             hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
         )
     if judged:
-        figure.add_hline(y=judged[0].loss, line={"color": ACCENT, "width": 1, "dash": "dash"})
-    figure.update_layout(showlegend=True)
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(labels.values()))
-    return figure
-
-
-def rank_effect(result: SearchResult) -> Any:
-    """Score against rank and trainable parameters; None where there is no rank."""
-    return effect(result, "rank")
-
-
-def targets_effect(result: SearchResult) -> Any:
-    """Score against the matrices that are trained; None where there is no choice."""
-    return effect(result, "targets")
-
-
-def kind_effect(result: SearchResult) -> Any:
-    """Score against the method of training; None where there is no choice."""
-    return effect(result, "kind")
+        drawn.add_hline(y=judged[0].loss, line={"color": ACCENT, "width": 1, "dash": "dash"})
+    drawn.update_layout(showlegend=True)
+    drawn.update_xaxes(type="category", categoryorder="array", categoryarray=list(labels.values()))
+    return drawn
 
 
 def headline(result: SearchResult) -> str | None:
@@ -184,12 +171,68 @@ def headline(result: SearchResult) -> str | None:
     )
 
 
+def _rank_text(result: SearchResult) -> str:
+    finals = bool(result.finals)
+    judged = "full-run loss of the finalists on held-out data" if finals else "mean select loss of the confirmed"
+    return (
+        "Trials of each rank, brought to the last rung by the median change of the trials that went on, and their "
+        "median; under a rank: the number of adapter parameters, if the run knows it. Diamonds: "
+        f"{judged}; a bar is one standard error of the difference to the best, paired by "
+        f"{'example and step' if finals else 'seed'}. A bar that reaches the dashed line is as good as the best: the "
+        "smallest such rank is chosen."
+    )
+
+
+def _rank_missing(result: SearchResult) -> str:
+    whole = result.study.method.full
+    return "There is no rank: matrices are trained whole." if whole else "No trial has a score yet."
+
+
+@figure(
+    "rank_effect",
+    "Effect of rank",
+    40,
+    _rank_text,
+    _rank_missing,
+    look_for="a bar that reaches the dashed line is as good as the best; the smallest such rank is taken",
+    headline=headline,
+)
+def rank_effect(result: SearchResult) -> go.Figure | None:
+    """Score against rank and trainable parameters; None if there is no rank."""
+    return effect(result, "rank")
+
+
+def _text(title: str, result: SearchResult) -> str:
+    judged = "the finalists, at the end of the full run" if result.finals else "the confirmed"
+    return f"Trials of each {title}, and their median; diamonds: {judged}."
+
+
+def _is_chosen(name: str, result: SearchResult) -> bool:
+    study = result.study
+    given = study.method.kind if name == "kind" else getattr(study.space, name)
+    return isinstance(given, list) and len(given) > 1
+
+
+for _order, (_name, _title) in enumerate(
+    {"targets": "matrices trained", "kind": "method", "rho": "ratio ρ of LoRA+"}.items()
+):
+    figure(
+        f"{_name}_effect",
+        f"Effect of the {_title}",
+        50 + _order,
+        partial(_text, _title),
+        "No trial has a score yet.",
+        look_for="whether a value of this choice is better than the others, if the study names several",
+        applies=partial(_is_chosen, _name),
+    )(partial(effect, name=_name))
+
+
 def _label(group: Value) -> str:
     text = html.escape(str(group.value))
     return text if group.parameters is None else f"{text}<br>{group.parameters:,}"
 
 
-def _told(one: Confirmed) -> str:
+def _hover(one: Confirmed) -> str:
     text = f"{one.label}: {one.candidate.describe()}"
     if one.error is not None:
         text += f", within {display.loss(one.error)} of the best: {'yes' if one.as_good else 'no'}"
