@@ -72,6 +72,7 @@ def _model(model: str, classes: int, task: TaskName, device: str | None, as_json
     from autolr.model import backbone
     from autolr.model.device import choose_device
     from autolr.model.quiet import quiet
+    from autolr.problem import load_bare
 
     def say(line: str) -> None:
         if not as_json:
@@ -81,7 +82,7 @@ def _model(model: str, classes: int, task: TaskName, device: str | None, as_json
         _outline(model, classes, task, as_json)
         return
     with quiet():
-        base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device), task=task)
+        base, _ = load_bare(model, classes, choose_device(device), task)
     facts = describe(base)
     say("\n".join(facts))
     checks = []
