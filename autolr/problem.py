@@ -12,9 +12,8 @@ from autolr.data.prepared import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Regression, Task, task_of
 from autolr.errors import DataError, ModelError
-from autolr.model import backbone, remote
+from autolr.model import backbone, outline, remote
 from autolr.model.backbone import Backbone
-from autolr.model.outline import outline
 from autolr.model.quiet import quiet
 from autolr.recipe import Recipe
 from autolr.study import LANGUAGE, Data, Study, TaskName
@@ -181,7 +180,7 @@ def load_bare(
         ModelError: the model cannot be loaded.
     """
     names = [] if task in LANGUAGE else [str(number) for number in range(outputs)]
-    base = outline(model, task, outputs) if device is None else backbone.load(model, names, device, task=task)
+    base = outline.outline(model, task, outputs) if device is None else backbone.load(model, names, device, task=task)
     return base, task_of(task, names, None)
 
 
@@ -191,7 +190,7 @@ def _classes(given: Study | Recipe, data: Data | None, examples: Examples, trust
         return given.classes
     if given.task != "classification":
         return examples.classes
-    return backbone.in_order(given.model, examples.classes, trust_remote_code=trusted)
+    return outline.in_order(given.model, examples.classes, trust_remote_code=trusted)
 
 
 def _check_model(recipe: Recipe, base: Backbone) -> None:

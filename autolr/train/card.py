@@ -10,7 +10,7 @@ from typing import Any
 
 from autolr import display
 from autolr.model.adapters import hub_name
-from autolr.model.backbone import gguf_file
+from autolr.model.checkpoint import gguf_file
 from autolr.recipe import Recipe, Score
 from autolr.study import LANGUAGE
 from autolr.train.figure import gains_svg

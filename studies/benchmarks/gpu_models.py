@@ -13,7 +13,7 @@ from shapes import PAD, Shape
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from autolr.model.backbone import disable_dropout
+from autolr.model.loading import disable_dropout
 from autolr.model.quiet import quiet
 
 # The first tokens; the others are the words `w5`, `w6`, ...
