@@ -18,19 +18,17 @@ from autolr.analysis.combine import Change, Combination, combine, mixture
 from autolr.analysis.pattern import Array, Kind, Pattern
 from autolr.data import sources
 from autolr.data.batches import TokenSet
-from autolr.data.prepared import token_set
+from autolr.data.prepared import Prepared, token_set
 from autolr.data.sources import Examples
-from autolr.data.tasks import Task, task_of
 from autolr.errors import AutoLRError, DataError, RunError
-from autolr.model import backbone
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.device import choose_device
 from autolr.model.quiet import quiet
+from autolr.problem import Unsplit, load_examples, load_problem, load_unsplit
 from autolr.recipe import Recipe
 from autolr.search import provenance, scored
 from autolr.search.arms import ADAPTER, Arm, base_model, read_arm
-from autolr.study import Data, TaskName
-from autolr.train import material
+from autolr.study import Data, Study, TaskName, Training
 
 SAMPLES = 512
 SHOWN = 5
@@ -206,26 +204,26 @@ def heads(
     if combine_for is not None and len(names) < 2:
         raise AutoLRError("--combine: give the adapter of the complex task first, then those of the basic tasks")
     other = Data(source=data) if isinstance(data, str) else data
-    where = choose_device(device)
+    sampler = _Sampler(other, task, samples, model, seed, choose_device(device))
     looks = []
     for name in (*names, *unrelated):
-        looks.append(_look(name, other, task, samples, model, seed, where))
+        looks.append(sampler.look(name))
         if told:
             told(f"{looks[-1].label}: {len(looks[-1].before.losses)} samples of {looks[-1].data}")
-    own, strangers = looks[: len(names)], looks[len(names) :]
-    found = Heads(_labelled(own), kind)
+    strangers = looks[len(names) :]
+    result = Heads(_labelled(looks[: len(names)]), kind)
     if combine_for is None:
-        return found
+        return result
     alone = [look.label for look in looks if look.after is None]
     if alone:
         raise AutoLRError(f"--combine: {', '.join(alone)}: is not trained, so there is no change to combine")
     if len({look.model for look in looks}) > 1:
         raise AutoLRError("--combine: all adapters must be of one base model")
-    changes = {look.label: look.change for look in found.looks}
+    changes = {look.label: look.change for look in result.looks}
     first, *basic = [(label, change) for label, change in changes.items() if change]
     combination = combine(first[1], dict(basic), [look.change for look in strangers if look.change], kind, seed)
     shares = {weight.task: weight.share.mean for weight in combination.weights}
-    return Heads(found.looks, kind, combination, mixture(shares, combine_for))
+    return Heads(result.looks, kind, combination, mixture(shares, combine_for))
 
 
 def _labelled(looks: Sequence[Look]) -> list[Look]:
@@ -235,28 +233,6 @@ def _labelled(looks: Sequence[Look]) -> list[Look]:
         count = sum(other.label.partition(" (")[0] == look.label for other in found)
         found.append(Look(**{**look.__dict__, "label": f"{look.label} ({count + 1})"}) if count else look)
     return found
-
-
-def _look(
-    given: str | Path | Recipe,
-    other: Data | None,
-    task: TaskName,
-    samples: int,
-    model: str | None,
-    seed: int,
-    device: torch.device,
-) -> Look:
-    arm = _arm(given)
-    with quiet():
-        base, judge, rows, source = _material(arm, str(given), other, task, samples, model, seed, device)
-        before = pattern.measure(base, judge, rows)
-        entropy = eager.entropies(base, rows)[1].mean(0).numpy()
-        if arm is None:
-            return Look(base.source, base.source, source, before, None, entropy, None)
-        tuned = scored.load(arm, base)
-        after = pattern.measure(base, judge, rows, tuned)
-        entropy_after = eager.entropies(base, rows, tuned)[1].mean(0).numpy()
-    return Look(arm.label, base.source, source, before, after, entropy, entropy_after)
 
 
 def _arm(given: str | Path | Recipe) -> Arm | None:
@@ -272,50 +248,69 @@ def _arm(given: str | Path | Recipe) -> Arm | None:
     return None
 
 
-def _material(
-    arm: Arm | None,
-    name: str,
-    other: Data | None,
-    task: TaskName,
-    samples: int,
-    model: str | None,
-    seed: int,
-    device: torch.device,
-) -> tuple[Backbone, Task, TokenSet, str]:
-    """Return the base with the head that training starts from, its task, the samples, and where they are from."""
-    recipe = arm.recipe if arm else None
-    if recipe is not None and other is None:
-        exact = recipe.training.model_copy(update={"precision": "fp32"})
-        found = material.read(recipe.model_copy(update={"training": exact}), device)
-        base, judge, rows = found.backbone, found.task, _some(found.data.confirm, samples, seed)
-        missing = samples - len(rows)
-        if missing > 0:
-            extra = _some(found.data.select, missing, seed)
-            rows = TokenSet(rows.ids + extra.ids, rows.labels + extra.labels, rows.pad_id)  # type: ignore[operator, arg-type]
-        source = recipe.data.source
-    else:
-        if other is None:
+@dataclass(frozen=True)
+class _Sampler:
+    """Takes samples for models and adapters; the fields are arguments of `heads`."""
+
+    data: Data | None
+    task: TaskName
+    samples: int
+    model: str | None
+    seed: int
+    device: torch.device
+
+    def look(self, given: str | Path | Recipe) -> Look:
+        """Look at a model, or at an adapter before and after its training."""
+        arm = _arm(given)
+        with quiet():
+            problem, rows, source = self.load(arm, str(given))
+            base, task = problem.backbone, problem.task
+            before = pattern.measure(base, task, rows)
+            entropy = eager.entropies(base, rows)[1].mean(0).numpy()
+            if arm is None:
+                return Look(base.source, base.source, source, before, None, entropy, None)
+            tuned = scored.load(arm, base)
+            after = pattern.measure(base, task, rows, tuned)
+            entropy_after = eager.entropies(base, rows, tuned)[1].mean(0).numpy()
+        return Look(arm.label, base.source, source, before, after, entropy, entropy_after)
+
+    def load(self, arm: Arm | None, name: str) -> tuple[Unsplit, TokenSet, str]:
+        """Return the base with the head that training starts from, the samples, and where they are from."""
+        recipe = arm.recipe if arm else None
+        if recipe is not None and self.data is None:
+            exact = recipe.training.model_copy(update={"precision": "fp32"})
+            problem = load_problem(recipe.model_copy(update={"training": exact}), self.device)
+            rows, source = self._of_splits(problem.data), recipe.data.source
+            self._start_head(problem.backbone, recipe.seed)
+            return problem, rows, source
+        if self.data is None:
             raise DataError(f"{name}: on which data? Give --data, a file or a hub data set")
-        task = recipe.task if recipe else task
-        examples = sources.load(other, task)
-        if recipe is not None and sorted(recipe.classes) != sorted(examples.classes):
-            raise DataError(
-                f"data {other.source!r}: its classes are {', '.join(examples.classes)}, those of {name} are "
-                f"{', '.join(recipe.classes)}"
-            )
-        source = model or (recipe.model if recipe else base_model(arm) if arm else name)
-        if task == "classification":
-            order = recipe.classes if recipe else backbone.in_order(source, examples.classes)
-            examples = examples.ordered(order)
-        base = backbone.load(source, examples.classes, device, "fp32", task)
-        judge = task_of(task, examples.classes, None, examples.labels)
-        tokens, kept = _tokens(examples, other, base)
-        rows, source = _some(tokens.take(kept), samples, seed), other.source
-    own = base.head_parameters()
-    with torch.no_grad():
-        for parameter, value in fresh_head(base, recipe.seed if recipe else seed).items():
-            own[parameter].copy_(value)
-    return base, judge, rows, source
+        study = Study(
+            model=self.model or (recipe.model if recipe else base_model(arm) if arm else name),
+            data=self.data,
+            task=recipe.task if recipe else self.task,
+            training=Training(precision="fp32"),
+        )
+        examples = load_examples(study).ordered(recipe.classes, whose=name) if recipe else None
+        unsplit = load_unsplit(study, self.device, examples=examples)
+        tokens, kept = _tokens(unsplit.examples, self.data, unsplit.backbone)
+        self._start_head(unsplit.backbone, recipe.seed if recipe else self.seed)
+        return unsplit, _some(tokens.take(kept), self.samples, self.seed), self.data.source
+
+    def _of_splits(self, data: Prepared) -> TokenSet:
+        """Return samples of *confirm*, and if it is too small of *select*."""
+        rows = _some(data.confirm, self.samples, self.seed)
+        if len(rows) == self.samples:
+            return rows
+        more = _some(data.select, self.samples - len(rows), self.seed)
+        return TokenSet(rows.ids + more.ids, rows.labels + more.labels, rows.pad_id)  # type: ignore[operator, arg-type]
+
+    @staticmethod
+    @torch.no_grad()
+    def _start_head(base: Backbone, seed: int) -> None:
+        parameters = base.head_parameters()
+        for name, value in fresh_head(base, seed).items():
+            parameters[name].copy_(value)
 
 
 def _tokens(examples: Examples, data: Data, base: Backbone) -> tuple[TokenSet, list[int]]:
@@ -358,17 +353,13 @@ def chosen(
         AutoLRError: the data cannot be read, or the pool is smaller than `count`.
         ModelError: the model cannot be looked at.
     """
-    wanted, offered = (Data(source=one) if isinstance(one, str) else one for one in (target, pool))
+    wanted, offered = (Data(source=source) if isinstance(source, str) else source for source in (target, pool))
+    sampler = _Sampler(wanted, task, samples, None, seed, choose_device(device))
     with quiet():
-        base, judge, rows, _ = _material(None, name, wanted, task, samples, None, seed, choose_device(device))
-        examples = sources.load(offered, task)
-        if sorted(examples.classes) != sorted(judge.classes):
-            raise DataError(
-                f"data {offered.source!r}: its classes are {', '.join(examples.classes)}, those of {wanted.source} "
-                f"are {', '.join(judge.classes)}"
-            )
-        examples = examples.ordered(list(judge.classes))
+        problem, rows, _ = sampler.load(None, name)
+        base, judge = problem.backbone, problem.task
+        examples = sources.load(offered, task).ordered(list(judge.classes), whose=wanted.source)
         tokens, kept = _tokens(examples, offered, base)
-        looked = [pattern.measure(base, judge, one).absolutes for one in (tokens.take(kept), rows)]
+        pool_use, target_use = (pattern.measure(base, judge, part).absolutes for part in (tokens.take(kept), rows))
     of_source = examples.rows or range(len(examples))  # rows that were left out count there
-    return [of_source[kept[row]] for row in nearest(looked[0], looked[1], count)]
+    return [of_source[kept[row]] for row in nearest(pool_use, target_use, count)]

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 from autolr import documents
 from autolr.documents import Document
 from autolr.errors import DocumentError
+from autolr.metrics import metrics_of
 from autolr.places import Name, Place
 
 Role = Literal["q", "k", "v", "o", "mlp", "head"]
@@ -28,15 +29,6 @@ Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 TaskName = Literal["classification", "regression", "sft", "lm"]
 # Tasks of language models, which get no head: the tokens of a text, or of its completion, are what is learned.
 LANGUAGE: tuple[TaskName, ...] = ("sft", "lm")
-# By task; the first is the default.
-METRICS: dict[TaskName, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "matthews"),
-    "regression": ("pearson", "spearman"),
-    "sft": ("token_accuracy", "exact_match", "perplexity"),
-    "lm": ("perplexity", "token_accuracy"),
-}
-
-
 # A metric of AutoLR's, or the user's own: `my_module:function`.
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -398,7 +390,7 @@ class Study(Document):
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> Study:
-        known = METRICS[self.task]
+        known = metrics_of(self.task)
         if self.metric is not None and ":" not in self.metric and self.metric not in known:
             raise ValueError(f"metric {self.metric} is none of {self.task}: choose {', '.join(known)}")
         if self.task in LANGUAGE and self.method.lr_head != "auto":

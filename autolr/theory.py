@@ -16,17 +16,17 @@ from autolr.analysis.bounds import Cost
 from autolr.analysis.steps import Step
 from autolr.candidate import Candidate
 from autolr.data.batches import IGNORED, TokenSet
-from autolr.data.tasks import Task, task_of
+from autolr.data.tasks import Task
 from autolr.errors import AutoLRError
-from autolr.model import adapters, backbone
+from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.device import choose_device
 from autolr.model.labelled import forward
-from autolr.model.outline import outline
 from autolr.model.quiet import quiet
+from autolr.problem import load_bare
 from autolr.search import provenance
 from autolr.search.setting import read_setting
-from autolr.study import LANGUAGE, Data, MethodKind, Role, Study, Targets, TaskName, Training
+from autolr.study import Data, MethodKind, Role, Study, Targets, TaskName, Training
 from autolr.train.optimizer import grouped
 
 EXAMPLES = 10_000
@@ -183,12 +183,8 @@ def theory(
             base, judge = setting.backbone, setting.task
             examples = examples or len(setting.data.train)
         else:
-            names = [str(number) for number in range(1 if task == "regression" else classes)]
-            if measure:
-                base = backbone.load(model, [] if task in LANGUAGE else names, where, "fp32", task)
-            else:  # the configuration says it all
-                base = outline(model, task, len(names))
-            judge = task_of(task, () if task in LANGUAGE else names, None)
+            outputs = 1 if task == "regression" else classes
+            base, judge = load_bare(model, outputs, where if measure else None, task)
         costs = [
             bounds.cost(base, one, rank, kind, examples or EXAMPLES)
             for one, kind in itertools.product(targets, kinds)

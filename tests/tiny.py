@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from autolr.data.batches import TokenSet
-from autolr.model import backbone
+from autolr.model import backbone, loading
 from autolr.model.backbone import Backbone
 
 VOCABULARY = 60
@@ -76,7 +76,7 @@ def model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
     """
     family, _, language = family.partition("/")
     config = config_of(family, SHAPES[family])
-    backbone.disable_dropout(config)
+    loading.disable_dropout(config)
     torch.manual_seed(seed)
     auto = AutoModelForCausalLM if language or family in LANGUAGE_ONLY else AutoModelForSequenceClassification
     built = auto.from_config(config)

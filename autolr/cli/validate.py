@@ -69,19 +69,20 @@ def _study(named: str, as_json: bool) -> None:
 def _model(model: str, classes: int, task: TaskName, device: str | None, as_json: bool) -> None:
     from autolr import testing
     from autolr.errors import ModelError
-    from autolr.model import backbone
+    from autolr.model import checkpoint
     from autolr.model.device import choose_device
     from autolr.model.quiet import quiet
+    from autolr.problem import load_bare
 
     def say(line: str) -> None:
         if not as_json:
             typer.echo(line)
 
-    if not backbone.has_weights(model):
+    if not checkpoint.has_weights(model):
         _outline(model, classes, task, as_json)
         return
     with quiet():
-        base = backbone.load(model, [str(number) for number in range(classes)], choose_device(device), task=task)
+        base, _ = load_bare(model, classes, choose_device(device), task)
     facts = describe(base)
     say("\n".join(facts))
     checks = []

@@ -85,8 +85,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def ordered(self, classes: list[str]) -> Examples:
+    def ordered(self, classes: list[str], whose: str = "") -> Examples:
         """Return the examples with their classes in another order; splits and metrics keep the data's own.
+
+        Args:
+            classes: in the wanted order.
+            whose: they are, for the message.
 
         Raises:
             DataError: these are other classes.
@@ -94,7 +98,8 @@ class Examples:
         if classes == self.classes:
             return self
         if sorted(classes) != sorted(self.classes):
-            raise DataError(f"data: its classes are {', '.join(self.classes)}, not {', '.join(classes)}")
+            of = f", those of {whose}" if whose else ""
+            raise DataError(f"{self.where}: its classes are {', '.join(self.classes)}, not {', '.join(classes)}{of}")
         place = {name: number for number, name in enumerate(classes)}
         labels = [place[self.classes[int(label)]] for label in self.labels]
         before = self.numbers or range(len(classes))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from autolr.data.batches import IGNORED, Labels, predicting
-from autolr.errors import AutoLRError
-from autolr.study import LANGUAGE, METRICS, MetricName, TaskName
-
-Metric = Callable[[Any, Any], float]
+from autolr.metrics import METRICS, Function, called, imported, metrics_of
+from autolr.study import LANGUAGE, MetricName, TaskName
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class Task(ABC):
 
     classes: tuple[str, ...]
     metric: MetricName = "accuracy"
-    own: Metric | None = None
+    own: Function | None = None
 
     @property
     @abstractmethod
@@ -60,16 +54,22 @@ class Task(ABC):
         """Return what the metric is computed from, [rows]: what the model says of each example."""
 
     def score(self, predictions: Tensor, labels: Labels) -> float:
-        """Return the metric of predictions, [rows]; 0.0 where it is undefined.
+        """Return the metric of predictions, [rows]; 0.0 if it is undefined.
 
         Raises:
             AutoLRError: the user's own metric fails, or returns no number.
         """
-        said, truth = predictions.double().cpu().numpy(), np.asarray(labels)
-        found = (
-            _METRICS[self.metric](truth, said) if self.own is None else _called(self.own, self.metric, said, truth)
-        )
-        return found if math.isfinite(found) else 0.0
+        score = self._metric(self._truth(labels), predictions.double().cpu().numpy())
+        return score if math.isfinite(score) else 0.0
+
+    @property
+    def _metric(self) -> Function:
+        own, name = self.own, self.metric
+        return METRICS[name].function if own is None else lambda truth, values: called(own, name, values, truth)
+
+    def _truth(self, labels: Labels) -> np.ndarray:
+        """Return what predictions are compared with, [rows]."""
+        return np.asarray(labels)
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Classification(Task):
         """Return the metric of predictions, [rows], both of them in the data's own numbers."""
         if not self.numbers:
             return super().score(predictions, labels)
-        own = torch.tensor(self.numbers)
-        return super().score(own[predictions.long().cpu()], own[torch.as_tensor(labels)].tolist())
+        numbers = torch.tensor(self.numbers)
+        return super().score(numbers[predictions.long().cpu()], numbers[torch.as_tensor(labels)].tolist())
 
 
 @dataclass(frozen=True)
@@ -159,34 +159,28 @@ class Language(Task):
         return _counts(labels).view(slots, -1).sum(1)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the share of right tokens of each example; for the perplexity, its loss; or its own metric."""
-        if self.metric == "perplexity":
-            return self.losses(logits, labels)
+        """Return each example's share of right tokens, its loss, or its own metric: whatever the metric reads."""
         if self.own is not None:
             counts = _counts(labels).tolist()
             likeliest, truth = (
                 torch.split(ids.cpu(), counts) for ids in (logits.argmax(-1), _targets(labels, logits))
             )
             pairs = zip(likeliest, truth, strict=True)
-            scores = [_called(self.own, self.metric, said.tolist(), right.tolist()) for said, right in pairs]
+            scores = [called(self.own, self.metric, ids.tolist(), right.tolist()) for ids, right in pairs]
             return logits.new_tensor(scores)
+        if METRICS[self.metric].reads == "loss":
+            return self.losses(logits, labels)
         right = (logits.argmax(-1) == _targets(labels, logits)).to(logits.dtype)
         return _by_example(right, labels) / _counts(labels)
 
-    def score(self, predictions: Tensor, labels: Labels) -> float:
-        """Return the metric over all learned tokens; of `exact_match` and the user's own, over examples.
+    def _truth(self, labels: Labels) -> np.ndarray:
+        """Return how many tokens of each example are learned, [rows]."""
+        return np.array([sum(label != IGNORED for label in row[1:]) for row in labels])  # type: ignore[index]
 
-        An example matches exactly where each of its tokens is the likeliest after those before it: then, and only
-        then, greedy decoding of its prompt gives its completion, token for token.
-        """
-        said = predictions.double().cpu().numpy()
-        if self.metric == "exact_match":
-            return float((said == 1.0).mean())
-        if self.own is not None:
-            return float(said.mean()) if np.isfinite(said).all() else 0.0
-        counts = [sum(label != IGNORED for label in own[1:]) for own in labels]  # type: ignore[index]
-        mean = float(np.average(said, weights=counts))
-        return math.exp(min(mean, 700.0)) if self.metric == "perplexity" else mean
+    @property
+    def _metric(self) -> Function:
+        # The user's own metric was called example by example.
+        return super()._metric if self.own is None else lambda _counts, scores: float(scores.mean())
 
 
 def _targets(labels: Tensor, logits: Tensor) -> Tensor:
@@ -223,7 +217,7 @@ def task_of(
     Args:
         name: of the task.
         classes: names of the model's outputs.
-        metric: None: the first that `METRICS` lists for the task.
+        metric: None: the task's default.
         labels: of the training examples, whose variance a regression is measured against.
         allow_code: whether a metric of the user's own may be imported and called.
         numbers: see `Classification`.
@@ -231,76 +225,10 @@ def task_of(
     Raises:
         AutoLRError: the metric is the user's own, and must not run or cannot be found.
     """
-    metric = metric or METRICS[name][0]
-    found: Task = Classification(tuple(classes), metric, numbers=numbers)
+    metric = metric or metrics_of(name)[0]
+    own = imported(metric, allow_code) if ":" in metric else None
     if name in LANGUAGE:
-        found = Language(tuple(classes), metric)
-    elif name == "regression":
-        variance = float(np.var(labels)) if len(labels) else 1.0
-        found = Regression(tuple(classes), metric, variance=variance)
-    return replace(found, own=_own(metric, allow_code)) if ":" in metric else found
-
-
-def _own(metric: str, allow_code: bool) -> Metric:
-    """Import the function that `my_module:function` names; the folder we are in is searched first."""
-    if not allow_code:
-        raise AutoLRError(
-            f"metric {metric}: would run code that lies beside the study; if you trust it, give --allow-code "
-            "(allow_code=True in Python)"
-        )
-    module, _, function = metric.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Metric = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise AutoLRError(f"metric {metric}: cannot be imported: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not callable(found):
-        raise AutoLRError(f"metric {metric}: is a {type(found).__name__}, not a function")
-    return found
-
-
-def _called(own: Metric, name: str, predictions: Any, labels: Any) -> float:
-    try:
-        return float(own(predictions, labels))
-    except Exception as error:
-        raise AutoLRError(
-            f"metric {name}: failed: {type(error).__name__}: {error}; it is called with predictions and labels (of a "
-            "language model, with the token ids of one example) and returns a number"
-        ) from None
-
-
-def _f1(labels: Any, predictions: Any) -> float:
-    from sklearn.metrics import f1_score
-
-    # Of two classes the second is the positive one, as in GLUE; of more, the mean over classes.
-    average = "binary" if max(labels.max(), predictions.max()) <= 1 else "macro"
-    return float(f1_score(labels, predictions, average=average, zero_division=0.0))
-
-
-def _matthews(labels: Any, predictions: Any) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, predictions))
-
-
-def _pearson(labels: Any, predictions: Any) -> float:
-    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-        return 0.0
-    return float(np.corrcoef(labels, predictions)[0, 1])
-
-
-def _spearman(labels: Any, predictions: Any) -> float:
-    from scipy.stats import rankdata
-
-    return _pearson(rankdata(labels), rankdata(predictions))
-
-
-_METRICS: dict[str, Callable[[Any, Any], float]] = {
-    "accuracy": lambda labels, predictions: float((labels == predictions).mean()),
-    "f1": _f1,
-    "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
+        return Language(tuple(classes), metric, own)
+    if name == "regression":
+        return Regression(tuple(classes), metric, own, variance=float(np.var(labels)) if len(labels) else 1.0)
+    return Classification(tuple(classes), metric, own, numbers=numbers)

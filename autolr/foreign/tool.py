@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from autolr import display, documents
-from autolr.data import sources
 from autolr.data.splits import split
-from autolr.errors import DataError
 from autolr.model.outline import config_of
+from autolr.problem import load_examples
 from autolr.recipe import Recipe
 
 # Evaluations on *select*, and checkpoints, of a run.
@@ -154,9 +153,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
     Raises:
         DataError: the data cannot be read, or is not that of the search.
     """
-    examples = sources.load(recipe.data, recipe.task)
-    if recipe.data_fingerprint not in (None, examples.fingerprint):
-        raise DataError(f"data {recipe.data.source!r}: has changed since the search; search again")
+    examples = load_examples(recipe)
     parts = split(examples, recipe.data, recipe.training.batch_size, recipe.split_seed)
 
     def row(index: int) -> dict[str, Any]:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
-from contextlib import nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import calls, labelled, outputs, placement, precision, projections, remote
+from autolr.model import calls, labelled, loading, placement, precision, projections
+from autolr.model.loading import Storage
 from autolr.model.projections import Projections
-from autolr.study import LANGUAGE, Attention, Precision, TaskName
+from autolr.study import Attention, Precision, TaskName
 
 
 @dataclass
@@ -125,125 +120,35 @@ def load(
         ModelError: the model cannot be loaded, AutoLR does not know its projections, or its tokenizer has tokens for
             which the model has no embedding.
     """
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-
-    if attention == "flash_attention_2" and torch.device(device).type != "cuda":
+    device = torch.device(device)
+    if attention == "flash_attention_2" and device.type != "cuda":
         raise ModelError(f"training.attention {attention}: runs on a GPU alone, not on {device}; take sdpa or auto")
-    of_language = task in LANGUAGE
-    auto: Any = AutoModelForCausalLM if of_language else AutoModelForSequenceClassification
-    known = MODEL_FOR_CAUSAL_LM_MAPPING if of_language else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    location, where = _locate(source)
-    # Not saying so would make transformers ask at the terminal.
-    code = {"trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(location, **where, **code)
-        head = None if of_language else outputs.fit(config, classes, task)
-        for option, value in (head.options if head else {}).items():
-            setattr(config, option, value)
-        if type(config) not in known and not (trust_remote_code and remote.names_own_code(config, auto.__name__)):
-            raise ModelError(_no_class(source, config, of_language))
-        if attention == "auto":
-            remote.check_config(config, source)
-        else:
-            config._attn_implementation = attention  # whatever its file says
-        disable_dropout(config)
-        tokenizer = AutoTokenizer.from_pretrained(location, **where, **code)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_cannot_load(source, error)) from None
-    _give_pad_token(tokenizer, config, source)
-    if of_language and tokenizer.eos_token is None:
-        raise ModelError(f"model {source!r}: its tokenizer has no end token, with which what is learned must end")
-    held = getattr(config, "quantization_config", None)
-    placed = None
-    if held is None:
-        try:
-            size = placement.count(auto, config, **code)
-        except Exception as error:
-            raise ModelError(_cannot_load(source, error)) from None
-        placed = placement.place(size, wanted, torch.device(device), source)
-        wanted = placed.precision
-    where_to = torch.device(device)
-    few_bits = precision.quantization(wanted, held, source, where_to)
-    quantized = few_bits is not None or held is not None
-    in_half = not quantized and precision.choose(wanted, where_to) == "bf16" and precision.whole(where_to)
-    # A base that a GPU keeps in bf16 is read in its checkpoint's own type: 8 billion parameters would take 30 GiB in
-    # float32. A GGUF file's numbers have no such type, and the fingerprint needs them before they are rounded.
-    dtype: Any = precision.activations(where_to) if quantized else torch.float32
-    if in_half and not where:
-        dtype = "auto"
-    try:
-        # The bar of a GGUF file's conversion is none of transformers' own, which can be switched off.
-        with redirect_stderr(StringIO()) if where else nullcontext():
-            model, info = auto.from_pretrained(
-                location,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **code,
-                **({} if attention == "auto" else {"attn_implementation": attention}),
-                **({"quantization_config": few_bits} if few_bits is not None else {}),
-                **({"device_map": {"": str(device)}} if quantized else {}),
-                **where,
-            )
-    except Exception as error:
-        raise ModelError(_cannot_load(source, error)) from None
-    model.eval().requires_grad_(False)
-    if quantized:  # before its first forward pass, which would pack them
-        precision.spare_packing(model)
-    mismatched = {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
-    if not where:  # transformers adds a token of its own to the tokenizer of a GGUF file, which texts seldom hold
-        calls.check_vocabulary(model, tokenizer, source)
-    missing, notes = frozenset(info["missing_keys"]), []
-    if head:
-        has_outputs = f"{outputs.layer_of(model)}.weight" not in missing
-        notes = [head.note] if head.note and has_outputs else []
-        missing = outputs.settle(model, head, classes, task, missing)
-    base = from_model(model, tokenizer, source, missing | mismatched)
+    checkpoint = loading.read_checkpoint(source, classes, task, attention, trust_remote_code)
+    storage = loading.storage_of(checkpoint, wanted, device)
+    model, missing, mismatched = loading.read_weights(checkpoint, storage)
+    fresh, notes = loading.settle_head(checkpoint, model, classes, task, missing)
+    base = from_model(model, checkpoint.tokenizer, source, fresh | mismatched)
     base.notes = (*notes, *base.notes)
-    base.placed = placed.reason if placed else None
+    base.placed = storage.placed.reason if storage.placed else None
+    base.precision = storage.precision
     if checkpointing:
         checkpoint_layers(model, source)
-    if quantized:  # bitsandbytes has put it on its device
-        base.precision = wanted
-        return base
-    base.precision = precision.choose(wanted, where_to)
-    if in_half:  # before it goes to the device, where there may be no room for all its bits
-        base.digest = base.fingerprint()
-        precision.halve(model)
-    if placed and placed.split:
-        placement.spread(model, placement.device_map(model, placed.split))
-    else:
-        model.to(device)
-    if base.precision == "bf16" and not in_half:
-        precision.round_products(model, base.head)
+    if not storage.quantized:  # bitsandbytes has put those on their device
+        _put(base, storage)
     return base
 
 
-def in_order(source: str, classes: list[str], *, trust_remote_code: bool = False) -> list[str]:
-    """Return classes in the order of a checkpoint's outputs, or as they are if it has none of these names.
-
-    Raises:
-        ModelError: its configuration cannot be read.
-    """
-    from transformers import AutoConfig
-
-    location, where = _locate(source, weights=False)
-    try:
-        config = AutoConfig.from_pretrained(location, **where, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ModelError(_cannot_load(source, error)) from None
-    return outputs.in_order(config, classes)
+def _put(base: Backbone, storage: Storage) -> None:
+    """Put a base of plain numbers on its device, or split over several, in its precision."""
+    if storage.halved:  # before it goes to the device, where there may be no room for all its bits
+        base.digest = base.fingerprint()
+        precision.halve(base.model)
+    if storage.placed and storage.placed.split:
+        placement.spread(base.model, placement.device_map(base.model, storage.placed.split))
+    else:
+        base.model.to(storage.device)
+    if storage.precision == "bf16" and not storage.halved:
+        precision.round_products(base.model, base.head)
 
 
 def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -> Backbone:
@@ -303,11 +208,6 @@ def uncalled(found: Projections) -> tuple[str, ...]:
     return tuple(f"not called by this task, so without an adapter: {part}" for part in found.uncalled)
 
 
-def gguf_file(source: str) -> str | None:
-    """Return the name of the GGUF file that a model is read from; None where it is another model."""
-    return _locate(source)[1].get("gguf_file")
-
-
 def checkpoint_layers(model: Any, source: str) -> None:
     """Let each layer keep its input alone, and compute what is inside once more on the way back.
 
@@ -328,21 +228,6 @@ def checkpoint_layers(model: Any, source: str) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     for layer in layers:
         layer.training = True
-
-
-def disable_dropout(config: Any) -> None:
-    """Set every dropout probability of a configuration to 0.
-
-    Trials of a pack share one forward pass, so dropout would tie a trial's luck to its
-    neighbours; and the full run must train what the trials trained.
-    """
-    for name, value in config.to_dict().items():
-        is_probability = isinstance(value, float) and ("dropout" in name or name.endswith(("pdrop", "drop")))
-        if is_probability:
-            setattr(config, name, 0.0)
-        part = getattr(config, name, None)
-        if hasattr(part, "to_dict"):  # MPT keeps its attention's in a configuration of its own
-            disable_dropout(part)
 
 
 def fresh_head(backbone: Backbone, seed: int) -> dict[str, torch.Tensor]:
@@ -387,102 +272,3 @@ def _sees_ahead(model: Any) -> bool:
         model(input_ids=each, attention_mask=torch.ones_like(each)).logits[0, :-1] for each in (ids, other)
     )
     return bool((before - after).abs().max() > 1e-3 * before.abs().max())
-
-
-def has_weights(source: str) -> bool:
-    """Return True if the weights of a model are on this machine, in a form that is read.
-
-    Raises:
-        ModelError: there is no such model.
-    """
-    location, where = _locate(source, weights=False)
-    if where:
-        return True
-    if Path(location).is_dir():
-        return any(Path(location).glob("*.safetensors"))
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("model.safetensors", "model.safetensors.index.json")
-    return any(isinstance(try_to_load_from_cache(location, name), str) for name in names)
-
-
-def _locate(source: str, *, weights: bool = True) -> tuple[str, dict[str, str]]:
-    """Return where a model lies, and what else transformers needs to read it: the name of a GGUF file.
-
-    Args:
-        source: what the user calls the model.
-        weights: whether they are needed; False: its configuration is enough.
-    """
-    if demo.is_demo(source):
-        path = demo.model_path(source)
-        return _gguf(path, source) if path.is_file() else (str(path), {})
-    path = Path(source).expanduser()
-    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if not looks_local:
-        return source, {}
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"model {source!r}: no such file (--model)")
-        return _gguf(path, source)
-    if not path.is_dir():
-        raise ModelError(f"model {source!r}: no such folder or .gguf file (--model)")
-    packed = sorted(path.glob("*.gguf"))
-    config = path / "config.json"
-    if packed and not config.is_file():
-        if len(packed) > 1:
-            names = ", ".join(file.name for file in packed)
-            raise ModelError(f"model {source!r}: the folder has several GGUF files ({names}); give one of them")
-        return _gguf(packed[0], source)
-    if not config.is_file():
-        raise ModelError(f"model {source!r}: the folder has no config.json; give the folder of a saved model")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        raise ModelError(f"model {source!r}: its config.json is not readable JSON") from None
-    if weights and not list(path.glob("*.safetensors")):
-        remedy = "; convert it with save_pretrained" if list(path.glob("*.bin")) else ""
-        raise ModelError(
-            f"model {source!r}: the folder has no *.safetensors; other weights (pickles) are never loaded{remedy}. "
-            "From config.json alone work autolr theory and autolr validate --model"
-        )
-    return str(path), {}
-
-
-def _gguf(path: Path, source: str) -> tuple[str, dict[str, str]]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"model {source!r}: GGUF files are read by the package gguf; install it: pip install gguf")
-    return str(path.parent), {"gguf_file": path.name}
-
-
-def _give_pad_token(tokenizer: Any, config: Any, source: str) -> None:
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(f"model {source!r}: its tokenizer has neither a padding nor an end token")
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    config.pad_token_id = tokenizer.pad_token_id
-
-
-def _no_class(source: str, config: Any, of_language: bool) -> str:
-    kind = "causal language model" if of_language else "sequence-classification"
-    remedy = "" if of_language else "; search it with task=sft or task=lm, or"
-    return (
-        f"model {source!r}: transformers has no {kind} class for its family {config.model_type!r}{remedy} "
-        "choose a model of another family, such as llama or qwen3"
-    )
-
-
-def _cannot_load(source: str, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    reason = " ".join(lines)[:300]
-    if "trust_remote_code" in str(error):
-        return (
-            f"model {source!r}: comes with Python code of its own, which is not run; if you trust it, write "
-            "trust_remote_code: true in the study and give --trust-remote-code"
-        )
-    kind = (
-        "cannot be loaded"
-        if Path(source).expanduser().exists() or demo.is_demo(source)
-        else ("is no local folder, and cannot be loaded from the hub")
-    )
-    return f"model {source!r}: {kind}: {reason}"

@@ -1,4 +1,4 @@
-"""A model's modules by its configuration alone: names and shapes, no weights."""
+"""A model by its configuration alone: names and shapes of its modules, no weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from autolr.errors import ModelError
 from autolr.model import backbone, calls, projections
 from autolr.model.backbone import Backbone
+from autolr.model.checkpoint import auto_class, cannot_load, locate
+from autolr.model.outputs import in_order as ordered
 from autolr.study import LANGUAGE, TaskName
 
 _TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model", "merges.txt")
 
 
-def config_of(source: str) -> Any:
+def config_of(source: str, *, trust_remote_code: bool = False) -> Any:
     """Return a model's configuration, from its folder, GGUF file, or the hub.
 
     Raises:
@@ -23,12 +25,21 @@ def config_of(source: str) -> Any:
     """
     from transformers import AutoConfig
 
-    location, where = backbone._locate(source, weights=False)
+    location, gguf = locate(source, weights=False)
     try:
         # Not saying so would make transformers ask at the terminal whether code may run.
-        return AutoConfig.from_pretrained(location, **where, trust_remote_code=False)
+        return AutoConfig.from_pretrained(location, **gguf, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(backbone._cannot_load(source, error)) from None
+        raise ModelError(cannot_load(source, error)) from None
+
+
+def in_order(source: str, classes: list[str], *, trust_remote_code: bool = False) -> list[str]:
+    """Return classes in the order of a checkpoint's outputs, or as they are if it has none of these names.
+
+    Raises:
+        ModelError: its configuration cannot be read.
+    """
+    return ordered(config_of(source, trust_remote_code=trust_remote_code), classes)
 
 
 def tokenizer_of(source: str) -> Any | None:
@@ -39,12 +50,12 @@ def tokenizer_of(source: str) -> Any | None:
     """
     from transformers import AutoTokenizer
 
-    location, where = backbone._locate(source, weights=False)
+    location, gguf = locate(source, weights=False)
     try:
-        return AutoTokenizer.from_pretrained(location, **where, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(location, **gguf, trust_remote_code=False)
     except Exception as error:  # transformers raises what it likes
         if any(any(Path(location).glob(pattern)) for pattern in _TOKENIZER_FILES):
-            raise ModelError(backbone._cannot_load(source, error)) from None
+            raise ModelError(cannot_load(source, error)) from None
         return None
 
 
@@ -62,25 +73,15 @@ def outline(source: str, task: TaskName = "classification", outputs: int = 2) ->
         ModelError: the configuration cannot be read, transformers has no class for it, or AutoLR does not know its
             projections.
     """
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
-
     config = config_of(source)
-    known = MODEL_FOR_CAUSAL_LM_MAPPING if task in LANGUAGE else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if type(config) not in known:
-        raise ModelError(backbone._no_class(source, config, task in LANGUAGE))
+    auto = auto_class(config, task, source)
     if task not in LANGUAGE:
         config.num_labels = outputs
-    auto: Any = AutoModelForCausalLM if task in LANGUAGE else AutoModelForSequenceClassification
     try:
         with torch.device("meta"):
             model = auto.from_config(config)
     except (ValueError, OSError) as error:
-        raise ModelError(backbone._cannot_load(source, error)) from None
+        raise ModelError(cannot_load(source, error)) from None
     body = model.base_model_prefix
     head = [name for name, child in model.named_children() if name != body and list(child.parameters())]
     called: frozenset[str] | None = None

@@ -22,6 +22,7 @@ from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
 from autolr.pack.slots import SlotConfig
+from autolr.problem import Problem, load_problem
 from autolr.recipe import Interval, Recipe
 from autolr.search import machine, notebook, provenance, records, scored
 from autolr.search.arms import Arm, read_arms
@@ -34,7 +35,6 @@ from autolr.search.setting import PROBE_STEPS
 from autolr.search.spread import LEVEL, POWER, Spread, p_value
 from autolr.search.state import observed
 from autolr.study import Data
-from autolr.train.material import Material, read
 
 # A difference smaller than this share of the first's loss does not matter, unless the user says otherwise.
 WORTH = 0.01
@@ -317,7 +317,7 @@ def _train(
     where: Any,
     watcher: Watcher,
     code: dict[str, bool],
-) -> tuple[Material, dict[str, list[RepeatRecord]]]:
+) -> tuple[Problem, dict[str, list[RepeatRecord]]]:
     """Train every recipe with every seed; those that share a model and settings share packs."""
     chosen = range(1, seeds + 1)
     done = {(record.label, record.seed): record for record in _records(folder)}
@@ -332,7 +332,7 @@ def _train(
         recipes = [_recipe(arm).model_copy(update=same) for arm in group]
         largest = max(recipes, key=lambda recipe: recipe.candidate.rank)
         with quiet():
-            material = read(largest, where, other, **code)
+            material = load_problem(largest, where, other, **code)
         jobs = [
             Job(arm.label, recipe.candidate, _slot(recipe, material, other, seed, steps), seed, _key(arm, seed))
             for arm, recipe in zip(group, recipes, strict=True)
@@ -348,7 +348,7 @@ def _train(
 def _drive(
     jobs: Sequence[Job],
     recipes: Sequence[Recipe],
-    material: Material,
+    material: Problem,
     slots: int | None,
     folder: RunFolder,
     watcher: Watcher,
@@ -386,7 +386,7 @@ def _key(arm: Arm, seed: int) -> str:
     return f"arm-{hashlib.sha256(arm.label.encode()).hexdigest()[:10]}-seed{seed}"
 
 
-def _slot(recipe: Recipe, material: Material, other: Data | None, seed: int, steps: int | None) -> SlotConfig:
+def _slot(recipe: Recipe, material: Problem, other: Data | None, seed: int, steps: int | None) -> SlotConfig:
     horizon = recipe.training.horizon
     length = recipe.steps
     if other is not None and horizon.epochs:  # as many epochs of the other data

@@ -9,18 +9,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from autolr.candidate import Candidate
-from autolr.data import sources
-from autolr.data.prepared import prepare
 from autolr.data.tasks import task_of
-from autolr.errors import DataError, ModelError
-from autolr.model import backbone, remote
+from autolr.errors import ModelError
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.pack.divergence import first_without_number
+from autolr.problem import Problem, load_examples, load_unsplit
+from autolr.recipe import Recipe
 from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
-from autolr.study import Data
+from autolr.study import Data, Study, Training
 from autolr.train.evaluation import outcomes
 
 UNKNOWN = Candidate(lr_v=1e-3, ratio=1.0, rank=1)
@@ -63,63 +62,72 @@ def score(
         ModelError: a base model or an adapter cannot be loaded, or they do not fit each other.
     """
     reference = next((arm.recipe for arm in arms if arm.recipe is not None), None)
-    wanted = other or (reference.data if reference else None)
-    assert wanted is not None
-    task_name = reference.task if reference else "classification"
-    examples = sources.load(wanted, task_name)
-    if other is None and reference and reference.data_fingerprint not in (None, examples.fingerprint):
-        raise DataError(f"data {wanted.source!r}: has changed since these adapters were trained; give --data")
-    metric = reference.metric if reference else None
-    task_of(task_name, examples.classes, metric, examples.labels, allow_code=allow_code)  # says at once what is wrong
-    repeats, confirm, seed = {}, 0, reference.split_seed if reference else 0
+    studies = [_study(arm, reference, other, model) for arm in arms]
+    task_of(studies[0].task, (), studies[0].metric, allow_code=allow_code)  # refuses code before anything is read
+    examples = load_examples(reference or studies[0], other)
+    ordered = [
+        examples.ordered(arm.recipe.classes, whose=arm.source) if arm.recipe is not None else None for arm in arms
+    ]
+    repeats: dict[str, list[RepeatRecord]] = {}
     watcher.phase("scoring", len(arms), 0)
-    for arm in arms:
-        recipe = arm.recipe
-        if recipe is not None and sorted(recipe.classes) != sorted(examples.classes):
-            raise DataError(
-                f"data {wanted.source!r}: its classes are {', '.join(examples.classes)}, those of {arm.source} are "
-                f"{', '.join(recipe.classes)}"
-            )
-        source = model or (recipe.model if recipe else base_model(arm))
+    for arm, study, own in zip(arms, studies, ordered, strict=True):
+        trusted = trust_remote_code and arm.recipe is not None
+        code = {"allow_code": allow_code, "trust_remote_code": trusted}
+        problem = load_unsplit(study, device, None, own, **code).split(study)
         with quiet():
-            precision = recipe.training.precision if recipe else "auto"
-            trusted = remote.agreed(recipe.trust_remote_code, trust_remote_code, source) if recipe else False
-            classes = recipe.classes if recipe else examples.classes
-            if recipe is None and task_name == "classification":
-                classes = backbone.in_order(source, classes)
-            own = examples.ordered(classes)
-            task = task_of(task_name, classes, metric, own.labels, allow_code=allow_code, numbers=own.numbers)
-            base = backbone.load(source, classes, device, precision, task_name, trust_remote_code=trusted)
-            tuned = load(arm, base)
-            batch = recipe.training.batch_size if recipe else 1
-            data = prepare(own, wanted, base.tokenizer, batch, seed, base.max_length, base.vocabulary)
-            select, select_said = outcomes(tuned, data.select, task)
-            losses, said = outcomes(tuned, data.confirm, task)
-        for split, found in (("select", select), ("confirm", losses)):
-            place = first_without_number(found.tolist())
-            if place is not None:
-                raise ModelError(
-                    f"adapter {arm.source}: example {place} of {split} has the loss {float(found[place])}, which "
-                    "cannot be compared. Its training has diverged: leave the adapter out"
-                )
-        confirm = len(data.confirm)
-        repeats[arm.label] = [
-            RepeatRecord(
-                label=arm.label,
-                candidate=recipe.candidate if recipe else UNKNOWN,
-                seed=recipe.seed if recipe else 0,
-                select_loss=float(select.mean()),
-                select_metric=task.score(select_said, data.select.labels),
-                confirm_loss=float(losses.mean()),
-                confirm_metric=task.score(said, data.confirm.labels),
-                losses=losses.tolist(),
-            )
-        ]
+            repeats[arm.label] = [_scored(arm, load(arm, problem.backbone), problem)]
     notes = ["one training of each: what is said holds for these adapters, not for how they were trained"]
     unknown = [arm.label for arm in arms if arm.recipe is None]
     if unknown:
         notes.append(f"on what {', '.join(unknown)} was trained is not known: it may have seen these examples")
-    return Scores(wanted.source, task.metric, confirm, repeats, notes)
+    return Scores(studies[0].data.source, problem.task.metric, len(problem.data.confirm), repeats, notes)
+
+
+def _study(arm: Arm, reference: Recipe | None, other: Data | None, model: str | None) -> Study:
+    """Return what an adapter is scored by: data, metric and splits are those of the first recipe."""
+    recipe = arm.recipe
+    source = model or (recipe.model if recipe else base_model(arm))
+    precision, batch_size = (recipe.training.precision, recipe.training.batch_size) if recipe else ("auto", 1)
+    data = other or (reference.data if reference else None)
+    assert data is not None
+    return Study(
+        model=source,
+        data=data,
+        task=reference.task if reference else "classification",
+        metric=reference.metric if reference else None,
+        training=Training(precision=precision, batch_size=batch_size),
+        seed=reference.split_seed if reference else 0,
+        trust_remote_code=recipe.trust_remote_code if recipe else False,
+    )
+
+
+def _scored(arm: Arm, tuned: torch.nn.Module, problem: Problem) -> RepeatRecord:
+    """Score an adapter on *select* and *confirm*.
+
+    Raises:
+        ModelError: a loss is no number.
+    """
+    splits = {"select": problem.data.select, "confirm": problem.data.confirm}
+    losses, metrics = {}, {}
+    for name, split in splits.items():
+        losses[name], predictions = outcomes(tuned, split, problem.task)
+        metrics[name] = problem.task.score(predictions, split.labels)
+        index = first_without_number(losses[name].tolist())
+        if index is not None:
+            raise ModelError(
+                f"adapter {arm.source}: example {index} of {name} has the loss {float(losses[name][index])}, which "
+                "cannot be compared. Its training has diverged: leave the adapter out"
+            )
+    return RepeatRecord(
+        label=arm.label,
+        candidate=arm.recipe.candidate if arm.recipe else UNKNOWN,
+        seed=arm.recipe.seed if arm.recipe else 0,
+        select_loss=float(losses["select"].mean()),
+        select_metric=metrics["select"],
+        confirm_loss=float(losses["confirm"].mean()),
+        confirm_metric=metrics["confirm"],
+        losses=losses["confirm"].tolist(),
+    )
 
 
 def load(arm: Arm, base: Backbone) -> torch.nn.Module:

@@ -8,19 +8,14 @@ import torch
 
 from autolr.analysis import guide
 from autolr.candidate import Candidate
-from autolr.data import sources
 from autolr.data.batches import CYCLE
-from autolr.data.prepared import Prepared, prepare
-from autolr.data.sources import Examples
-from autolr.data.tasks import Task, task_of
-from autolr.model import backbone, remote
-from autolr.model.backbone import Backbone
 from autolr.model.device import choose_device as choose_device  # the one way to name a device
 from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
 from autolr.pack.slots import SlotConfig
+from autolr.problem import Problem, load_problem
 from autolr.search.space import SearchSpace
 from autolr.study import MethodKind, Role, Study, Targets, roles_of
 
@@ -32,8 +27,8 @@ PROBE_STEPS = 64
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Everything a search needs, read and checked.
+class Setting(Problem):
+    """A problem, and what a study does with it.
 
     Attributes:
         steps: the horizon, in optimizer steps.
@@ -41,19 +36,9 @@ class Setting:
     """
 
     study: Study
-    examples: Examples
-    backbone: Backbone
-    data: Prepared
     space: SearchSpace
-    task: Task
     steps: int
     length: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        found: torch.device = next(self.backbone.model.parameters()).device
-        return found
 
     @property
     def full_run_tokens(self) -> float:
@@ -127,51 +112,22 @@ def read_setting(
     Args:
         study: the study.
         device: where the model goes.
-        allow_code: whether the study's metric may be code, `my_module:function`.
-        trust_remote_code: whether Python code that comes with the model may run, where the study asks for it.
+        allow_code: see `autolr.problem.load_problem`.
+        trust_remote_code: likewise.
 
     Raises:
-        AutoLRError: the metric, or the model, is code that must not run.
-        DataError: see `autolr.data.sources.load` and `autolr.data.splits.split`.
-        ModelError: see `autolr.model.backbone.load`; or a rank is larger than a matrix.
+        AutoLRError: see `autolr.problem.load_problem`; or a rank is larger than a matrix.
     """
-    task_of(study.task, (), study.metric, allow_code=allow_code)  # says at once what is wrong with the metric
-    trusted = remote.agreed(study.trust_remote_code, trust_remote_code, study.model)
-    examples = sources.load(study.data, study.task)
-    with quiet():
-        training = study.training
-        if study.task == "classification":
-            order = backbone.in_order(study.model, examples.classes, trust_remote_code=trusted)
-            examples = examples.ordered(order)
-        base = backbone.load(
-            study.model,
-            examples.classes,
-            device,
-            training.precision,
-            study.task,
-            training.attention,
-            training.checkpointing,
-            trust_remote_code=trusted,
-        )
-        batch = study.training.batch_size
-        data = prepare(examples, study.data, base.tokenizer, batch, study.seed, base.max_length, base.vocabulary)
-        data = replace(data, summary=(*base.notes, *data.summary))
+    problem = load_problem(study, device, allow_code=allow_code, trust_remote_code=trust_remote_code)
     horizon = study.training.horizon
-    per_epoch = len(data.train) // batch
+    per_epoch = len(problem.data.train) // study.training.batch_size
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
-    space = SearchSpace.of(study, base, steps)
-    task = task_of(
-        study.task,
-        examples.classes,
-        study.metric,
-        data.train.labels,
-        allow_code=allow_code,
-        numbers=examples.numbers,
-    )
+    space = SearchSpace.of(study, problem.backbone, steps)
     if "heads" in study.space.guide:
         with quiet():
-            space = replace(space, heads=guide.of_task(base, task, data.train, study.seed))
-    return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
+            heads = guide.of_task(problem.backbone, problem.task, problem.data.train, study.seed)
+        space = replace(space, heads=heads)
+    return Setting(**vars(problem), study=study, space=space, steps=steps, length=_length(study, steps))
 
 
 def _length(study: Study, steps: int) -> int:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from autolr import display
 from autolr.model.adapters import hub_name
-from autolr.model.backbone import gguf_file
+from autolr.model.checkpoint import gguf_file
 from autolr.recipe import Recipe, Score
 from autolr.study import LANGUAGE
 

@@ -22,12 +22,11 @@ from autolr.model import adapters
 from autolr.model.quiet import quiet
 from autolr.pack.divergence import is_number
 from autolr.pack.resources import Recorder
+from autolr.problem import Problem, load_problem
 from autolr.recipe import Recipe
-from autolr.train import material
 from autolr.train.card import model_card
 from autolr.train.evaluation import evaluate
 from autolr.train.fitting import parts_that_fit
-from autolr.train.material import Material
 from autolr.train.processes import Processes
 from autolr.train.resume import last_checkpoint, step_of
 from autolr.train.trainer import RecipeTrainer, Resources
@@ -99,20 +98,20 @@ def train(
     if metrics_file.is_file():
         return TrainResult(folder, folder / "adapter", json.loads(metrics_file.read_text(encoding="utf-8")))
     with quiet():
-        found = material.read(recipe, where, allow_code=allow_code, trust_remote_code=trust_remote_code)
+        problem = load_problem(recipe, where, allow_code=allow_code, trust_remote_code=trust_remote_code)
         processes.wait()  # all have looked into the folder before one writes there
-        return _train(recipe, folder, found, processes, on_log, report_to)
+        return _train(recipe, folder, problem, processes, on_log, report_to)
 
 
 def _train(
     recipe: Recipe,
     folder: Path,
-    found: Material,
+    problem: Problem,
     processes: Processes,
     on_log: Callable[[dict[str, Any]], None] | None,
     report_to: Sequence[str],
 ) -> TrainResult:
-    base, data, task = found.backbone, found.data, found.task
+    base, data, task = problem.backbone, problem.data, problem.task
     device = next(base.model.parameters()).device
     candidate, alpha = recipe.candidate, recipe.method.alpha
     model = adapters.peft_model(base, candidate.targets, candidate.rank, alpha, recipe.seed, candidate.kind)

@@ -10,7 +10,7 @@ import torch
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import adapters, backbone
+from autolr.model import adapters, backbone, checkpoint
 from tests import tiny
 from tests.conftest import tokenizer_with
 
@@ -63,7 +63,7 @@ def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path, task):
     assert base.tokenizer("abcd")["input_ids"][-2:] == [12, 13]
     assert base.projections.coverage == "q and v in 2 of 2 layers"
     assert backbone.load(str(tmp_path), classes, task=task).fingerprint() == base.fingerprint()
-    assert backbone.gguf_file(str(tmp_path)) == "tiny.gguf"
+    assert checkpoint.gguf_file(str(tmp_path)) == "tiny.gguf"
     for kind in ("dora", "full"):  # which need the matrices as they are, and here they are
         adapters.check(base, base.projections.of("qv"), kind)
 
@@ -94,4 +94,4 @@ def test_the_embedded_decoder_is_read_and_speaks():
     ids = base.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     said = base.model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
     assert "Paris" in base.tokenizer.decode(said)
-    assert json.dumps(backbone.gguf_file(demo.DECODER)).endswith('Q4_1.gguf"')
+    assert json.dumps(checkpoint.gguf_file(demo.DECODER)).endswith('Q4_1.gguf"')

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import adapters, backbone, projections
+from autolr.model import adapters, backbone, loading, projections
 from tests import tiny
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_loaded_is_said_why(tmp_path):
 def test_dropout_is_off_everywhere():
     for family in ("bert", "distilbert", "opt", "mistral", "gpt2", "mpt", "modernbert", "falcon"):
         config = AutoConfig.for_model(family)
-        backbone.disable_dropout(config)
+        loading.disable_dropout(config)
         if family == "mpt":
             assert config.attn_config.attn_pdrop == config.attn_config.to_dict()["attn_pdrop"] == 0
         dropouts = {k: v for k, v in config.to_dict().items() if ("drop" in k) and isinstance(v, float)}

@@ -12,6 +12,7 @@ import autolr
 from autolr.data.batches import batch_order
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.pack import resources
+from autolr.problem import load_problem
 from autolr.recipe import Interval, Rates, Recipe
 from autolr.report.comparison import render
 from autolr.search import records
@@ -19,7 +20,6 @@ from autolr.search.arms import Arm, read_arms, varied
 from autolr.search.compare import Pair, _pair, compare, sentence
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
-from autolr.train.material import read
 from autolr.train.run import train
 
 
@@ -69,7 +69,7 @@ def test_a_training_is_that_of_stock_peft(found, recipe):
 
     _, folder = found
     mine = varied(recipe, "targets=qkv kind=dora")
-    material = read(mine, torch.device("cpu"))
+    material = load_problem(mine, torch.device("cpu"))
     model = adapters.peft_model(material.backbone, "qkv", 4, mine.method.alpha, 1, "dora")
     optimizer = create_optimizer(model, mine)
     bases = [group["lr"] for group in optimizer.param_groups]

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from autolr.data import demo
 from autolr.data.batches import IGNORED, TokenSet
-from autolr.model import backbone, precision
+from autolr.model import backbone, loading, precision
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.study import Data, Precision
@@ -87,7 +87,7 @@ def base(shape: Shape, device: torch.device, wanted: Precision = "auto", *, lang
     chosen = precision.choose(wanted, device)
     half = chosen == "bf16" and precision.whole(device)
     config = shape.config()
-    backbone.disable_dropout(config)
+    loading.disable_dropout(config)
     torch.manual_seed(0)
     if language:
         config.use_cache = False

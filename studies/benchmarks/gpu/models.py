@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from autolr.model.backbone import disable_dropout
+from autolr.model.loading import disable_dropout
 from autolr.model.quiet import quiet
 from studies.benchmarks.common.shapes import PAD, Shape
 

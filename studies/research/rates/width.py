@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from autolr.analysis import steps
 from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
-from autolr.model import backbone
+from autolr.model import backbone, loading
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
 from autolr.study import Training
@@ -51,7 +51,7 @@ def model_of(width: int, seed: int = 0) -> Backbone:
         pad_token_id=0,
         num_labels=2,
     )
-    backbone.disable_dropout(config)
+    loading.disable_dropout(config)
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
