@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from autolr.errors import AutoLRError, ModelError, RunError
+from autolr.errors import AutoLRError, RunError
 from autolr.foreign import accelerate, axolotl, llama_factory, peft, torchtune, trl
 from autolr.foreign.tool import Export
 from autolr.recipe import Recipe
@@ -39,11 +39,6 @@ def export(recipe: Recipe, tool: str, out: str | Path) -> tuple[Export, list[Pat
     """
     if tool not in TOOLS:
         raise AutoLRError(f"--to {tool}: known are {', '.join(TOOLS)}")
-    if recipe.rates.heads:
-        raise ModelError(
-            f"--to {tool}: the recipe gives heads rates of their own (space.guide), which no other tool can train; "
-            "train it with autolr train"
-        )
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out {folder}: is a file, not a folder")

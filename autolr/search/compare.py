@@ -400,7 +400,6 @@ def _slot(recipe: Recipe, material: Material, other: Data | None, seed: int, ste
         stop=steps,
         kind=recipe.candidate.kind,
         rates_b=recipe.rates.b,
-        heads=recipe.rates.heads,
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from autolr.analysis import guide
 from autolr.candidate import Candidate
 from autolr.data import sources
 from autolr.data.batches import CYCLE
@@ -87,8 +86,7 @@ class Setting:
         return self._probe(min(self._max_rank, *self.study.space.rank), targets, kind)
 
     def _probe(self, rank: int, targets: Targets, kind: MethodKind) -> SlotConfig:
-        guide = max(self.study.space.guide, key=["none", "heads"].index)
-        candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind, guide=guide)
+        candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind)
         return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS), stop=None)
 
     @property
@@ -168,9 +166,6 @@ def read_setting(
         allow_code=allow_code,
         numbers=examples.numbers,
     )
-    if "heads" in study.space.guide:
-        with quiet():
-            space = replace(space, heads=guide.of_task(base, task, data.train, study.seed))
     return Setting(study, examples, base, data, space, task, steps, _length(study, steps))
 
 
