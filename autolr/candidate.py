@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from autolr.documents import Document
-from autolr.study import SOFTMAX, Guide, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
+from autolr.study import NO_HEAD_RATES, SOFTMAX, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
 
 
 class Candidate(Document):
@@ -16,13 +16,14 @@ class Candidate(Document):
     as fast as W_v.
     """
 
+    REMOVED = {"guide": (("none",), NO_HEAD_RATES)}
+
     lr_v: Rate
     ratio: Ratio = Field(description="λ = lr_v / lr_q")
     rank: int = Field(ge=0, le=4096, description="of the adapters; 0 where the matrices themselves are trained")
     targets: Targets = "qv"
     kind: MethodKind = "lora"
     rho: Ratio = Field(1.0, description="LoRA+: ρ = lr_B / lr_A")
-    guide: Guide = Field("none", description="heads: each head learns at its own multiple of these rates")
 
     @model_validator(mode="after")
     def _rank_of_adapters(self) -> Candidate:
@@ -79,5 +80,4 @@ class Candidate(Document):
         text += f" r={self.rank}" if self.rank else ""
         text += f" ρ={self.rho:.3g}" if self.rho != 1.0 else ""
         text += "" if self.kind == "lora" else f" {self.kind}"
-        text += "" if self.guide == "none" else " by heads"
         return text + {"qv": "", "qkv": " with W_k"}.get(self.targets, f" on {self.targets}")

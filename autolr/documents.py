@@ -9,10 +9,10 @@ import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from autolr.errors import DocumentError
 
@@ -23,9 +23,22 @@ MOST_VALUES = 20_000
 
 
 class Document(BaseModel):
-    """A frozen pydantic model that refuses unknown keys."""
+    """A frozen pydantic model that refuses unknown keys.
+
+    Attributes:
+        REMOVED: keys that AutoLR no longer has: the values that meant "off", which are ignored, and the message for
+            all other values.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    REMOVED: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or cls.REMOVED.keys().isdisjoint(content):
+            return content
+        return {key: value for key, value in content.items() if value not in cls.REMOVED.get(key, ((), ""))[0]}
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
@@ -127,7 +140,7 @@ def validate(
         raise DocumentError(source, _problems(kind, error, text, typed)) from None
 
 
-def _problems(kind: type[BaseModel], error: ValidationError, text: str, typed: Collection[str]) -> list[str]:
+def _problems(kind: type[Document], error: ValidationError, text: str, typed: Collection[str]) -> list[str]:
     problems: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path = tuple(part for part in item["loc"] if _is_key(part))
@@ -137,7 +150,10 @@ def _problems(kind: type[BaseModel], error: ValidationError, text: str, typed: C
         where = f"line {line}: {key}" if line and key else key or "document"
         where += " (from the command line)" * is_typed
         if item["type"] == "extra_forbidden":
-            message = f"unknown key; known here: {', '.join(_known_keys(kind, path[:-1]))}"
+            model = _model_at(kind, path[:-1])
+            message = f"unknown key; known here: {', '.join(model.model_fields if model else ())}"
+            if model is not None and path[-1] in model.REMOVED:
+                message = model.REMOVED[str(path[-1])][1]
         elif item["type"] == "missing":
             message = "is missing"
         else:
@@ -160,17 +176,18 @@ def _is_key(part: int | str) -> bool:
     return isinstance(part, int) or (part.isidentifier() and part.islower())
 
 
-def _known_keys(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+def _model_at(kind: type[Document], path: Sequence[int | str]) -> type[Document] | None:
+    """Return the class of the document at `path` inside one of `kind`; None if there is none."""
     model: Any = kind
     for part in path:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         if field is None:
-            return []
+            return None
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, Document)), None)
         if model is None:
-            return []
-    return list(model.model_fields)
+            return None
+    return model  # type: ignore[no-any-return]
 
 
 def _line_of(text: str, path: Sequence[int | str]) -> int | None:

@@ -12,15 +12,13 @@ from autolr.candidate import Candidate
 from autolr.documents import Document
 from autolr.errors import DocumentError
 from autolr.places import Name, Place
-from autolr.study import MOST_STEPS, Data, Method, MetricName, Rate, Ratio, Role, TaskName, Training
+from autolr.study import MOST_STEPS, NO_HEAD_RATES, Data, Method, MetricName, Rate, Role, TaskName, Training
 
 
 class Rates(Document):
-    """The rate of each role; a role that stays frozen is absent. `b` holds those of LoRA+'s B, where they differ.
+    """The rate of each role; a role that stays frozen is absent. `b` holds those of LoRA+'s B, where they differ."""
 
-    Where heads learn at rates of their own, `heads` says for each matrix at how many times its role's rate the rows
-    of each head do, of B or of the whole matrix.
-    """
+    REMOVED = {"heads": (({},), NO_HEAD_RATES)}
 
     q: Rate | None = None
     v: Rate | None = None
@@ -29,7 +27,6 @@ class Rates(Document):
     o: Rate | None = None
     mlp: Rate | None = None
     b: dict[Role, Rate] = {}
-    heads: dict[str, list[Ratio]] = {}
 
     def trained(self) -> dict[Role, float]:
         """Return the roles that are trained, and their rates."""
@@ -137,11 +134,6 @@ class Recipe(Document):
             raise ValueError(
                 f"method.kind {', '.join(self.method.kind)} is not what the candidate says, {self.candidate.kind}: "
                 "a recipe trains one; write it in method.kind and in candidate.kind"
-            )
-        if (self.candidate.guide == "heads") != bool(self.rates.heads):
-            raise ValueError(
-                f"candidate.guide {self.candidate.guide} does not go with rates.heads, which "
-                f"{'names matrices' if self.rates.heads else 'is empty'}"
             )
         return self
 

@@ -33,8 +33,8 @@ LANGUAGE: tuple[TaskName, ...] = ("sft", "lm")
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 MethodKind = Literal["lora", "rslora", "dora", "full"]
-# Whether heads learn at multiples of their role's rate.
-Guide = Literal["none", "heads"]
+# What is said of documents that ask for rates of attention heads, which AutoLR had before 0.1.0.
+NO_HEAD_RATES = "rates of single heads were removed, since they improved nothing. Remove this key"
 
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
@@ -105,6 +105,8 @@ MOST_CHOICES = 100
 class Space(Document):
     """The dimensions of the search. A list holds choices, a single number fixes the dimension."""
 
+    REMOVED = {"guide": (("none", ["none"]), NO_HEAD_RATES)}
+
     lr_v: Literal["auto"] | Annotated[Range | list[Rate], BeforeValidator(_rate_choice)] = Field(
         "auto", description="rate of W_v; auto: a factor of 10 around the rule of thumb for the model's width"
     )
@@ -123,12 +125,6 @@ class Space(Document):
         description="matrices that are trained: q, k, v, o, or all-linear, which has the MLP's as well; several "
         "choices are compared in one search",
     )
-    guide: Annotated[list[Guide], BeforeValidator(_one_as_list)] = Field(
-        ["none"],
-        min_length=1,
-        description="heads: each head of W_q and W_v learns at its own multiple of their rates, the higher the more "
-        "the task uses it before training; with none beside it, both are compared in one search",
-    )
 
     @model_validator(mode="after")
     def _sound(self) -> Space:
@@ -140,7 +136,7 @@ class Space(Document):
                 raise ValueError(f"{name} lists {len(value)} values; give a range {{low: , high: }} instead")
             if isinstance(value, list) and (not value or len(set(value)) != len(value)):
                 raise ValueError(f"{name} must list at least one value, and each value once: {value}")
-        for name in ("rank", "targets", "guide"):
+        for name in ("rank", "targets"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} lists a value twice: {values}")
@@ -436,12 +432,7 @@ class Study(Document):
 
         Where all that is trained has one rate, λ is 1: `lr_v` is that rate.
         """
-        choices = {
-            "targets": self.space.targets,
-            "kind": self.method.kind,
-            "rho": self.space.rho,
-            "guide": self.space.guide,
-        }
+        choices = {"targets": self.space.targets, "kind": self.method.kind, "rho": self.space.rho}
         found: dict[str, Any] = {
             name: values[0] for name, values in choices.items() if isinstance(values, list) and len(values) == 1
         }

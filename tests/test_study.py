@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from autolr import documents
+from autolr.candidate import Candidate
 from autolr.cli import studies
 from autolr.documents import to_yaml
 from autolr.errors import DocumentError
+from autolr.recipe import Rates
 from autolr.study import Study, apply_overrides
 
 MINIMAL = {"model": "m", "data": "d.csv"}
@@ -74,6 +77,21 @@ def test_a_study_survives_its_own_file(tmp_path):
     study.save(tmp_path / "study.yaml")
     assert Study.load(tmp_path / "study.yaml") == study
     assert study.budget.time == 5400
+
+
+def test_old_documents_without_rates_of_heads_load_and_others_name_the_key(tmp_path):
+    assert Study.model_validate({**MINIMAL, "space": {"guide": ["none"], "rank": 4}}).space.rank == [4]
+    (tmp_path / "study.yaml").write_text(to_yaml({**MINIMAL, "space": {"guide": ["none", "heads"], "ratoi": 3}}))
+    with pytest.raises(DocumentError) as error:
+        Study.load(tmp_path / "study.yaml")
+    first, second = error.value.problems
+    assert first.startswith("line 4: space.guide: rates of single heads were removed") and "Remove" in first
+    assert second.startswith("line 5: space.ratoi: unknown key; known here: lr_v, ratio")
+    old = {"lr_v": 1e-3, "ratio": 2.0, "rank": 4}
+    assert Candidate.model_validate({**old, "guide": "none"}) == Candidate.model_validate(old)
+    assert documents.validate(Rates, {"v": 1e-3, "heads": {}}, "recipe.yaml") == Rates(v=1e-3)
+    with pytest.raises(DocumentError, match="- heads: rates of single heads were removed"):
+        documents.validate(Rates, {"v": 1e-3, "heads": {"encoder.0": [1.0, 2.0]}}, "recipe.yaml")
 
 
 def test_overrides():

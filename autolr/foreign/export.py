@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, get_args
 
-from autolr.errors import AutoLRError, ModelError, RunError
+from autolr.errors import AutoLRError, RunError
 from autolr.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,11 +38,6 @@ def export(recipe: Recipe, tool: str, out: str | Path) -> tuple[Export, list[Pat
     """
     if tool not in TOOLS:
         raise AutoLRError(f"--to {tool}: known are {', '.join(TOOLS)}")
-    if recipe.rates.heads:
-        raise ModelError(
-            f"--to {tool}: the recipe gives heads rates of their own (space.guide), which no other tool can train; "
-            "train it with autolr train"
-        )
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--out {folder}: is a file, not a folder")

@@ -82,7 +82,7 @@ def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wante
     with make_pack(1) as pack:
         devices, recordable = pack.devices, pack.recordable
         device = devices[0]
-        row_bytes = (6 if config.heads else 5) * pack.rows.element_size() * pack.rows.shape[1]
+        row_bytes = 5 * pack.rows.element_size() * pack.rows.shape[1]
     try:
         if device.type == "cuda":
             return _on_gpu(make_pack, config, most, wanted, device, recordable)

@@ -37,7 +37,6 @@ class RowAdamW:
         rows: parameters, [slots, columns]; updated in place.
 
     Attributes:
-        factors: what each rate is multiplied by, as `rows`; None: all are 1.
         scratch: numbers of each row that a step changes at a time; as many are in memory beside the buffers.
     """
 
@@ -47,29 +46,17 @@ class RowAdamW:
         self.rows = rows
         self.mean = torch.zeros_like(rows)
         self.square = torch.zeros_like(rows)
-        self.factors: Tensor | None = None
         self.scratch = max(1, SCRATCH // len(rows))
 
     def reset(self, slot: int) -> None:
-        """Forget the moments of a row, and what its rates were multiplied by."""
+        """Forget the moments of a row."""
         self.mean[slot].zero_()
         self.square[slot].zero_()
-        if self.factors is not None:
-            self.factors[slot].fill_(1.0)
-
-    def scale(self, slot: int, name: str, factors: Sequence[float]) -> None:
-        """Multiply the rates of a tensor of one row, [d_out, ...], by `factors`: one for each equal part of d_out."""
-        if self.factors is None:
-            self.factors = torch.ones_like(self.rows)
-        part = self.layout.view(self.factors, name)[slot]
-        column = part.new_tensor(factors).repeat_interleave(len(part) // len(factors))
-        part.mul_(column.unsqueeze(1))
 
     def move(self, source: int, target: int) -> None:
-        """Give the moments and factors of row `source` to row `target`."""
-        for buffer in (self.mean, self.square, self.factors):
-            if buffer is not None:
-                buffer[target].copy_(buffer[source])
+        """Give the moments of row `source` to row `target`."""
+        for buffer in (self.mean, self.square):
+            buffer[target].copy_(buffer[source])
 
     def step(self, grad: Tensor, counts: Sequence[int], rates: Mapping[Block, Sequence[float]]) -> None:
         """Update the first rows.
@@ -112,13 +99,8 @@ class RowAdamW:
                 if part.start >= part.stop:
                     continue
                 weights, change = rows[:, part], update[:, part].mul_(sizes[block])
-                decaying = weights
-                if self.factors is not None:
-                    factors = self.factors[: len(grad), piece][:, part]
-                    change.mul_(factors)
-                    decaying = torch.mul(weights, factors, out=own[:, part])  # the gradient is used up
                 if self.training.weight_decay:
-                    weights.addcmul_(decaying, decays[block], value=-1)
+                    weights.addcmul_(weights, decays[block], value=-1)
                 weights.sub_(change)
 
     def _numbers(self, counts: Sequence[int], rates: Mapping[Block, Sequence[float]]) -> list[list[float]]:

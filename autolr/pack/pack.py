@@ -168,10 +168,6 @@ class Pack:
         self.layout.write(self.rows[index], values)
         self.averages[index].copy_(self.rows[index])
         self.optimizer.reset(index)
-        side = "weight" if config.kind == "full" else "lora_B"
-        for site in self.backbone.projections.sites:
-            if site.role in config.roles and site.name in config.heads:
-                self.optimizer.scale(index, f"{site.name}.{side}", config.heads[site.name])
         self._scales[index] = scaling(config.kind, self.alpha, config.rank)
         return slot
 
@@ -430,12 +426,7 @@ class Pack:
         return forward(self.backbone.model, batch).to(self.rows)
 
     def _rates(self) -> dict[Block, list[float]]:
-        factors = []
-        for slot in self.slots:
-            factor = schedule_factor(self.training, slot.step, slot.config.steps)
-            if slot.config.cool:
-                factor *= min(1.0, (slot.config.length - slot.step) / slot.config.cool)
-            factors.append(factor)
+        factors = [schedule_factor(self.training, slot.step, slot.config.steps) for slot in self.slots]
         return {
             block: [
                 rate * factor if (rate := slot.config.rate(block)) > 0 else -1.0

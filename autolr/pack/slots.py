@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autolr.pack.rows import Block
@@ -19,11 +19,8 @@ class SlotConfig:
         seed: of adapter, head and data order.
         steps: the schedule's end.
         stop: steps after which the training ends before that; None: it does not.
-        cool: last steps of the training, over which the rates fall to 0 whatever the schedule says.
         kind: its method.
         rates_b: of roles whose B has a rate of its own.
-        heads: of sites whose heads learn at multiples of their rate: a factor for the rows of each, of B or of the
-            whole matrix.
     """
 
     rates: dict[Role, float]
@@ -31,10 +28,8 @@ class SlotConfig:
     seed: int
     steps: int
     stop: int | None = None
-    cool: int = 0
     kind: MethodKind = "lora"
     rates_b: Mapping[Role, float] = field(default_factory=dict)
-    heads: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:

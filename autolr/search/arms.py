@@ -101,12 +101,11 @@ def varied(recipe: Recipe, change: str) -> Recipe:
         raise DocumentError(f"--vary {change!r}", ["lr_head: must be a rate, such as lr_head=5e-3"])
     rates = {role: rate for role, rate in candidate.rates(lr_head).items() if rate > 0}
     of_b = candidate.rates_b(math.inf if isinstance(method.max_lr_b, str) else method.max_lr_b)
-    heads = recipe.rates.heads if candidate.guide == "heads" else {}
     return recipe.model_copy(
         update={
             "candidate": candidate,
             "method": method,
-            "rates": Rates(**rates, b=of_b, heads=heads),
+            "rates": Rates(**rates, b=of_b),
             "evidence": None,
         }
     )

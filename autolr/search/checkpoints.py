@@ -134,6 +134,5 @@ class Checkpoints(Keeper):
 
 def _identity(job: Job) -> str:
     """Return what must be the same for a training to be the same, however far it goes."""
-    config = job.config if job.config.cool else replace(job.config, stop=None)
-    content = [job.candidate.model_dump(), asdict(config)]
+    content = [job.candidate.model_dump(), asdict(replace(job.config, stop=None))]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -400,7 +400,6 @@ def _slot(recipe: Recipe, material: Problem, other: Data | None, seed: int, step
         stop=steps,
         kind=recipe.candidate.kind,
         rates_b=recipe.rates.b,
-        heads=recipe.rates.heads,
     )
 
 

@@ -375,11 +375,7 @@ def _rates(setting: Setting, winner: Candidate) -> Rates:
     has = {site.role for site in setting.backbone.projections.of(winner.targets)} | {"head"}
     rates = {role: rate for role, rate in winner.rates(setting.space.lr_head).items() if role in has and rate > 0}
     rates_b = winner.rates_b(setting.space.max_lr_b)
-    guided = (
-        {site.name for site in setting.backbone.projections.of(winner.targets)} if winner.guide == "heads" else ()
-    )
-    heads = {name: list(own) for name, own in setting.space.heads.items() if name in guided}
-    return Rates(**rates, b={role: rate for role, rate in rates_b.items() if role in has}, heads=heads)
+    return Rates(**rates, b={role: rate for role, rate in rates_b.items() if role in has})
 
 
 def _recipe(setting: Setting, contest: Contest) -> Recipe:

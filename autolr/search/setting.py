@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from autolr.analysis import guide
 from autolr.candidate import Candidate
 from autolr.data.batches import CYCLE
 from autolr.model.device import choose_device as choose_device  # the one way to name a device
-from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
@@ -72,8 +70,7 @@ class Setting(Problem):
         return self._probe(min(self._max_rank, *self.study.space.rank), targets, kind)
 
     def _probe(self, rank: int, targets: Targets, kind: MethodKind) -> SlotConfig:
-        guide = max(self.study.space.guide, key=["none", "heads"].index)
-        candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind, guide=guide)
+        candidate = Candidate(lr_v=self.space.rate, ratio=1.0, rank=rank, targets=targets, kind=kind)
         return replace(self.space.slot(candidate, 0, PROBE_STEPS), steps=max(self.steps, PROBE_STEPS), stop=None)
 
     @property
@@ -123,10 +120,6 @@ def read_setting(
     per_epoch = len(problem.data.train) // study.training.batch_size
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, problem.backbone, steps)
-    if "heads" in study.space.guide:
-        with quiet():
-            heads = guide.of_task(problem.backbone, problem.task, problem.data.train, study.seed)
-        space = replace(space, heads=heads)
     return Setting(**vars(problem), study=study, space=space, steps=steps, length=_length(study, steps))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -55,7 +55,6 @@ class SearchSpace:
         lr_head: rate of the head, the same for all candidates; 0 where the model has none.
         max_lr_b: the largest rate of any B.
         steps: of the full run.
-        heads: of each site the multiples at which its heads learn, where candidates are guided.
     """
 
     distributions: dict[str, BaseDistribution]
@@ -65,7 +64,6 @@ class SearchSpace:
     lr_head: float
     max_lr_b: float
     steps: int
-    heads: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, backbone: Backbone, steps: int) -> SearchSpace:
@@ -125,7 +123,6 @@ class SearchSpace:
             stop=length,
             kind=candidate.kind,
             rates_b=candidate.rates_b(self.max_lr_b),
-            heads=self.heads if candidate.guide == "heads" else {},
         )
 
     def holds(self, candidate: Candidate) -> bool:
@@ -191,8 +188,6 @@ def _distributions(study: Study, rate: float) -> dict[str, BaseDistribution]:
         found["targets"] = CategoricalDistribution(space.targets)
     if len(study.method.kind) > 1:
         found["kind"] = CategoricalDistribution(study.method.kind)
-    if len(space.guide) > 1:
-        found["guide"] = CategoricalDistribution(space.guide)
     if isinstance(space.rho, Range) or len(space.rho) > 1:
         found["rho"] = _distribution(space.rho)
     return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from autolr.model import layouts
-from autolr.model.adapters import plain_name
 from autolr.model.projections import NAMES
 from autolr.recipe import Recipe
 from autolr.study import Role, roles_of
@@ -219,33 +218,6 @@ def _layer_stacks(names: Iterable[str]) -> set[str]:
     return stacks
 
 
-class HeadAdamW(torch.optim.AdamW):
-    """AdamW in which rows of some parameters learn at multiples of their rates.
-
-    Args:
-        groups: as torch.optim.AdamW takes them.
-        factors: of a parameter [rows, ...]: a factor for each equal part of its rows.
-        options: of torch.optim.AdamW.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], factors: Mapping[nn.Parameter, Sequence[float]], **options: Any
-    ) -> None:
-        super().__init__(groups, **options)
-        self.factors = {
-            p: p.new_tensor(own).repeat_interleave(len(p) // len(own)).unsqueeze(1) for p, own in factors.items()
-        }
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take AdamW's step, and of it in each row as many times as its factor says."""
-        before = {p: p.detach().clone() for p in self.factors}
-        loss = super().step(closure)
-        for p, old in before.items():
-            p.copy_(torch.lerp(old, p, self.factors[p].to(p.device)))
-        return loss
-
-
 def recipe_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Sort a model's trainable parameters into groups, as `parameter_groups` does, at a recipe's rates.
 
@@ -260,7 +232,7 @@ def recipe_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW with a recipe's rates, betas, eps and weight decay, and where it says so with those of heads.
+    """Return AdamW with a recipe's rates, betas, eps and weight decay.
 
     It goes wherever an optimizer goes: a loop of one's own, `Trainer(optimizers=(optimizer, None))`, or
     `configure_optimizers` of a LightningModule.
@@ -273,21 +245,4 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         ValueError: see `recipe_groups`.
     """
     groups, training = recipe_groups(model, recipe), recipe.training
-    if not recipe.rates.heads:
-        return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps)
-    factors = head_factors(model, recipe.rates.heads)
-    return HeadAdamW(groups, factors, betas=training.betas, eps=training.eps)
-
-
-def head_factors(model: nn.Module, heads: Mapping[str, Sequence[float]]) -> dict[nn.Parameter, Sequence[float]]:
-    """Return the factors of parameters of a PEFT model: B, or the whole matrix, of the sites that `heads` names."""
-    named = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    found = {
-        named[f"{site}.{side}"]: own
-        for site, own in heads.items()
-        for side in ("lora_B", "weight")
-        if f"{site}.{side}" in named
-    }
-    if len(found) != len(heads):
-        raise ValueError(f"rates.heads names matrices that are not trained: {sorted(heads)[:3]}")
-    return found
+    return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps)

@@ -140,12 +140,6 @@ def _refuse_own(kinds: Sequence[type]) -> None:
 
 def _groups(model: nn.Module, rates: RatesLike, weight_decay: float, decayed: list[str]) -> list[dict[str, Any]]:
     """Return groups by role; biases and norms of a role are a group of their own where others decay, as Trainer's."""
-    own = rates.rates if isinstance(rates, Recipe) else rates
-    if isinstance(own, Rates) and own.heads:
-        raise AutoLRError(
-            "rates.heads: the recipe gives heads rates of their own, which no group of parameters can hold; train it "
-            "with autolr train, or with autolr.create_optimizer(model, recipe) in a loop of your own"
-        )
     if isinstance(rates, Recipe):
         groups = recipe_groups(model, rates)
     elif isinstance(rates, Rates):

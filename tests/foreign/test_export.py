@@ -202,13 +202,6 @@ def test_refused(recipe_of, model_folders, rows, tmp_path):
         export(recipe_of(**full), "peft", tmp_path / "none")
     with pytest.raises(ModelError, match="takes whole numbers for alpha alone, and the recipe's is 12.5"):
         export(recipe_of(method={"alpha": 12.5}), "axolotl", tmp_path / "none")
-    plain = recipe_of()
-    guided = plain.model_copy(
-        update={"rates": plain.rates.model_copy(update={"heads": {"model.layers.0.self_attn.v_proj": [1.0, 2.0]}})}
-    )
-    for tool in TOOLS:
-        with pytest.raises(ModelError, match=f"--to {tool}: .*heads rates of their own.*autolr train"):
-            export(guided, tool, tmp_path / "none")
     with pytest.raises(AutoLRError, match="--to keras: known are peft, trl"):
         export(recipe_of(), "keras", tmp_path / "none")
     with pytest.raises(DataError, match="has changed since the search"):

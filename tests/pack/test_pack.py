@@ -177,20 +177,6 @@ def test_a_slot_that_stops_early_is_the_beginning_of_the_whole_run():
     assert curves[1] == curves[0][:6]
 
 
-def test_a_cool_down_takes_the_rates_to_zero_whatever_the_schedule_says():
-    cooled = SlotConfig(QV.rates, rank=4, seed=0, steps=10, stop=6, cool=4)
-    with make_pack() as pack:
-        slot, plain = pack.admit(cooled), pack.admit(SlotConfig(QV.rates, rank=4, seed=0, steps=10, stop=6))
-        seen = []
-        for _ in range(6):
-            rates = pack._rates()["v", "A"]
-            seen.append(rates[0] / rates[1])
-            pack.step()
-        assert seen == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25])
-        assert slot.done and plain.done
-        assert slot.losses[:4] == pytest.approx(plain.losses[:4])
-
-
 def test_a_small_rank_does_not_pay_for_a_large_one():
     def operations(*ranks: int) -> int:
         with make_pack(capacity=4, together=4) as pack:

@@ -2,7 +2,6 @@
 
     python -m studies.research.oracle.measure sentiment [--seeds 2] [--limit 20] [--lr-v 2e-3 4e-3]
     python -m studies.research.oracle.measure sections [--data sections.csv]
-    python -m studies.research.oracle.measure sentiment --cool
     python -m studies.research.oracle.measure horizon [--own]
 
 Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *select* and *confirm*, as
@@ -10,9 +9,9 @@ they are and averaged; of the last steps the loss is kept that a search's finals
 is kept run by run in `<name>.jsonl`, so the command can be stopped and given again; `<name>.parquet` is written from
 it, its provenance in the file's own metadata.
 
-With `--cool` some candidates of the grid are trained to each rung and their rates then fall to 0 over a quarter as
-many steps: what a short cool-down would say of the end, kept in `<name>-cool.jsonl`. With `--own` the grid is trained
-to its `own` length alone, on a schedule of that length: what short runs of the usual kind say, in `<name>-own.jsonl`.
+With `--own` the grid is trained to its `own` length alone, on a schedule of that length: what short runs of the usual
+kind say, in `<name>-own.jsonl`. `<name>-cool.jsonl` holds short cool-downs, which AutoLR no longer has: after each
+rung some candidates' rates fell to 0 over a quarter as many steps.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +72,6 @@ GRIDS: dict[str, dict[str, Any]] = {
         "own": 212,
     },
 }
-# Of the candidates that are cooled down: every rate of W_v, at these ratios and this rank.
-COOL_RATIOS, COOL_RANK, COOL_SHARE = (1.0, 8.0), 16, 0.25
 
 
 def points(grid: dict[str, Any]) -> list[tuple[float, float, int]]:
@@ -99,7 +95,7 @@ class Grid(Source):
         rates: Sequence[float] = (),
     ) -> None:
         grid = GRIDS[name]
-        cool, steps = kind == "cool", grid["own"] if kind == "own" else setting.steps
+        steps = grid["own"] if kind == "own" else setting.steps
         self.study, self.select = setting.study, len(setting.data.select)
         self.file = DATA / (f"{name}.jsonl" if kind == "whole" else f"{name}-{kind}.jsonl")
         self.rungs: tuple[int, ...] = tuple(grid["rungs"]) if kind == "whole" else ()
@@ -109,22 +105,17 @@ class Grid(Source):
         self.parts = {"select": slice(0, len(select)), "confirm": slice(len(select), None)}
         self.data = TokenSet(select.ids + confirm.ids, select.labels + confirm.labels, select.pad_id)
         self.rows: dict[Running, list[dict[str, Any]]] = {}
-        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"], r.get("rung")) for r in records.lines(self.file)}
+        there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"]) for r in records.lines(self.file)}
         jobs = []
-        for seed in range(1 if cool else seeds):
+        for seed in range(seeds):
             wanted = points(grid)
             np.random.default_rng(seed).shuffle(wanted)  # type: ignore[arg-type]  # when incomplete it is spread out
             wanted = [point for point in wanted if not rates or point[0] in rates]
-            if cool:
-                wanted = [point for point in wanted if point[1] in COOL_RATIOS and point[2] == COOL_RANK]
-            for (lr_v, ratio, rank), rung in itertools.product(wanted, grid["rungs"] if cool else [None]):
+            for lr_v, ratio, rank in wanted:
                 candidate = Candidate(lr_v=float(lr_v), ratio=float(ratio), rank=int(rank))
                 config = SlotConfig(candidate.rates(setting.space.lr_head), candidate.rank, seed, steps)
-                if rung is not None:
-                    fall = max(1, round(COOL_SHARE * rung))
-                    config = replace(config, stop=rung + fall, cool=fall)
-                if (candidate.lr_v, candidate.ratio, candidate.rank, seed, rung) not in there:
-                    jobs.append(Job(str(rung or name), candidate, config, len(jobs)))
+                if (candidate.lr_v, candidate.ratio, candidate.rank, seed) not in there:
+                    jobs.append(Job(name, candidate, config, len(jobs)))
         self.jobs = jobs[:limit]
         self.total = len(self.jobs)
 
@@ -151,7 +142,6 @@ class Grid(Source):
         run = {
             **candidate.model_dump(include={"lr_v", "ratio", "rank"}),
             "seed": running.job.config.seed,
-            **({"rung": int(running.job.label)} if running.job.config.cool else {}),
             "outcome": running.outcome,
             "seconds": round(running.seconds, 2),
             "select_examples": self.select,
@@ -209,11 +199,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="runs of this sitting")
     parser.add_argument("--lr-v", type=float, nargs="+", default=(), help="of these rates alone, in this sitting")
     parser.add_argument("--data", type=Path, help="file that `sections` is kept in; made where it is not there")
-    parser.add_argument("--cool", action="store_true", help="measure cool-downs of some candidates instead")
     parser.add_argument("--own", action="store_true", help="measure short runs on a schedule of their own instead")
     parser.add_argument("--device")
     arguments = parser.parse_args()
-    kind = "cool" if arguments.cool else "own" if arguments.own else "whole"
+    kind = "own" if arguments.own else "whole"
     if kind == "own" and "own" not in GRIDS[arguments.name]:
         parser.error(f"{arguments.name} has no short runs of their own schedule; horizon has")
     study = read_study(arguments.name, arguments.data)
