@@ -24,7 +24,7 @@ def dashboard(
     """
     from autolr.report.dashboard import LOOPBACK, serve
     from autolr.search.folder import RunFolder
-    from autolr.search.runs import newest
+    from autolr.search.index import newest
 
     folder = RunFolder(run or newest(Path("runs")))
     if host not in LOOPBACK:

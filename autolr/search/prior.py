@@ -15,8 +15,8 @@ import numpy as np
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.search.encoding import PRIOR_SD, Prior
 from autolr.search.result import SearchResult
-from autolr.search.sampler import PRIOR_SD, Prior
 from autolr.search.space import SearchSpace
 from autolr.study import Earlier
 

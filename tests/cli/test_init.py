@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-from autolr.cli import shipped as shipped_verbs
+from autolr.cli import cp as cp_verb
 from autolr.cli import studies
 from autolr.cli.init import commented
 from autolr.foreign.export import TOOLS
@@ -88,13 +88,13 @@ def test_ls_and_cp(in_folder):
     said = autolr("ls").stdout
     assert all(row["name"] in said for row in listed)
     for row in listed:
-        shipped_verbs.cp(row["name"], None)
+        cp_verb.cp(row["name"], None)
         shipped, _ = studies.load(row["name"])
         assert Study.load(f"{row['name']}.yaml").identity() == shipped.identity()
     done = autolr("cp", "sentiment")
-    assert done.returncode == 2 and "sentiment.yaml: exists already" in done.stderr
+    assert done.returncode == 2 and "sentiment.yaml: this file exists" in done.stderr
     assert autolr("cp", "sentiment", "mine.yaml").stdout.startswith("wrote mine.yaml")
-    assert "is none of the shipped ones: classify" in autolr("cp", "nothing").stderr
+    assert "no such shipped study. Choose one of: classify" in autolr("cp", "nothing").stderr
 
 
 def test_validate_a_study(in_folder):
@@ -146,7 +146,7 @@ def test_export_of_a_run(run, tmp_path):
 
 def test_help_tells_exit_codes_and_colours():
     said = " ".join(autolr("--help").stdout.split())
-    assert "Exit codes: 0 done" in said and "130 stopped by Ctrl-C" in said and "NO_COLOR" in said
+    assert "Exit codes: 0 success" in said and "130 stopped by Ctrl-C" in said and "NO_COLOR" in said
 
 
 def test_no_color():

@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from autolr.errors import RunError
 from autolr.search import prior
-from autolr.search.sampler import PRIOR_SD
+from autolr.search.encoding import PRIOR_SD
 from autolr.search.space import SearchSpace
 from autolr.study import Earlier
 
