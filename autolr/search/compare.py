@@ -61,7 +61,7 @@ class Pair(Document):
     label: str
     outcome: Outcome = Field(description="of this arm; equal: no difference that matters; open: not shown either way")
     gain: Interval = Field(description="confirm loss of the first minus this arm's: above 0, this arm is better")
-    level: float = Field(description="chance that the interval holds the truth, corrected for several arms")
+    level: float = Field(description="confidence level of the interval, corrected for several arms")
     p_examples: float = Field(description="paired t-test over examples, each its mean over the seeds")
     p_seeds: float | None = Field(None, description="paired t-test over seeds, each its mean over the examples")
     power: float = Field(description="chance that this comparison finds a difference of `worth`")
@@ -439,7 +439,7 @@ def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
 
 
 def _pair(first: Arm, arm: Arm, repeats: dict[str, list[RepeatRecord]], worth: float, pairs: int) -> Pair:
-    """Compare an arm with the first; with several arms all intervals together hold with 90 % chance (Bonferroni)."""
+    """Compare an arm with the first; with several arms the intervals are simultaneous 90 % ones (Bonferroni)."""
     differences = _losses(repeats[first.label]) - _losses(repeats[arm.label])
     spread, level = Spread.of(differences), 1 - (1 - LEVEL) / pairs
     gain = spread.interval(level)

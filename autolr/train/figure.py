@@ -44,7 +44,7 @@ def gains_svg(evidence: Evidence) -> str | None:
         )
     bottom = TOP + ROW * len(others)
     return _SVG.format(
-        title="Confirm loss above the winner's: mean and 90 % interval",
+        title="Confirm loss above the winner's: mean and 90 % confidence interval",
         width=WIDTH,
         height=bottom + 40,
         zero=at(0.0),

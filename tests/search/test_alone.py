@@ -1,4 +1,4 @@
-"""Sampler, pruner and surrogate work with any Optuna study: their examples run, and they import nothing else of ours."""
+"""Sampler, pruner and surrogate work with any Optuna study: their examples run, and need nothing else of ours."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from autolr.search.result import SearchResult
 
 
 def gains(result: SearchResult) -> Any:
-    """Confirm loss of every confirmed candidate above the winner's, with 90 % intervals; None before there are."""
+    """Confirm loss of every confirmed candidate above the winner's, with 90 % confidence intervals; None before."""
     evidence = result.recipe.evidence if result.recipe else None
     scores = [score for score in evidence.scores if score.gain is not None] if evidence else []
     if not scores:
