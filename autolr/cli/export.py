@@ -13,7 +13,7 @@ from autolr.cli.output import say
 
 
 class Tool(StrEnum):
-    """For whom."""
+    """A tool that AutoLR writes files for."""
 
     peft = "peft"
     trl = "trl"
@@ -30,13 +30,13 @@ def export(
             help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
         ),
     ],
-    to: Annotated[Tool, typer.Option(help="For whom.", show_default=False)],
+    to: Annotated[Tool, typer.Option(help="Target tool.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the files; default: export-TOOL, beside the recipe.", show_default=False),
+        typer.Option(help="Folder of the files; default: export-TOOL beside the recipe.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a recipe as files that another tool accepts as they are, and say what that tool cannot express.
+    """Write a recipe as files that another tool accepts, and report what that tool cannot express.
 
     The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates where
     the tool knows such a thing (axolotl), and by a script that goes along (trl, accelerate).

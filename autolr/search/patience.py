@@ -57,11 +57,11 @@ class Patient(BaseStorage):
                 reason = _reason(error)
                 if time.monotonic() - start + wait > PATIENCE:
                     raise RunError(
-                        f"{self.name}: out of reach for {PATIENCE:.0f} s ({reason}); give the same command again "
-                        "when it is back: the search goes on"
+                        f"{self.name}: unreachable for {PATIENCE:.0f} s ({reason}). When it is back, run the same "
+                        "command again to resume."
                     ) from None
                 if not waited:
-                    self.note(f"{self.name} is out of reach ({reason}): waiting")
+                    self.note(f"{self.name} is unreachable ({reason}): waiting")
                 waited = True
             else:
                 if waited:

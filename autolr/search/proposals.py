@@ -66,7 +66,9 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, watcher: Wat
         if space.holds(candidate.model_copy(update={"targets": targets})):
             trials.enqueue_trial(space.params(candidate), user_attrs={"rule": name})
         else:
-            watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
+            watcher.note(
+                f"{name} ({candidate.describe()}) is outside the space: it joins the confirmation, not the search"
+            )
     large = at_the_largest_rank(space.rule("rule"), space.distributions)
     if large and AT_THE_LARGEST_RANK not in present and space.holds(large):
         trials.enqueue_trial(space.params(large), user_attrs={"rule": AT_THE_LARGEST_RANK})

@@ -28,14 +28,14 @@ def test_init_without_questions(in_folder, reviews):
     assert (study.name, study.model, study.data.source) == ("reviews", "a/model", reviews)
     assert (study.task, study.budget.trials, study.train) == ("classification", 5, False)
     again = autolr("init", "mine.yaml", "--data", reviews, "--yes")
-    assert again.returncode == 2 and "exists already; give another name, or --force" in again.stderr
+    assert again.returncode == 2 and "this file exists. Give another name, or --force" in again.stderr
     assert autolr("init", "mine.yaml", "--data", reviews, "--yes", "--force").returncode == 0
     assert autolr("validate", "mine.yaml").returncode == 0
 
 
 def test_init_names_what_it_needs(in_folder):
     done = apart("init", stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stderr) == (2, "error: --data: which data? Give a file or a hub data set\n")
+    assert (done.returncode, done.stderr) == (2, "error: --data: missing. Give a file or a hub data set.\n")
     assert not (in_folder / "study.yaml").exists()
 
 
@@ -98,7 +98,7 @@ def test_ls_and_cp(in_folder):
 
 
 def test_validate_a_study(in_folder):
-    assert "its settings are sound" in autolr("validate", "sentiment").stdout
+    assert "all settings are valid" in autolr("validate", "sentiment").stdout
     assert json.loads(autolr("validate", "glue-cola", "--json").stdout)["metric"] == "matthews"
     (in_folder / "bad.yaml").write_text("model: x\ndata: y\nspac: 1\nseed: -1\n")
     done = autolr("validate", "bad.yaml")

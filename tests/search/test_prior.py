@@ -52,5 +52,5 @@ def test_where_the_best_is_expected():
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         prior.earlier(tmp_path)
