@@ -40,7 +40,7 @@ class Rates(Document):
 
 
 class Interval(Document):
-    """An estimate with the bounds of its 90 % interval."""
+    """An estimate with the bounds of its 90 % confidence interval."""
 
     mean: float
     low: float

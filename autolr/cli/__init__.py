@@ -1,11 +1,12 @@
-"""The command line: one file per verb.
+"""The command line: one file per verb, which holds a function of the verb's name.
 
-Exit codes: 0 done; 1 AutoLR is at fault; 2 the input is at fault (one message, nothing lost); 130 stopped by Ctrl-C.
+Exit codes: 0 success; 1 a bug in AutoLR; 2 an error in the input (one message, nothing is lost); 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -14,30 +15,19 @@ from typing import Annotated
 import typer
 
 from autolr import __version__
-from autolr.cli import (
-    compare,
-    dashboard,
-    export,
-    heads,
-    init,
-    predict,
-    report,
-    runs,
-    search,
-    shipped,
-    theory,
-    train,
-    validate,
-    watch,
-    worker,
-)
 from autolr.errors import AutoLRError, redacted
+
+# In the order of `autolr --help`.
+VERBS = (
+    *("init", "ls", "cp", "search", "worker", "train", "compare", "export", "report", "watch"),
+    *("runs", "dashboard", "predict", "validate", "heads", "theory"),
+)
 
 app = typer.Typer(
     name="autolr",
     help="Finds how fast W_q and W_v should learn when a transformer is fine-tuned with LoRA, and proves it.",
-    epilog="Exit codes: 0 done; 1 a fault of AutoLR itself; 2 the input is at fault (one message, nothing lost); 130 "
-    "stopped by Ctrl-C (the same command goes on). NO_COLOR=1 switches colours off.",
+    epilog="Exit codes: 0 success; 1 a bug in AutoLR; 2 an error in the input (one message, nothing is lost); 130 "
+    "stopped by Ctrl-C (the same command resumes). NO_COLOR=1 turns colours off.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -59,27 +49,13 @@ def _options(
     pass
 
 
-app.command("init")(init.init)
-app.command("ls")(shipped.ls)
-app.command("cp")(shipped.cp)
-app.command("search")(search.search)
-app.command("worker")(worker.worker)
-app.command("train")(train.train)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("report")(report.report)
-app.command("watch")(watch.watch)
-app.command("runs")(runs.runs)
-app.command("dashboard")(dashboard.dashboard)
-app.command("predict")(predict.predict)
-app.command("validate")(validate.validate)
-app.command("heads")(heads.heads)
-app.command("theory")(theory.theory)
+for verb in VERBS:
+    app.command(verb)(getattr(importlib.import_module(f"autolr.cli.{verb}"), verb))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    # A terminal that cannot show λ shows a question mark; it does not end the search.
+    # A terminal without λ shows a question mark instead of raising an error.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -105,13 +81,13 @@ def fail(message: str) -> None:
 
 
 def _disk(error: Exception) -> str | None:
-    """Return what to say where the disk is at fault; None where it is not."""
+    """Return the message for an error of the disk; None for another error."""
     number = error.errno if isinstance(error, OSError) else None
     name = error.filename if isinstance(error, OSError) else None
     where = f" ({name})" if name else ""
     # safetensors and torch raise errors of their own, which carry the system's words.
     if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC).lower() in str(error).lower():
-        return f"no space left on the device{where}; free some and give the same command again: it goes on"
+        return f"no space left on the device{where}. Free some, then run the same command again to resume."
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{os.strerror(number).lower()}{where}; choose another folder with --out"
+        return f"{os.strerror(number).lower()}{where}. Choose another folder with --out."
     return None

@@ -20,31 +20,34 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RECIPE...",
-            help="Recipes or run folders, which are trained; or folders of trained adapters, which are scored. The "
-            "others are measured against the first.",
+            help="Recipes or run folders (trained for the comparison), or folders of trained adapters (scored as "
+            "they are). All are compared with the first.",
             show_default=False,
         ),
     ],
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="One more to compare: the first recipe with a change, such as ratio=1 or 'targets=qkv rank=4'; "
-            "known: lr_v, ratio, rank, rho, targets, kind, alpha, lr_head, max_lr_b. May be given again.",
+            help="Also compare the first recipe with this change, such as ratio=1 or 'targets=qkv rank=4'. Keys: "
+            "lr_v, ratio, rank, rho, targets, kind, alpha, lr_head, max_lr_b. Repeatable.",
             show_default=False,
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Other data than the recipes': a file or a hub data set.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Data to compare on instead of the recipes': a file or a hub data set.", show_default=False
+        ),
     ] = None,
     model: BaseModel = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each recipe.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Training runs of each recipe, one per seed.")] = 3,
     steps: Annotated[
-        int | None, typer.Option(help="Only the first steps of each training; default: all.", show_default=False)
+        int | None, typer.Option(help="Train only the first steps; default: all.", show_default=False)
     ] = None,
     worth: Annotated[
         float | None,
         typer.Option(
-            help="The smallest difference of loss that matters; default: 1 % of the first's.", show_default=False
+            help="Smallest difference in loss that matters; default: 1 % of the first's loss.", show_default=False
         ),
     ] = None,
     out: Annotated[
@@ -54,17 +57,17 @@ def compare(
     device: Device = None,
     slots: Annotated[
         int | None,
-        typer.Option(help="Trainings at once; default: as many as pay and fit the memory.", show_default=False),
+        typer.Option(help="Runs trained at once; default: as many as pay and fit into memory.", show_default=False),
     ] = None,
     allow_code: AllowCode = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     plain: Plain = False,
 ) -> None:
-    """Say which recipe or adapter is better, by how much, how sure that is, and what would settle it.
+    """Report which recipe or adapter is better, by how much, how sure that is, and what would settle it.
 
     Recipes are trained side by side with the same seeds and judged on confirm. Writes comparison.json and
-    comparison.html; given again, it trains only what is missing.
+    comparison.html. Run again, it trains only what is missing.
     """
     from autolr.cli.live import watch
     from autolr.report.comparison import write_comparison
@@ -76,7 +79,7 @@ def compare(
     if not as_json:
         say(f"comparison of {', '.join([*arms, *changes])}, folder {folder}")
     with (
-        until_ctrl_c(lambda: "stopped; all that ended is kept. The same command goes on"),
+        until_ctrl_c(lambda: "stopped. Finished runs are kept; the same command resumes"),
         watch(plain, Watcher() if as_json else None) as watcher,
     ):
         found = comparison.compare(

@@ -11,20 +11,18 @@ import typer
 def dashboard(
     run: Annotated[
         Path | None,
-        typer.Argument(
-            help="Run folder of a search; default: the one in runs/ that was last at work.", show_default=False
-        ),
+        typer.Argument(help="Run folder of a search; default: the newest in runs/.", show_default=False),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on. There is no password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8080,
 ) -> None:
     """Open optuna-dashboard on a run, finished or searching: figures, notes on verdict and finalists, files.
 
-    Needs the extra: pip install optuna-dashboard. The run folder is changed only by what you change in the page.
+    Needs optuna-dashboard: pip install optuna-dashboard. Only your changes in the page change the run folder.
     """
     from autolr.report.dashboard import LOOPBACK, serve
     from autolr.search.folder import RunFolder
-    from autolr.search.runs import newest
+    from autolr.search.index import newest
 
     folder = RunFolder(run or newest(Path("runs")))
     if host not in LOOPBACK:

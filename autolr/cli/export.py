@@ -22,10 +22,10 @@ def export(
     to: Annotated[Tool, typer.Option(help="Target tool.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the files; default: export-TOOL, beside the recipe.", show_default=False),
+        typer.Option(help="Folder of the files; default: export-TOOL beside the recipe.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a recipe as files that another tool accepts as they are, and say what that tool cannot express.
+    """Write a recipe as files that another tool accepts, and report what that tool cannot express.
 
     The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates if
     the tool can express them (axolotl), or by a script that goes along (trl).

@@ -21,56 +21,56 @@ def heads(
         list[str],
         typer.Argument(
             metavar="MODEL|ADAPTER...",
-            help="Models; or run folders and folders of trained adapters, looked at before and after training.",
+            help="Models, or run folders and folders of trained adapters (compared before and after training).",
             show_default=False,
         ),
     ],
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Where the samples come from; default: confirm of each adapter's recipe.", show_default=False
-        ),
+        typer.Option(help="Data of the samples; default: confirm of each adapter's recipe.", show_default=False),
     ] = None,
-    task: Annotated[TaskName, typer.Option(help="Of models, and of adapters without a recipe.")] = "classification",
-    samples: Annotated[int, typer.Option(min=2, help="At most so many are looked at.")] = 512,
+    task: Annotated[
+        TaskName, typer.Option(help="Task of models, and of adapters without a recipe.")
+    ] = "classification",
+    samples: Annotated[int, typer.Option(min=2, help="Number of samples at most.")] = 512,
     signed: Annotated[
         bool,
-        typer.Option("--signed", help="Mean of signed activations, as the formula of paper 2 says, not absolute."),
+        typer.Option(
+            "--signed", help="Average signed activations, as in paper 2's formula, instead of absolute ones."
+        ),
     ] = False,
     combine: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Write the first adapter's change as a combination of the others', and advise how to make so many "
-            "samples of their tasks.",
+            help="Write the first adapter's change as a combination of the others', and recommend how to mix this "
+            "many samples of their tasks.",
             show_default=False,
         ),
     ] = None,
     unrelated: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Adapter of an unrelated task, a null for --combine; may be given again.", show_default=False
-        ),
+        typer.Option(help="Adapter of an unrelated task, a null for --combine. Repeatable.", show_default=False),
     ] = None,
     pool: Annotated[
         str | None,
         typer.Option(
-            help="Choose data instead: of this file take the --take samples whose use of the model's heads is "
-            "nearest that of --data, and write them to --out.",
+            help="Select data instead: write to --out the --take samples of this file that use the model's heads "
+            "most like --data.",
             show_default=False,
         ),
     ] = None,
-    take: Annotated[int, typer.Option(min=1, help="Samples that --pool chooses.")] = 500,
+    take: Annotated[int, typer.Option(min=1, help="Number of samples to take from --pool.")] = 500,
     model: BaseModel = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the result; default: runs/heads. Of --pool: a csv file.", show_default=False),
+        typer.Option(help="Folder of the result; default: runs/heads. With --pool: a csv file.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of which samples are taken, and of a new head.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling and head initialization.")] = 0,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which attention heads a task uses, what training changes, and what the task is made of.
+    """Report which attention heads a task uses, what training changes, and which tasks it resembles.
 
     Writes heads.json, the patterns sample by sample, and heads.html.
     """
@@ -156,7 +156,7 @@ def _choose(
     from autolr.study import Data
 
     if len(given) != 1 or data is None:
-        raise AutoLRError("--pool: give one model, and --data, the data of the target task")
+        raise AutoLRError("--pool: needs exactly one model, and --data of the target task")
     rows = chosen(given[0], data, pool, take, task=task, samples=samples, seed=seed, device=device)
     table, _ = tables.read(Data(source=pool))
     out.parent.mkdir(parents=True, exist_ok=True)

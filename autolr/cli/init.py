@@ -18,10 +18,10 @@ TASKS = ("classification", "regression", "sft", "lm")
 
 
 def init(
-    out: Annotated[Path, typer.Argument(help="The study file to write.")] = Path("study.yaml"),
+    out: Annotated[Path, typer.Argument(help="Study file to write.")] = Path("study.yaml"),
     model: Model = None,
     data: Data = None,
-    task: Annotated[TaskName | None, typer.Option(help="What is learned.", show_default=False)] = None,
+    task: Annotated[TaskName | None, typer.Option(help="Task to learn.", show_default=False)] = None,
     trials: Trials = None,
     full_run: FullRun = None,
     origin: Annotated[
@@ -33,10 +33,10 @@ def init(
             show_default=False,
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take the defaults for what is not given.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; use defaults for what is not given.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented study: five questions, each of which an option answers beforehand.
+    """Write a commented study from five questions, which options can answer beforehand.
 
     With --from, model, data, rank, alpha, targets, batch size, length and schedule are those of a set-up that you
     have, the search begins at its rates, and what could not be taken over is listed.
@@ -47,7 +47,7 @@ def init(
     from autolr.study import Study
 
     if out.exists() and not force:
-        raise RunError(f"{out}: exists already; give another name, or --force to write over it")
+        raise RunError(f"{out}: this file exists. Give another name, or --force to overwrite it.")
     content: dict[str, Any] = {}
     notes: list[str] = []
     if origin is not None:
@@ -155,5 +155,5 @@ def _answers(given: dict[str, Any], content: dict[str, Any], model: str, asks: b
                 value = typer.prompt(question, default=usual[name], type=int if name == "trials" else str)
         answers[name] = usual[name] if value is None else value
     if answers["data"] is None:
-        raise AutoLRError("--data: which data? Give a file or a hub data set")
+        raise AutoLRError("--data: missing. Give a file or a hub data set.")
     return answers

@@ -11,25 +11,25 @@ Data = Annotated[
     str | None,
     typer.Option(help="A csv, tsv, json, jsonl, parquet or arrow file, or a hub data set.", show_default=False),
 ]
-BaseModel = Annotated[
-    str | None, typer.Option(help="Base model of adapters that came without a recipe.", show_default=False)
-]
-Trials = Annotated[int | None, typer.Option(help="Total of trials.", show_default=False)]
+BaseModel = Annotated[str | None, typer.Option(help="Base model of adapters without a recipe.", show_default=False)]
+Trials = Annotated[int | None, typer.Option(help="Total number of trials.", show_default=False)]
 FullRun = Annotated[
     bool | None,
     typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU where there is one.", show_default=False),
+    typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.", show_default=False),
 ]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let a metric be code of yours: my_module:function.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Allow a metric from your own code: my_module:function.")
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run Python code that comes with the model; the study or recipe must ask for it as well.",
+        help="Run Python code that comes with the model. The study or recipe must ask for it as well.",
     ),
 ]
-Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON on standard output.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead of the live table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]

@@ -1,4 +1,4 @@
-"""`autolr predict`: what a search says about a candidate it has not tried."""
+"""`autolr predict`: the loss to expect from a candidate that was not tried."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def predict(
     ratio: Annotated[float, typer.Option(help="λ = lr_v / lr_q.")] = 1.0,
     rank: Annotated[int, typer.Option(help="Adapter rank; full matrices have none.")] = 8,
     targets: Annotated[
-        str | None, typer.Option(help="What is trained; default: the study's first choice.", show_default=False)
+        str | None, typer.Option(help="Matrices to train; default: the study's first choice.", show_default=False)
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="The method; default: the study's first choice.", show_default=False)
+        str | None, typer.Option(help="Method; default: the study's first choice.", show_default=False)
     ] = None,
     rho: Annotated[float, typer.Option(help="ρ = lr_B / lr_A.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the score of any candidate from a search's curves, with a 90 % interval.
+    """Predict the select loss of any candidate from a search's curves, with a 90 % prediction interval.
 
-    Refused (exit code 2) outside the searched space, and where nothing like it was tried.
+    Exits with code 2 if the candidate is outside the searched space, or unlike all that was tried.
     """
     from autolr import documents
     from autolr.candidate import Candidate
-    from autolr.search.predict import predict as predicted
+    from autolr.search import advice
     from autolr.search.result import SearchResult
 
     result = SearchResult.load(run)
     named = {"targets": targets, "kind": kind}
     given = {"lr_v": lr_v, "ratio": ratio, "rank": rank, "rho": rho, **result.study.usual(), **result.study.fixed()}
     given |= {name: value for name, value in named.items() if value is not None}
-    found = predicted(result, documents.validate(Candidate, given, "command line"))
+    prediction = advice.predict(result, documents.validate(Candidate, given, "command line"))
     if as_json:
-        echo_json(found)
+        echo_json(prediction)
         return
-    typer.echo(found.describe())
-    typer.echo(f"the nearest tried is {found.nearest.describe()}")
+    typer.echo(prediction.describe())
+    typer.echo(f"nearest tried candidate: {prediction.nearest.describe()}")

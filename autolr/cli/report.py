@@ -20,16 +20,16 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The page, or the folder of the pictures; default: report.html, or figures, in the run folder.",
+            help="Page to write, or folder of the pictures; default: report.html or figures in the run folder.",
             show_default=False,
         ),
     ] = None,
     form: Annotated[
         Literal["html", "png", "svg"],
-        typer.Option("--format", help="html: one page; png, svg: each figure, drawn by kaleido."),
+        typer.Option("--format", help="html: one page; png, svg: a file per figure, drawn by kaleido."),
     ] = "html",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Nothing is written: what the page rests on, as JSON on standard output.")
+        bool, typer.Option("--json", help="Write nothing; print the data behind the page as JSON.")
     ] = False,
 ) -> None:
     """Write one self-contained HTML page about a search, or its figures as pictures."""
@@ -39,7 +39,7 @@ def report(
 
     result = SearchResult.load(run)
     if not RunFolder(run).has_trials:
-        raise RunError(f"{run}: holds a study, but no search of it has begun: autolr search --out {run}")
+        raise RunError(f"{run}: its search has not started. Start it with: autolr search --out {run}")
     if as_json:
         typer.echo(result.to_json())
         return

@@ -12,42 +12,42 @@ from autolr.cli.options import AsJson
 from autolr.cli.output import echo_json, say
 
 if TYPE_CHECKING:
-    from autolr.search.runs import Advice, Run
+    from autolr.search.advice import Advice
+    from autolr.search.index import Run
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds run folders, or one of them.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder of run folders, or one run folder.")] = Path("runs"),
     recommend: Annotated[
-        bool, typer.Option("--recommend", help="Say what to search next, and the command that does.")
+        bool, typer.Option("--recommend", help="Recommend the next study, with its command.")
     ] = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Read every file of the runs and say what is damaged, and what can be saved."),
+        typer.Option("--check", help="Read every file of the runs; report damaged files and what can be saved."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs of a folder: trials, score, cost and verdict; or propose the next study from them.
+    """List the runs of a folder: trials, score, cost and verdict. Or recommend the next study, or check the files.
 
-    With --check the exit code is 2 where anything is damaged. Nothing is changed.
+    With --check, the exit code is 2 if anything is damaged. No file is changed.
     """
-    from autolr.search import runs as found
+    from autolr.search import advice, index
 
     if check:
         _check(folder, as_json)
-        return
-    rows = found.recommend(folder) if recommend else found.runs(folder)
-    if as_json:
-        echo_json(rows)
-        return
-    for row in rows:
-        say("\n".join(_advice(row) if isinstance(row, found.Advice) else _lines(row)))
+    elif recommend:
+        recommended = advice.recommend(folder)
+        echo_json(recommended) if as_json else say("\n".join(line for one in recommended for line in _advice(one)))
+    else:
+        listed = index.list_runs(folder)
+        echo_json(listed) if as_json else say("\n".join(line for run in listed for line in _lines(run)))
 
 
 def _check(folder: Path, as_json: bool) -> None:
-    from autolr.search import runs as found
     from autolr.search.check import check
+    from autolr.search.index import folders
 
-    rows = [check(path) for path in found.folders(folder, damaged=True)]
+    rows = [check(path) for path in folders(folder, damaged=True)]
     if as_json:
         echo_json(rows)
     else:
@@ -65,28 +65,18 @@ def _check(folder: Path, as_json: bool) -> None:
 def _lines(run: Run) -> list[str]:
     if run.problem is not None:
         return [run.folder, f"  unreadable: {run.problem}"]
-    counts = {
-        "completed": run.completed,
-        "pruned": run.pruned,
-        "diverged": run.diverged,
-        "infeasible": run.infeasible,
-        "failed": run.failed,
-    }
-    trials = ", ".join(
-        f"{count} {name}" for name, count in counts.items() if count or name in ("completed", "pruned")
-    )
+    counts = run.model_dump(include={"completed", "pruned", "diverged", "infeasible", "failed"})
+    shown = [f"{count} {name}" for name, count in counts.items() if count or name in ("completed", "pruned")]
     metric = "".join(f", {name} {value:.4f}" for name, value in run.metric.items())
     kind = "confirm loss" if run.state == "finished" else "best select loss"
     score = "no score yet" if run.score is None else f"{kind} {display.loss(run.score)}{metric}"
-    cost = f"{run.device_seconds:.0f} device-seconds" + (
-        "" if run.full_runs is None else f" = {run.full_runs:g} full runs"
-    )
+    full_runs = "" if run.full_runs is None else f" = {run.full_runs:g} full runs"
     return [
         f"{run.folder}: {run.name}, {run.model} on {run.data}",
-        f"  trials   {run.total}: {trials}",
+        f"  trials   {run.total}: {', '.join(shown)}",
         f"  score    {score}" + (f" ({run.candidate})" if run.candidate else ""),
-        f"  cost     {cost}",
-        f"  verdict  {run.verdict or f'not finished; go on with: autolr search --out {run.folder}'}",
+        f"  cost     {run.device_seconds:.0f} device-seconds{full_runs}",
+        f"  verdict  {run.verdict or f'not finished; resume with: autolr search --out {run.folder}'}",
     ]
 
 

@@ -34,36 +34,36 @@ def search(
     trials: Trials = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time after which no trial starts, such as 90s, 10m, 1.5h.", show_default=False),
+        typer.Option(help="Time after which no trial starts, such as 90s, 10m or 1.5h.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder; one that holds this study is gone on with. Default: runs/NAME-ID.",
+            help="Run folder. If it already holds this study, the search resumes. Default: runs/NAME-ID.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default=False)] = None,
     device: Device = None,
     full_run: FullRun = None,
     slots: Annotated[
         int | None,
-        typer.Option(help="Trials trained at once; default: as many as pay and fit the memory.", show_default=False),
+        typer.Option(help="Trials trained at once; default: as many as pay and fit into memory.", show_default=False),
     ] = None,
     prior: Annotated[
         list[str] | None,
-        typer.Option(help="Run folder of an earlier search to begin from; may be given again.", show_default=False),
+        typer.Option(help="Run folder of an earlier search to start from. Repeatable.", show_default=False),
     ] = None,
     workers: Annotated[
         str,
         typer.Option(
-            help="Processes that search together, each on a device of its own; or ray, ray:4: actors of a cluster.",
+            help="Processes that search together, each on its own device; or ray, ray:4: actors of a Ray cluster.",
             metavar="N|ray[:N]",
         ),
     ] = "1",
     ray_address: Annotated[
         str | None,
-        typer.Option(help="Of the Ray cluster; default: this machine's, or a new one on it.", show_default=False),
+        typer.Option(help="Address of the Ray cluster; default: this machine's, or a new one.", show_default=False),
     ] = None,
     storage: Annotated[
         str | None,
@@ -80,18 +80,16 @@ def search(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run and what it would cost, and stop.")
+        bool, typer.Option("--dry-run", help="Show what would run and what it would cost, then stop.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: the plan as JSON on standard output.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
     allow_code: AllowCode = False,
     trust_remote_code: TrustRemoteCode = False,
     plain: Plain = False,
 ) -> None:
     """Search the ratio λ = η_V/η_Q, the rate η_V and the rank; confirm the best; write the recipe.
 
-    Given again with the same --out, a search goes on where it stopped.
+    Run again with the same --out, a search resumes where it stopped.
     """
     options = {
         "model": model,
@@ -109,7 +107,7 @@ def search(
         _show_plan(study, device, code, as_json)
         return
     if as_json:
-        raise AutoLRError("--json: goes with --dry-run; of a search, autolr report RUN --json tells all")
+        raise AutoLRError("--json: works only with --dry-run. For a finished search use: autolr report RUN --json")
     from autolr.cli.live import watch
     from autolr.search import run
     from autolr.search.folder import RunFolder
@@ -121,7 +119,7 @@ def search(
     trackers = [tracker(name, RunFolder(folder), study.name) for name in report_to or []]
 
     def left() -> str:
-        kept = f"all that ended is kept. Go on with: autolr search --out {folder}"
+        kept = f"finished trials are kept. Resume with: autolr search --out {folder}"
         return f"stopped; {kept if (folder / 'study.yaml').is_file() else 'nothing had begun'}"
 
     with until_ctrl_c(left):

@@ -1,4 +1,4 @@
-"""From the words of the command line to a study."""
+"""Resolves the words of the command line to a study."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def shipped() -> dict[str, Shipped]:
 
 
 def read(path: Path, variant: str | None = None) -> tuple[dict[str, Any], str]:
-    """Return the content of a study file, and its text to tell lines by.
+    """Return the content of a study file, and its text, from which errors take line numbers.
 
     Args:
         path: the file. Its `variants`, if it has any, are dotted overrides by name.
-        variant: which of them is wanted.
+        variant: the name of one of them.
 
     Raises:
-        AutoLRError: the file cannot be read, or it has variants and none is named.
+        AutoLRError: the file cannot be read, or it has variants and `variant` is None.
     """
     content, text = documents.read_yaml(path)
     if "candidate" in content and "space" not in content:
-        raise DocumentError(str(path), [f"is a recipe, not a study; what it says is trained by: autolr train {path}"])
+        raise DocumentError(str(path), [f"is a recipe, not a study. Train it with: autolr train {path}"])
     variants = content.pop("variants", None)
     if variants is None:
         return content, text
     names = [name for name, one in shipped().items() if one.path.resolve() == path.resolve()]
     if variant is None:
         raise AutoLRError(
-            f"study {str(path)!r}: is several, name one of them: {', '.join(names) or 'shipped ones alone'}"
+            f"study {str(path)!r}: has variants. Name one of: {', '.join(names) or 'shipped ones alone'}"
         )
     apply_overrides(content, [f"{key}={json.dumps(value)}" for key, value in variants[variant].items()])
     return {"name": f"{path.stem}-{variant}", **content}, text
@@ -64,15 +64,17 @@ def resolve(words: list[str], options: dict[str, Any], out: Path | None) -> Stud
     Args:
         words: at most one study (a file, or the name of a shipped one), and dotted overrides.
         options: dotted keys and values of the named options; None where not given.
-        out: the run folder, which holds the study of a search that is gone on with.
+        out: the run folder; it holds the study if the search resumes.
 
     Raises:
-        AutoLRError: there is no such study, or it is wrong.
+        AutoLRError: there is no such study, or it has errors.
     """
     named = [word for word in words if "=" not in word or Path(word).is_file()]
     overrides = [word for word in words if word not in named]
     if len(named) > 1:
-        raise AutoLRError(f"one study at a time: {', '.join(named)}; overrides have the form key=value")
+        raise AutoLRError(
+            f"give one study, not {len(named)} ({', '.join(named)}). Overrides have the form key=value."
+        )
     path, variant = _path(named[0] if named else None, out)
     given = {key: value for key, value in options.items() if value is not None}
     content, text = read(path, variant)
@@ -92,7 +94,7 @@ def load(named: str) -> tuple[Study, str]:
     """Return the study of a file or of a shipped study's name, and its text.
 
     Raises:
-        AutoLRError: there is no such study, or it is wrong; all that is wrong is listed.
+        AutoLRError: there is no such study, or it has errors; all of them are listed.
     """
     path, variant = _path(named, None)
     content, text = read(path, variant)
@@ -107,13 +109,13 @@ def _path(named: str | None, out: Path | None) -> Shipped:
         return known[DEFAULT]
     if Path(named).exists() or named not in known:
         if not Path(named).exists():
-            raise AutoLRError(f"study {named!r}: no such file; shipped studies: {', '.join(known)}")
+            raise AutoLRError(f"study {named!r}: no such file or shipped study. Shipped studies: {', '.join(known)}")
         return Shipped(Path(named))
     return known[named]
 
 
 def name_of(source: str) -> str:
-    """Return a study's name for its data or model: the last part, in letters that a file's name may have."""
+    """Return a study's name for its data or model: the last part, without characters unfit for a file name."""
     stem = source.rstrip("/").rpartition("/")[2].partition(":")[2] or Path(source.rstrip("/")).stem
     name = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in stem)
     return name.strip("._-")[:64] or "study"

@@ -22,33 +22,37 @@ CAVEAT = (
 def theory(
     model: Annotated[str, typer.Argument(help="Local folder or hub id of the model.", show_default=False)],
     targets: Annotated[
-        str, typer.Option(help="Matrices, choices separated by commas; the first is the measure.")
+        str, typer.Option(help="Matrices to train; choices separated by commas, the first is the reference.")
     ] = "qv,qkv",
-    ranks: Annotated[str, typer.Option(help="Of adapters, separated by commas.")] = "8",
-    kinds: Annotated[str, typer.Option(help="lora, rslora, dora, full, separated by commas.")] = "lora",
+    ranks: Annotated[str, typer.Option(help="Adapter ranks, separated by commas.")] = "8",
+    kinds: Annotated[str, typer.Option(help="Methods (lora, rslora, dora, full), separated by commas.")] = "lora",
     examples: Annotated[
-        int | None, typer.Option(min=1, help="N of the bound; default: of --data, or 10,000.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="N of the bound; default: that of --data, or 10,000.", show_default=False),
     ] = None,
-    classes: Annotated[int, typer.Option(min=2, help="Outputs of the head, where no --data say.")] = 2,
-    task: Annotated[TaskName, typer.Option(help="What the model is for.")] = "classification",
+    classes: Annotated[int, typer.Option(min=2, help="Outputs of the head, if no --data gives them.")] = 2,
+    task: Annotated[TaskName, typer.Option(help="Task of the model.")] = "classification",
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure the peak memory of training steps as well.")
+        bool, typer.Option("--measure", help="Also measure the peak memory of training steps.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples of such a step.")] = 16,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each example of it.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per measured step.")] = 16,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens per example.")] = 64,
     data: Annotated[
         str | None,
-        typer.Option(help="Train first steps on these and tell what W_q and W_v change in each.", show_default=False),
+        typer.Option(
+            help="Train first steps on this data and report how much W_q and W_v change.", show_default=False
+        ),
     ] = None,
     lr_v: Annotated[
-        float | None, typer.Option(help="Rate of W_v in them; default: the rule of thumb's.", show_default=False)
+        float | None,
+        typer.Option(help="Rate of W_v in these steps; default: the rule of thumb's.", show_default=False),
     ] = None,
-    ratio: Annotated[float, typer.Option(help="λ of them.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of adapter, head and data.")] = 0,
+    ratio: Annotated[float, typer.Option(help="λ used in these steps.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for adapter, head and data.")] = 0,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what training W_q and W_v, or other matrices, costs, how theory ranks it, and which learns too slowly."""
+    """Report the cost of training W_q and W_v or other matrices, its rank in theory, and which learns too slowly."""
     from autolr.theory import theory as ask
 
     found = ask(
@@ -117,7 +121,7 @@ def _words(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     wrong = [word for word in words if word not in known]
     if wrong or not words:
-        raise DocumentError("command line", [f"--{option} {text!r}: choose of {', '.join(known)}"])
+        raise DocumentError("command line", [f"--{option} {text!r}: choose from {', '.join(known)}"])
     return words
 
 

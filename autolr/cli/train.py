@@ -27,13 +27,13 @@ def train(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the full run; default: train, beside the recipe.", show_default=False),
+        typer.Option(help="Folder of the full run; default: train beside the recipe.", show_default=False),
     ] = None,
     device: Device = None,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
-            help="Report to a tracker of transformers, such as tensorboard, mlflow or wandb; may be given again. "
+            help="Report to a tracker of transformers, such as tensorboard, mlflow or wandb. Repeatable. "
             "Default: none.",
             show_default=False,
         ),
@@ -42,32 +42,32 @@ def train(
         bool,
         typer.Option(
             "--push-to-hub",
-            help="Upload the adapter and its card to the hub when the run is through, into a private repository.",
+            help="When the run ends, upload the adapter and its card to a private repository on the hub.",
         ),
     ] = False,
     hub_model_id: Annotated[
         str | None,
         typer.Option(
-            help="Repository of --push-to-hub; default: the recipe's name, of your account.", show_default=False
+            help="Repository for --push-to-hub; default: the recipe's name, in your account.", show_default=False
         ),
     ] = None,
     hub_public: Annotated[
-        bool, typer.Option("--hub-public", help="A new repository of --push-to-hub is for everybody to see.")
+        bool, typer.Option("--hub-public", help="Make a new repository of --push-to-hub public.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read recipe, data and model, show what would run, and stop.")
+        bool, typer.Option("--dry-run", help="Read recipe, data and model, show what would run, then stop.")
     ] = False,
     allow_code: AllowCode = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Train the recipe to its horizon; keep the checkpoint that is best on select, report confirm.
+    """Train the recipe to its horizon; keep the checkpoint that is best on select; report confirm.
 
-    Given again, a full run that was stopped goes on from its last checkpoint.
+    Run again, a stopped full run resumes from its last checkpoint.
     """
     from autolr.recipe import Recipe
 
     if (hub_model_id or hub_public) and not push_to_hub:
-        raise AutoLRError(f"{'--hub-model-id' if hub_model_id else '--hub-public'}: goes with --push-to-hub")
+        raise AutoLRError(f"{'--hub-model-id' if hub_model_id else '--hub-public'}: works only with --push-to-hub")
     found = Recipe.load(recipe)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     if dry_run:
@@ -75,7 +75,7 @@ def train(
         return
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
     repository = _repository(hub_model_id or found.name, not hub_public) if push_to_hub else None
-    with until_ctrl_c(lambda: "stopped; give the same command again to go on from the last checkpoint"):
+    with until_ctrl_c(lambda: "stopped; the same command resumes from the last checkpoint"):
         result = full_run(found, folder, device, report_to, **code)
     if repository:
         from autolr.train.hub import upload

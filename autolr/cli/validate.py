@@ -1,4 +1,4 @@
-"""`autolr validate`: is a study sound; can a model be searched, and does the conformance kit pass on it."""
+"""`autolr validate`: checks a study's settings, or whether AutoLR trains a model correctly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def validate(
     study: Annotated[
         str | None,
         typer.Argument(
-            help="A study file, or the name of a shipped one: its settings are checked, all that is wrong is listed.",
+            help="A study file, or the name of a shipped study. Its settings are checked; all errors are listed.",
             autocompletion=complete.studies,
             show_default=False,
         ),
@@ -34,18 +34,18 @@ def validate(
     ] = None,
     classes: Annotated[int, typer.Option(min=2, help="Outputs of the head.")] = 2,
     task: Annotated[
-        TaskName, typer.Option(help="What the model is for; sft and lm check the language model, without a head.")
+        TaskName, typer.Option(help="Task of the model; sft and lm check the language model without a head.")
     ] = "classification",
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a study's settings, or a model: where its W_q, W_k and W_v are, and that AutoLR trains them rightly.
+    """Check a study's settings, or a model: where its W_q, W_k and W_v are, and that AutoLR trains them correctly.
 
-    The checks of a model take three steps on a few random tokens. Without weights, config.json alone is described.
-    Exit code 2: something is refused, or a check fails.
+    The checks of a model take three steps on a few random tokens. Without weights, only config.json is described.
+    Exit code 2: a setting or the model is refused, or a check fails.
     """
     if (study is None) == (model is None):
-        raise AutoLRError("validate: give a study, or --model X; a study's own model is checked by its name")
+        raise AutoLRError("validate: give a study, or --model X. To check a study's model, pass its name to --model.")
     if study is not None:
         _study(study, as_json)
         return
@@ -61,7 +61,7 @@ def _study(named: str, as_json: bool) -> None:
         echo_json(found)
         return
     typer.echo(
-        f"study {found.name}: its settings are sound ({found.task}, {found.model} on {found.data.source}, "
+        f"study {found.name}: all settings are valid ({found.task}, {found.model} on {found.data.source}, "
         f"{found.budget.trials} trials)\nnext: autolr search {named} --dry-run reads data and model"
     )
 
@@ -95,13 +95,14 @@ def _model(model: str, classes: int, task: TaskName, device: str | None, as_json
     failed = [check.name for check in checks if not check.passed]
     if failed:
         raise ModelError(
-            f"model {model!r}: {len(failed)} of the checks failed ({', '.join(failed)}); do not trust a search on it"
+            f"model {model!r}: {len(failed)} of the checks failed ({', '.join(failed)}). "
+            "Do not trust a search on this model."
         )
     say("all checks passed")
 
 
 def _outline(model: str, classes: int, task: TaskName, as_json: bool) -> None:
-    """Describe a model from its configuration, and of its tokenizer, if there is one, whether it fits."""
+    """Describe a model from its configuration, and whether its tokenizer fits, if it has one."""
     from autolr.model.calls import check_vocabulary
     from autolr.model.outline import outline, tokenizer_of
     from autolr.model.quiet import quiet

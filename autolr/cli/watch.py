@@ -15,21 +15,19 @@ if TYPE_CHECKING:
     from autolr.search.folder import RunFolder
     from autolr.search.state import State
 
-# Seconds between looks at the run folder, and without news before that is said.
-EVERY, SILENT = 0.5, 30.0
+# Seconds between two reads of the run folder, and without an update before the user hears of it.
+INTERVAL_S, SILENT_S = 0.5, 30.0
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="Run folder of a search that runs elsewhere.", show_default=False)],
-    once: Annotated[bool, typer.Option("--once", help="Show how far it is, and stop.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run folder of the search.", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Show the state once, then stop.")] = False,
     plain: Plain = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="How far it is, as JSON on standard output; implies --once.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON; implies --once.")] = False,
 ) -> None:
-    """Show a search that runs in another process, until it ends; only the run folder is read.
+    """Show a search that runs in another process, until it ends. Only the run folder is read.
 
-    Ctrl-C stops the watching, not the search.
+    Ctrl-C stops watching, not the search.
     """
     from rich.console import Console
     from rich.live import Live
@@ -44,7 +42,7 @@ def watch(
     if as_json:
         echo_json({**state.model_dump(mode="json"), "alive": state.is_alive(), "time_left": state.time_left()})
         return
-    with until_ctrl_c(lambda: "watching stopped; the search goes on"):
+    with until_ctrl_c(lambda: "stopped watching; the search continues"):
         if once:
             console.print(View(state))
         elif plain or not is_live(console):
@@ -56,13 +54,13 @@ def watch(
                     said = line
                 if state.ended or state.is_alive() is False:
                     break
-                time.sleep(EVERY)
+                time.sleep(INTERVAL_S)
                 state = read_state(folder)
         else:
             with Live(View(state), console=console, refresh_per_second=4) as live:
                 screen = Screen(live)
                 while not state.ended and state.is_alive() is not False:
-                    time.sleep(EVERY)
+                    time.sleep(INTERVAL_S)
                     state = read_state(folder)
                     screen.draw(state)
     say(_end(folder, state))
@@ -72,12 +70,12 @@ def _end(folder: RunFolder, state: State) -> str:
     from autolr.search.result import SearchResult
 
     is_search = folder.study.is_file()
-    again = f"go on with: autolr search --out {folder.path}" if is_search else "the same command goes on"
+    again = f"resume with: autolr search --out {folder.path}" if is_search else "the same command resumes"
     silent = time.time() - state.updated
     if state.ended is None:
         if state.is_alive() is False:
-            return f"its process is gone; {again}"
-        return f"under way, last heard of {silent:.0f} s ago" if silent > SILENT else "under way"
+            return f"its process has ended; {again}"
+        return f"running; last update {silent:.0f} s ago" if silent > SILENT_S else "running"
     recipe = SearchResult.load(folder.path).recipe if is_search else None
     if state.ended == "finished" and recipe is not None and recipe.evidence is not None:
         return f"finished: {recipe.evidence.verdict}"

@@ -12,14 +12,16 @@ from autolr.cli.output import until_ctrl_c
 
 
 def worker(
-    run: Annotated[Path, typer.Argument(help="Run folder of the search, which all its workers see.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of the search, shared by all its workers.")],
     storage: Annotated[
         str | None,
-        typer.Option(help="Database of the search's trials, where its address has a password.", show_default=False),
+        typer.Option(
+            help="Database of the search's trials; needed if its address has a password.", show_default=False
+        ),
     ] = None,
     device: Device = None,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for the search to begin.", show_default=False)
+        float, typer.Option(min=0, help="Seconds to wait for the search to start.", show_default=False)
     ] = 0.0,
     report_to: Annotated[
         list[str] | None,
@@ -32,9 +34,9 @@ def worker(
     plain: Plain = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Train trials and repeats of a search that `autolr search` has begun, until it is through.
+    """Join a search that `autolr search` has started: train its trials and repeats until it ends.
 
-    What a worker that dies was training is gone on with by the others.
+    If a worker dies, the others take over its trials.
     """
     from autolr.cli.live import watch
     from autolr.search import run as searching
@@ -45,7 +47,7 @@ def worker(
     folder = RunFolder(run)
     searching.wait_for(folder, wait)
     with (
-        until_ctrl_c(lambda: "stopped; the other workers go on with what this one was training"),
+        until_ctrl_c(lambda: "stopped; the other workers take over its trials"),
         watch(plain) as watcher,
     ):
         trackers = [tracker(name, folder, folder.path.name) for name in report_to or []]
@@ -58,4 +60,4 @@ def worker(
             trust_remote_code=trust_remote_code,
             parent=parent,
         )
-    typer.echo(f"the search in {run} is through")
+    typer.echo(f"the search in {run} has ended")

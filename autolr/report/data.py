@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,10 +13,10 @@ import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from autolr.candidate import Candidate
+from autolr.search.encoding import Encoding
 from autolr.search.folder import RunFolder
 from autolr.search.records import RepeatRecord, TrialRecord
 from autolr.search.result import SearchResult
-from autolr.search.sampler import Encoding
 from autolr.search.surrogate import Surrogate
 from autolr.study import has_ratio
 
@@ -27,8 +25,6 @@ SMOOTHING = 0.15
 PAUSE = 30.0
 # What a damaged table of resources may raise, from reading to the last number.
 UNREADABLE = (OSError, pa.ArrowException, AttributeError, KeyError, ValueError, TypeError)
-# Fewer trials with a score than this give no surrogate.
-ENOUGH = 6
 # Of more rungs than this the surrogate gets each trial's last alone: its cost grows with their third power.
 MOST_SEEN = 240
 # A curve is drawn with at most so many points: they are smooth, and a page of 200 trials stays small.
@@ -126,25 +122,16 @@ def dimensions(result: SearchResult) -> dict[str, BaseDistribution]:
 def fit(result: SearchResult) -> Fit | None:
     """Fit the surrogate to all rungs of all trials, pruned ones too; None with too few trials."""
     space = dimensions(result)
-    trials = [trial for trial in searched(result) if any(map(math.isfinite, trial.rungs.values()))]
-    if len(trials) < ENOUGH or not space:
+    if not space:
         return None
-    encoding = Encoding(space, {})
-    rungs = [(t, step, loss) for t in trials for step, loss in sorted(t.rungs.items()) if math.isfinite(loss)]
-    if len(rungs) > MOST_SEEN:
+    curves = [(coordinates(trial.candidate), trial.rungs) for trial in searched(result)]
+    if sum(len(losses) for _, losses in curves) > MOST_SEEN:
         scores = comparable_scores(result)
-        rungs = [(t, max(t.rungs), scores[t.number]) for t in trials if t.number in scores]
-    seen = [
-        (tuple(encoding.encode(coordinates(trial.candidate)).tolist()), float(step), loss)
-        for trial, step, loss in rungs
-    ]
-    return Fit(encoding, _surrogate(tuple(seen)))
-
-
-@lru_cache(maxsize=2)
-def _surrogate(seen: tuple[tuple[tuple[float, ...], float, float], ...]) -> Surrogate:
-    points, steps, values = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
-    return Surrogate.fit(points, steps, values)
+        ended = [trial for trial in searched(result) if trial.number in scores]
+        curves = [(coordinates(trial.candidate), {max(trial.rungs): scores[trial.number]}) for trial in ended]
+    encoding = Encoding(space)
+    surrogate = Surrogate.from_curves(encoding, curves)
+    return Fit(encoding, surrogate) if surrogate is not None else None
 
 
 def comparable_scores(result: SearchResult) -> dict[int, float]:

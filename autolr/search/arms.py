@@ -52,17 +52,19 @@ def read_arms(given: Sequence[Recipe | str | Path], vary: Sequence[str] = ()) ->
     """
     arms = [read_arm(one) for one in given]
     if vary and (not arms or arms[0].adapter is not None):
-        raise RunError("--vary changes the first recipe, and an adapter that is trained cannot be changed")
+        raise RunError(
+            "--vary: the first to compare is a trained adapter, which cannot be changed. Put a recipe first."
+        )
     for change in vary:
         first = arms[0].recipe
         assert first is not None
         arms.append(Arm(f"{arms[0].label} with {change}", f"--vary {change}", varied(first, change)))
     if len(arms) < 2:
-        raise RunError("a comparison needs two: give a second recipe or adapter, or --vary, such as --vary ratio=1")
+        raise RunError("a comparison needs two. Give a second recipe or adapter, or --vary, such as --vary ratio=1.")
     if len({arm.adapter is None for arm in arms}) > 1:
         trained = ", ".join(arm.source for arm in arms if arm.adapter is not None)
         raise RunError(
-            f"{trained}: adapters are scored as they are, recipes are trained with several seeds; compare "
+            f"{trained}: adapters are scored as they are, recipes are trained with several seeds. Compare "
             "adapters with adapters, and recipes with recipes"
         )
     labels: list[str] = []
@@ -160,5 +162,5 @@ def adapter_config(arm: Arm) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or "base_model_name_or_path" not in content:
-        raise AutoLRError(f"{arm.adapter / ADAPTER}: is no adapter configuration of PEFT")
+        raise AutoLRError(f"{arm.adapter / ADAPTER}: is not an adapter configuration of PEFT")
     return content

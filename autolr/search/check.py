@@ -88,10 +88,10 @@ def _remedy(run: RunFolder, study: bool, journal: bool) -> str:
     if not journal:
         kept = _whole_lines(run.journal)
         return (
-            f"the first {kept} lines of journal.log are whole, and a search goes on from them: keep a copy, then "
+            f"the first {kept} lines of journal.log are whole, and a search resumes from them. Keep a copy, then: "
             f"head -n {kept} journal.log > whole && mv whole journal.log"
         )
-    return f"what is sound is used as it is; go on with: autolr search --out {run.path}"
+    return f"sound files are used as they are; resume with: autolr search --out {run.path}"
 
 
 def _journal(path: Path) -> str:

@@ -102,7 +102,9 @@ class Checkpoints(Keeper):
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                self.watcher.note(f"{self._path(key)}: cannot be gone on from ({error}); {job.label} does without it")
+                self.watcher.note(
+                    f"{self._path(key)}: cannot resume from this checkpoint ({error}); ignoring it for {job.label}"
+                )
                 continue
             if key == job.key:
                 kept = {name: head[name] for name in ("score", "seconds", "begun", "begun_tokens")}
@@ -127,7 +129,7 @@ class Checkpoints(Keeper):
                 head: dict[str, Any] = json.loads(file.metadata()["autolr"])
             is_this = bool(head["job"] == _identity(job))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            self.watcher.note(f"{path}: is damaged ({error}); {job.label} does without it")
+            self.watcher.note(f"{path}: is damaged ({error}); ignoring it for {job.label}")
             return None
         return head if is_this else None
 

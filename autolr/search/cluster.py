@@ -53,7 +53,9 @@ class RayFleet:
         wanted = len(self.order.devices)
         if wanted > most:
             kind = "GPUs" if "num_gpus" in self._takes else "cores"
-            raise AutoLRError(f"--workers ray:{wanted}: the cluster has {most} {kind}, and a worker takes one")
+            raise AutoLRError(
+                f"--workers ray:{wanted}: the cluster has {most} {kind}, one for each worker. Ask for fewer."
+            )
         self.size = wanted or most
 
     def start(self, place: int) -> None:

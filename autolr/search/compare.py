@@ -50,7 +50,7 @@ class ArmScore(Document):
     select_loss: float
     confirm_loss: float
     confirm_metric: float
-    diverged: int = Field(0, description="trainings that went wrong; they count, with a loss that is as bad")
+    diverged: int = Field(0, description="runs that diverged; the mean includes them with a loss at chance level")
     tokens: int = 0
     seconds: float = 0.0
 
@@ -61,12 +61,12 @@ class Pair(Document):
     label: str
     outcome: Outcome = Field(description="of this arm; equal: no difference that matters; open: not shown either way")
     gain: Interval = Field(description="confirm loss of the first minus this arm's: above 0, this arm is better")
-    level: float = Field(description="chance that the interval holds the truth, corrected for several arms")
+    level: float = Field(description="confidence level of the interval, corrected for several arms")
     p_examples: float = Field(description="paired t-test over examples, each its mean over the seeds")
     p_seeds: float | None = Field(None, description="paired t-test over seeds, each its mean over the examples")
-    power: float = Field(description="chance that this comparison finds a difference of `worth`")
-    detectable: float = Field(description="the smallest true difference it finds in 8 of 10 cases")
-    size: float = Field(description="the difference that seeds_needed and examples_needed find in 8 of 10 cases")
+    power: float = Field(description="power: probability of detecting a difference of `worth`")
+    detectable: float = Field(description="smallest true difference that is detected with a power of 80 %")
+    size: float = Field(description="difference that seeds_needed and examples_needed detect with a power of 80 %")
     seeds_needed: int | None = Field(None, description="with as many examples; null: no number of seeds does")
     examples_needed: int | None = Field(None, description="with as many seeds; null: no number of examples does")
 
@@ -438,7 +438,7 @@ def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
 
 
 def _pair(first: Arm, arm: Arm, repeats: dict[str, list[RepeatRecord]], worth: float, pairs: int) -> Pair:
-    """Compare an arm with the first; with several arms all intervals together hold with 90 % chance (Bonferroni)."""
+    """Compare an arm with the first; with several arms the intervals are simultaneous 90 % ones (Bonferroni)."""
     differences = _losses(repeats[first.label]) - _losses(repeats[arm.label])
     spread, level = Spread.of(differences), 1 - (1 - LEVEL) / pairs
     gain = spread.interval(level)

@@ -17,12 +17,12 @@ from autolr.pack.divergence import is_number, stand_in
 from autolr.pack.pack import Pack
 from autolr.search import records
 from autolr.search.claims import Alone
+from autolr.search.encoding import Encoding
 from autolr.search.held_out import judges, last_steps
 from autolr.search.loop import Job, Running, Source
 from autolr.search.records import RepeatRecord, SemifinalRecord, TrialRecord
-from autolr.search.sampler import Encoding
 from autolr.search.space import SearchSpace
-from autolr.search.surrogate import ENOUGH, Surrogate
+from autolr.search.surrogate import Surrogate
 from autolr.study import Study
 
 
@@ -41,13 +41,11 @@ def best_of(
     usable = [t for t in usable if space.holds(t.candidate)]
     ranked = sorted(usable, key=lambda t: (-max(t.rungs), t.score, t.number))
     ranked = [t for t in ranked if t.candidate != apart] or ranked
-    if len(usable) >= ENOUGH:
-        encoding = Encoding(space.distributions, {})
-        point = {t.number: encoding.encode(t.candidate.model_dump()) for t in usable}
-        seen = [(point[t.number], step, loss) for t in usable for step, loss in t.rungs.items() if is_number(loss)]
-        points, steps, losses = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
+    encoding = Encoding(space.distributions)
+    surrogate = Surrogate.from_curves(encoding, [(t.candidate.model_dump(), t.rungs) for t in usable])
+    if surrogate is not None:
         alike = [t for t in ranked if max(t.rungs) == max(ranked[0].rungs)]
-        places = Surrogate.fit(points, steps, losses).ranked(np.array([point[t.number] for t in alike]))
+        places = surrogate.ranked(np.array([encoding.encode(t.candidate.model_dump()) for t in alike]))
         ranked = [*(alike[place] for place in places), *ranked[len(alike) :]]
     return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]
 

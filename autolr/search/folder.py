@@ -92,16 +92,16 @@ class RunFolder:
                 held = Study.load(self.study)
             except DocumentError as error:
                 raise RunError(
-                    f"--out {self.path}: its study.yaml is damaged; choose another --out\n{error}"
+                    f"--out {self.path}: its study.yaml is damaged. Choose another --out.\n{error}"
                 ) from None
             if held.identity() != study.identity():
                 changed = ", ".join(_differences(held, study))
                 raise RunError(
-                    f"--out {self.path}: already holds another study ({held.name}; it differs in {changed}); "
-                    "choose another --out, or go on with that one: autolr search --out alone"
+                    f"--out {self.path}: this folder belongs to study {held.name}, which differs in: {changed}. "
+                    f"Choose another folder, or resume {held.name} with: autolr search --out {self.path}"
                 )
         elif self.path.exists() and not all(_is_ours(item.name) for item in self.path.iterdir()):
-            raise RunError(f"--out {self.path}: is not empty and holds no study; choose another --out")
+            raise RunError(f"--out {self.path}: is not empty and has no study. Choose another --out.")
         if storage is not None:
             storages.with_driver(storage)
         study.save(self.study)
@@ -152,9 +152,7 @@ class RunFolder:
         """
         shown = storages.hidden(url)
         if self.journal.is_file():
-            raise RunError(
-                f"--storage {shown}: {self.path} holds trials already, in its journal; choose another --out"
-            )
+            raise RunError(f"--storage {shown}: {self.path} already has trials in its journal. Choose another --out.")
         held = self._database()
         if held and storages.hidden(held["url"]) != shown:
             raise RunError(f"--storage {shown}: the trials of {self.path} lie in {storages.hidden(held['url'])}")
@@ -178,7 +176,7 @@ class RunFolder:
             if url:
                 raise
             raise RunError(
-                f"{self.journal}: is damaged ({type(error).__name__}); what can be saved of it says: autolr runs "
+                f"{self.journal}: is damaged ({type(error).__name__}); see what can be saved with: autolr runs "
                 f"{self.path} --check"
             ) from None
         name = storages.hidden(url) if url else str(self.journal)
@@ -239,9 +237,7 @@ class RunFolder:
                 "url": given if given and storages.hidden(given) == held["url"] else held["url"],
             }
         except (ValueError, KeyError, TypeError):
-            raise RunError(
-                f"{self.database}: is damaged; it should name the database that holds the trials"
-            ) from None
+            raise RunError(f"{self.database}: is damaged. It should name the database of the trials.") from None
 
 
 def _is_ours(name: str) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.search.encoding import PRIOR_SD, Prior
 from autolr.search.result import SearchResult
-from autolr.search.sampler import PRIOR_SD, Prior
 from autolr.search.space import SearchSpace
 from autolr.study import Earlier
 
@@ -32,12 +32,14 @@ def earlier(run: str | Path) -> Earlier:
     """
     result = SearchResult.load(run)
     if result.recipe is None:
-        raise RunError(f"--prior {run}: this search is not finished; go on with it: autolr search --out {run}")
+        raise RunError(f"--prior {run}: this search is not finished. Resume it with: autolr search --out {run}")
     rule = next((trial.candidate for trial in result.trials if trial.rule == "rule"), None)
     scores = result.recipe.evidence.scores if result.recipe.evidence else []
     rule = rule or next((s.candidate for s in scores if "rule" in s.label.split(" + ")), None)
     if rule is None:
-        raise RunError(f"--prior {run}: it holds no trial of the rule of thumb, by which rates are carried over")
+        raise RunError(
+            f"--prior {run}: it has no trial of the rule of thumb, which its rates are scaled by. Choose another run."
+        )
     winner = result.recipe.candidate
     return Earlier(
         source=Path(run).name, rate=float(f"{winner.lr_v / rule.lr_v:.4g}"), ratio=winner.ratio, rank=winner.rank

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from autolr.candidate import Candidate
-from autolr.search import prior
+from autolr.search import prior, pruning
 from autolr.search.loop import Watcher
-from autolr.search.pruner import ChancePruner
 from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace
 from autolr.study import Study
@@ -38,14 +36,13 @@ def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -
     Returns:
         The sampler.
     """
-    rungs, prune = study.search.rung_steps(length), study.search.prune
     trials.sampler = sampler = CurveSampler(
         study.seed,
         space=space.distributions,
         priors=prior.priors(study.search.prior, space),
         counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
     )
-    trials.pruner = ChancePruner(rungs, length, prune) if prune else NopPruner()
+    trials.pruner = pruning.make_pruner(study.search, length)
     return sampler
 
 
@@ -69,7 +66,9 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, watcher: Wat
         if space.holds(candidate.model_copy(update={"targets": targets})):
             trials.enqueue_trial(space.params(candidate), user_attrs={"rule": name})
         else:
-            watcher.note(f"{name} ({candidate.describe()}) lies outside the space: confirmed, not searched")
+            watcher.note(
+                f"{name} ({candidate.describe()}) is outside the space: it joins the confirmation, not the search"
+            )
     large = at_the_largest_rank(space.rule("rule"), space.distributions)
     if large and AT_THE_LARGEST_RANK not in present and space.holds(large):
         trials.enqueue_trial(space.params(large), user_attrs={"rule": AT_THE_LARGEST_RANK})

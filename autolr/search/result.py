@@ -65,7 +65,7 @@ class SearchResult:
         """
         run = RunFolder(folder)
         if not run.study.is_file():
-            raise RunError(f"{folder}: is no run folder (it has no study.yaml); give the --out of a search")
+            raise RunError(f"{folder}: is not a run folder (it has no study.yaml). Give the --out of a search.")
         study = Study.load(run.study)
         return cls(
             folder=run.path,

@@ -1,7 +1,7 @@
-"""Where a search's trials lie: Optuna's journal in the run folder, or a database that workers share.
+"""Where a search keeps its trials: Optuna's journal in the run folder, or a database that workers share.
 
-Whoever reads what is there and writes what follows from it holds the search's lock meanwhile. Locks belong to a
-process or a connection, so that one that dies holds none.
+A worker that reads trials and writes what follows from them holds the search's lock meanwhile. A lock ends with its
+process or connection, so a worker that dies leaves none behind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     import sqlalchemy
     from optuna.storages import BaseStorage
 
-# What the databases are called, the driver that is used and the extra that brings it.
-DRIVERS = {"postgresql": ("psycopg", "postgres"), "mysql": ("pymysql", "mysql")}
-# Seconds that a lock is waited for at most: holders propose one candidate, or score one rung.
-PATIENCE = 600
+# Longest wait for a lock: its holder proposes one candidate, or scores one rung.
+LOCK_TIMEOUT_S = 600
+# The driver of each, AutoLR's extra that installs it, and the calls that take and release the lock number `key`.
+DATABASES = {
+    "postgresql": ("psycopg", "postgres", "pg_advisory_lock({key})", "pg_advisory_unlock({key})"),
+    "mysql": ("pymysql", "mysql", f"GET_LOCK('{{key:x}}', {LOCK_TIMEOUT_S})", "RELEASE_LOCK('{key:x}')"),
+}
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, whose last line may have been cut off when a process was killed or the disk was full.
+    """Optuna's journal, whose last line may be cut off if a process was killed or the disk was full.
 
     Args:
         path: the file.
@@ -41,11 +44,11 @@ class Journal(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
-        # The operating system's, which ends with its process; Optuna's own stay for half a minute.
+        # A lock of the operating system ends with its process; Optuna's own locks stay for half a minute.
         self._lock_file = FileLock(path.with_name(f".{path.name}.lock"))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add lines; what is left of a line that nobody writes any more is cut off first."""
+        """Append lines; a cut-off last line is removed first."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self._lock_file:
             cut_last_line(self._path)
@@ -56,7 +59,7 @@ class Journal(JournalFileBackend):
 
 
 def cut_last_line(path: Path) -> int:
-    """Cut off the end of a file of lines that is no whole line; return its bytes. Nobody may be writing it."""
+    """Remove the last line of a file if it does not end; return its bytes. Nobody may be writing the file."""
     if not path.exists() or not path.stat().st_size:
         return 0
     with path.open("rb+") as file:
@@ -78,22 +81,21 @@ def opened(url: str) -> BaseStorage:
     """Return Optuna's storage in a database.
 
     Raises:
-        RunError: it is none of the known databases, its driver is not installed, or it does not answer.
+        RunError: the database is of an unknown kind, its driver is not installed, or it does not answer.
     """
     import optuna
 
     try:
         return optuna.storages.get_storage(with_driver(url))
-    except (optuna.exceptions.StorageInternalError, ImportError) as error:
-        raise RunError(f"--storage {hidden(url)}: {_reason(error)}") from None
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("sqlalchemy", "psycopg", "pymysql"):
+        is_theirs = type(error).__module__.split(".")[0] in ("sqlalchemy", "psycopg", "pymysql")
+        if not is_theirs and not isinstance(error, (optuna.exceptions.StorageInternalError, ImportError)):
             raise
         raise RunError(f"--storage {hidden(url)}: {_reason(error)}") from None
 
 
 def hidden(url: str) -> str:
-    """Return a database's address without its password."""
+    """Return the address of a database without its password."""
     from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -107,32 +109,27 @@ def hidden(url: str) -> str:
 
 
 def locked(url: str | None, path: Path, name: str) -> AbstractContextManager[None]:
-    """Hold the lock of a search while it is read and written.
+    """Hold the lock of a search while its trials are read and written.
 
     Args:
-        url: of the database; None: the journal.
-        path: a file of the run folder, which is locked where there is no database.
+        url: address of the database; None: the trials are in the journal.
+        path: a file of the run folder to lock if there is no database.
         name: the search's name in the database.
 
     Raises:
-        RunError: somebody has held it for ten minutes.
+        RunError: another worker has held the lock for `LOCK_TIMEOUT_S`.
     """
     return _in_folder(path) if url is None else _in_database(url, name)
 
 
 @contextmanager
 def _in_folder(path: Path) -> Iterator[None]:
-    from filelock import Timeout
-
-    lock = FileLock(path, timeout=PATIENCE)
     try:
-        lock.acquire()
+        lock = FileLock(path, timeout=LOCK_TIMEOUT_S).acquire()
     except Timeout:
-        raise RunError(f"{path}: has been locked by another worker for {PATIENCE} s; end it") from None
-    try:
+        raise RunError(f"{path}: another worker has locked it for {LOCK_TIMEOUT_S} s. End that worker.") from None
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 _engines: dict[str, sqlalchemy.Engine] = {}
@@ -146,27 +143,27 @@ def _in_database(url: str, name: str) -> Iterator[None]:
     full = with_driver(url)
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
     with _connection(full, hidden(url)) as connection:
-        if full.startswith("postgresql"):
-            take, give = f"SELECT pg_advisory_lock({key})", f"SELECT pg_advisory_unlock({key})"
-        else:
-            take, give = f"SELECT GET_LOCK('{key:x}', {PATIENCE})", f"SELECT RELEASE_LOCK('{key:x}')"
-        if connection.execute(sqlalchemy.text(take)).scalar() == 0:
-            raise RunError(f"--storage {hidden(url)}: {name} has been locked for {PATIENCE} s; end who holds it")
+        calls = DATABASES[connection.dialect.name][2:]
+        lock, unlock = (sqlalchemy.text(f"SELECT {call.format(key=key)}") for call in calls)
+        if connection.execute(lock).scalar() == 0:
+            raise RunError(
+                f"--storage {hidden(url)}: another worker has locked {name} for {LOCK_TIMEOUT_S} s. End that worker."
+            )
         try:
             yield
         finally:
             try:
-                connection.execute(sqlalchemy.text(give))
+                connection.execute(unlock)
             except Exception as error:
-                if not retry.is_away(error):  # else the lock has ended with the connection
+                if not retry.is_away(error):  # otherwise the lock has ended with the connection
                     raise
 
 
 def _connection(full: str, shown: str) -> sqlalchemy.Connection:
-    """Return a connection for locks; one that has been there before is waited for when it is lost."""
+    """Return a connection for locks. If a database that has answered before is away, wait for it."""
     import sqlalchemy
 
-    if is_new := full not in _engines:  # one connection of its own, which is kept
+    if is_new := full not in _engines:  # one connection, for locks alone
         _engines[full] = sqlalchemy.create_engine(full, pool_size=1, pool_pre_ping=True)
 
     def connect() -> sqlalchemy.Connection:
@@ -182,17 +179,17 @@ def _connection(full: str, shown: str) -> sqlalchemy.Connection:
 
 
 def with_driver(url: str) -> str:
-    """Return a database's address with the driver that AutoLR comes with, where it names none."""
+    """Return the address of a database with AutoLR's driver, if it names no driver."""
     kind, slashes, rest = url.partition("://")
     kind = "postgresql" if kind == "postgres" else kind
-    if not slashes or kind.partition("+")[0] not in DRIVERS:
+    if not slashes or kind.partition("+")[0] not in DATABASES:
         raise RunError(
-            f"--storage {hidden(url) if slashes else url}: must begin with postgresql:// or mysql://, such as "
-            "postgresql://me@host/autolr; without it trials are kept in the run folder"
+            f"--storage {hidden(url) if slashes else url}: must start with postgresql:// or mysql://, such as "
+            "postgresql://me@host/autolr. Without --storage, the run folder holds the trials."
         )
     if "+" in kind:
         return url
-    driver, extra = DRIVERS[kind]
+    driver, extra, *_ = DATABASES[kind]
     try:
         __import__(driver)
     except ImportError:
@@ -203,7 +200,7 @@ def with_driver(url: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the database's own words, in one line."""
+    """Return the database's own message, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(getattr(error, "orig", None) or error).split())[:300] or type(error).__name__

@@ -116,7 +116,7 @@ def tracker(name: str, folder: RunFolder, study: str) -> Tracker:
         AutoLRError: there is no such tracker, its package is not installed, or nobody is logged in to it.
     """
     if name not in TRACKERS:
-        raise AutoLRError(f"--report-to {name}: trials can be reported to {', '.join(TRACKERS)}")
+        raise AutoLRError(f"--report-to {name}: unknown tracker. Choose one of: {', '.join(TRACKERS)}")
     if importlib.util.find_spec(name) is None:
         raise AutoLRError(f"--report-to {name}: needs {name}, which is not installed: pip install {name}")
     if name == "wandb":

@@ -14,7 +14,7 @@ from autolr.data.batches import TokenSet
 from autolr.data.prepared import Prepared
 from autolr.pack.divergence import WINDOW, first_without_number, is_number
 from autolr.pack.pack import Pack
-from autolr.search import proposals, records
+from autolr.search import proposals, pruning, records
 from autolr.search.claims import CLAIM, Claims
 from autolr.search.confirm import trial_key
 from autolr.search.folder import RunFolder
@@ -220,13 +220,7 @@ class Trials(Source):
                 return f"loss was no number at step {step}"
             start, end = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
             return f"training loss rose from {start:.4g} to {end:.4g} by step {step}"
-        trials = self.optuna.get_trials(deepcopy=False)
-        there = [t.intermediate_values[step] for t in trials if step in t.intermediate_values]
-        place = 1 + sum(loss < (running.score or 0.0) for loss in there)
-        chance = self.study.search.prune
-        return (
-            f"place {place} of {len(there)} at the rung of step {step}: a chance below {chance:g} of being the best"
-        )
+        return pruning.reason(self.optuna, self.optuna.get_trials(deepcopy=False)[running.job.number])
 
     def _name_axis(self) -> None:
         with warnings.catch_warnings():

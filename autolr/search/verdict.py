@@ -23,7 +23,7 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
 
     Args:
         differences: loss differences on the same examples, [seeds, examples]; at least 2 of each.
-        level: chance that the interval holds the true mean.
+        level: confidence level of the interval.
     """
     return Spread.of(differences).interval(level)
 

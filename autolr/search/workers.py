@@ -159,7 +159,9 @@ def devices(count: int, device: str | None) -> list[str]:
     if count < 1:
         raise AutoLRError(f"--workers {count}: must be at least 1")
     if device is not None and device not in ("cpu", "cuda", "auto"):
-        raise AutoLRError(f"--device {device}: with --workers {count} each has a device of its own; leave it out")
+        raise AutoLRError(
+            f"--device {device}: with --workers {count}, each worker has its own device. Leave --device out."
+        )
     if device == "cpu" or not torch.cuda.is_available():
         return ["cpu"] * count
     if count > torch.cuda.device_count():
@@ -197,8 +199,8 @@ def coordinate(fleet: Fleet, folder: RunFolder, watcher: Watcher) -> None:
                 now = together.progress()
                 deaths, before = (1 if now != before else deaths + 1), now
                 if deaths > HOPELESS:
-                    raise RunError(f"{folder.path}: {deaths} workers have died and nothing gets done: {end.said}")
-                watcher.note(f"worker {place} is gone ({end.said}); another takes its place and what it was training")
+                    raise RunError(f"{folder.path}: {deaths} workers have died without finishing a job: {end.said}")
+                watcher.note(f"worker {place} died ({end.said}); a new worker takes over its trials")
                 fleet.start(place)
             together.look()
         ended = "finished"

@@ -157,7 +157,7 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_f
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert f"go on with: autolr search --out {out}".lower() in errors.lower() and "Traceback" not in errors
+    assert f"resume with: autolr search --out {out}".lower() in errors.lower() and "Traceback" not in errors
     before = len(SearchResult.load(out).ended())
     assert 0 < before < 40
     total = before + 6  # the four that were under way go on, and count

@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-from autolr.cli import shipped as shipped_verbs
+from autolr.cli import cp as cp_verb
 from autolr.cli import studies
 from autolr.cli.init import commented
 from autolr.foreign.export import TOOLS
@@ -28,14 +28,14 @@ def test_init_without_questions(in_folder, reviews):
     assert (study.name, study.model, study.data.source) == ("reviews", "a/model", reviews)
     assert (study.task, study.budget.trials, study.train) == ("classification", 5, False)
     again = autolr("init", "mine.yaml", "--data", reviews, "--yes")
-    assert again.returncode == 2 and "exists already; give another name, or --force" in again.stderr
+    assert again.returncode == 2 and "this file exists. Give another name, or --force" in again.stderr
     assert autolr("init", "mine.yaml", "--data", reviews, "--yes", "--force").returncode == 0
     assert autolr("validate", "mine.yaml").returncode == 0
 
 
 def test_init_names_what_it_needs(in_folder):
     done = apart("init", stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stderr) == (2, "error: --data: which data? Give a file or a hub data set\n")
+    assert (done.returncode, done.stderr) == (2, "error: --data: missing. Give a file or a hub data set.\n")
     assert not (in_folder / "study.yaml").exists()
 
 
@@ -88,17 +88,17 @@ def test_ls_and_cp(in_folder):
     said = autolr("ls").stdout
     assert all(row["name"] in said for row in listed)
     for row in listed:
-        shipped_verbs.cp(row["name"], None)
+        cp_verb.cp(row["name"], None)
         shipped, _ = studies.load(row["name"])
         assert Study.load(f"{row['name']}.yaml").identity() == shipped.identity()
     done = autolr("cp", "sentiment")
-    assert done.returncode == 2 and "sentiment.yaml: exists already" in done.stderr
+    assert done.returncode == 2 and "sentiment.yaml: this file exists" in done.stderr
     assert autolr("cp", "sentiment", "mine.yaml").stdout.startswith("wrote mine.yaml")
-    assert "is none of the shipped ones: classify" in autolr("cp", "nothing").stderr
+    assert "no such shipped study. Choose one of: classify" in autolr("cp", "nothing").stderr
 
 
 def test_validate_a_study(in_folder):
-    assert "its settings are sound" in autolr("validate", "sentiment").stdout
+    assert "all settings are valid" in autolr("validate", "sentiment").stdout
     assert json.loads(autolr("validate", "glue-cola", "--json").stdout)["metric"] == "matthews"
     (in_folder / "bad.yaml").write_text("model: x\ndata: y\nspac: 1\nseed: -1\n")
     done = autolr("validate", "bad.yaml")
@@ -146,7 +146,7 @@ def test_export_of_a_run(run, tmp_path):
 
 def test_help_tells_exit_codes_and_colours():
     said = " ".join(autolr("--help").stdout.split())
-    assert "Exit codes: 0 done" in said and "130 stopped by Ctrl-C" in said and "NO_COLOR" in said
+    assert "Exit codes: 0 success" in said and "130 stopped by Ctrl-C" in said and "NO_COLOR" in said
 
 
 def test_no_color():

@@ -154,7 +154,7 @@ def test_a_search_in_another_process_is_watched_to_its_end(small_study, tmp_path
         process.kill()
         process.wait()
     assert watched.returncode == 0, errors
-    assert "its process is gone; go on with: autolr search --out" in rest and "\x1b" not in rest
+    assert "its process has ended; resume with: autolr search --out" in rest and "\x1b" not in rest
 
 
 def test_what_cannot_be_watched(tmp_path, capsys):

@@ -64,7 +64,7 @@ def test_the_glue_studies_are_the_papers():
 
 def test_a_file_of_several_studies_says_which():
     path = studies.shipped()["glue-cola"].path
-    with pytest.raises(AutoLRError, match="name one of them: glue-cola, glue-rte"):
+    with pytest.raises(AutoLRError, match="Name one of: glue-cola, glue-rte"):
         studies.resolve([str(path)], {}, None)
-    with pytest.raises(AutoLRError, match="no such file; shipped studies: .*glue-cola"):
+    with pytest.raises(AutoLRError, match="no such file or shipped study. Shipped studies: .*glue-cola"):
         studies.resolve(["glue"], {}, None)

@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_ends_the_search_and_more_room_lets_it_go_on(small_s
     command = ("search", tmp_path / "study.yaml", "budget.trials=12", "--out", disk / "run", "--device", "cpu")
     stopped = autolr(*command)
     assert stopped.returncode == 2 and "Traceback" not in stopped.stderr, stopped.stderr
-    assert stopped.stderr.startswith("error: no space left on the device") and "it goes on" in stopped.stderr
+    assert stopped.stderr.startswith("error: no space left on the device") and "to resume" in stopped.stderr
     before = {trial.number: trial for trial in SearchResult.load(disk / "run").ended()}
     remount("size=64m")
     done = autolr(*command)
@@ -104,7 +104,7 @@ def test_what_the_disk_says_in_the_middle_is_one_message(small_study, tmp_path, 
         cli.main(words)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in said
-    assert ("it goes on" in said) == (number != errno.EROFS) and "curves.jsonl" in said
+    assert ("to resume" in said) == (number != errno.EROFS) and "curves.jsonl" in said
     assert len(search(small_study, tmp_path / "run", device="cpu").ended()) == 9
     assert not check(tmp_path / "run").damaged
 
@@ -186,7 +186,7 @@ def test_a_storage_that_stays_away_is_one_clear_error(tmp_path, monkeypatch):
 
     study = optuna.create_study(storage=RetryingStorage(inner, "journal.log"))
     monkeypatch.setattr(inner, "create_new_trial", away)
-    with pytest.raises(RunError, match=r"journal.log: out of reach for 0 s \(.*Stale file handle\).*goes on"):
+    with pytest.raises(RunError, match=r"journal.log: unreachable for 0 s \(.*Stale file handle\).*to resume"):
         study.ask()
 
 

@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from autolr.errors import RunError
 from autolr.search import prior
-from autolr.search.sampler import PRIOR_SD
+from autolr.search.encoding import PRIOR_SD
 from autolr.search.space import SearchSpace
 from autolr.study import Earlier
 
@@ -52,5 +52,5 @@ def test_where_the_best_is_expected():
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         prior.earlier(tmp_path)

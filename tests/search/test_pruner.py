@@ -60,10 +60,10 @@ def test_few_scores_prune_nobody_and_no_number_ends():
         ChancePruner((1,), 2, chance=1.0)
 
 
-@pytest.mark.parametrize(("further", "near_ends"), [(pruner.FURTHER, False), (0.0, True)])
+@pytest.mark.parametrize(("further", "near_ends"), [(pruner.BEYOND_THE_END_SD, False), (0.0, True)])
 def test_what_the_rest_of_a_full_run_may_still_change_keeps_those_that_are_near(monkeypatch, further, near_ends):
     """However sure the ends of trials are, they are not the end of the full run."""
-    monkeypatch.setattr(pruner, "FURTHER", further)
+    monkeypatch.setattr(pruner, "BEYOND_THE_END_SD", further)
     study = optuna.create_study(pruner=ChancePruner((EARLY,), LENGTH))
     study.add_trials(search(optuna.samplers.RandomSampler(seed=0), 4, noise=0.0))
     points = [{"lr_v": rate, "ratio": 2.0, "rank": 16} for rate in (5e-3, 8e-3, 2e-2)]

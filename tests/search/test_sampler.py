@@ -14,8 +14,9 @@ from scipy import optimize
 from sklearn.gaussian_process import GaussianProcessRegressor
 
 from autolr.search import surrogate
-from autolr.search.sampler import CurveSampler, Encoding, Prior
-from autolr.search.surrogate import MOST, UNDER_WAY, Surrogate, _thinned
+from autolr.search.encoding import Encoding, Prior
+from autolr.search.sampler import CurveSampler
+from autolr.search.surrogate import MAX_OBSERVATIONS, MAX_UNDER_WAY, Surrogate, _thinned
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RULE = 2e-3
@@ -159,7 +160,7 @@ def test_encoding_there_and_back():
         params = encoding.decode(point)
         assert encoding.decode(encoding.encode(params)) == pytest.approx(params)
         assert all(d._contains(d.to_internal_repr(params[name])) for name, d in space.items())
-    low, middle, high = (encoding.encode_one("rank", rank) for rank in (4, 8, 16))
+    low, middle, high = (Encoding({"rank": SPACE["rank"]}).encode({"rank": rank}) for rank in (4, 8, 16))
     assert (low, middle, high) == pytest.approx((0, 0.5, 1))
 
 
@@ -171,11 +172,11 @@ def few_losses() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_few_losses_do_not_decide_over_what_length_candidates_are_alike(monkeypatch):
     points, steps, values = few_losses()
-    lengths = Surrogate.fit(points, steps, values).process.kernel_.k1.k2.length_scale
+    lengths = Surrogate.fit(points, steps, values).process.kernel_.length_scales
     assert (lengths[:3] > 0.2).all() and (lengths[:3] < 1.2).all()
     # What is likeliest alone is at a bound.
     monkeypatch.setattr(surrogate, "_Process", GaussianProcessRegressor)
-    free = Surrogate.fit(points, steps, values).process.kernel_.k1.k2.length_scale
+    free = Surrogate.fit(points, steps, values).process.kernel_.length_scales
     assert (np.isclose(free[:3], 0.15, rtol=0.01) | np.isclose(free[:3], 5.0, rtol=0.01)).any()
 
 
@@ -205,8 +206,8 @@ def test_after_many_trials_the_surrogate_is_as_good_and_no_larger():
     truth = ((points - [0.3, 0.6, 0.5]) ** 2).sum(1)
     values = truth + 0.01 * rng.standard_normal(700)
     surrogate = Surrogate.fit(points, np.full(700, 64.0), values)
-    assert len(surrogate.inputs) == len(surrogate.points) == MOST
-    assert surrogate.process.alpha_.shape == (MOST,)
+    assert len(surrogate.inputs) == len(surrogate.points) == MAX_OBSERVATIONS
+    assert surrogate.process.alpha_.shape == (MAX_OBSERVATIONS,)
     mean, _ = surrogate.predict(points)
     near = truth < np.quantile(truth, 0.2)
     assert np.abs(mean - truth)[near].max() < 0.03
@@ -222,5 +223,5 @@ def test_of_many_trials_under_way_the_most_promising_are_taken_into_account():
     imagined = found.imagine(many).inputs[40:, :2]
     expected = found.predict(imagined)[0]
     left_out = [point for point in many if not (imagined == point).all(1).any()]
-    assert len(imagined) == UNDER_WAY and len(left_out) == 200 - UNDER_WAY
+    assert len(imagined) == MAX_UNDER_WAY and len(left_out) == 200 - MAX_UNDER_WAY
     assert expected.max() <= found.predict(np.array(left_out))[0].min()

@@ -299,7 +299,7 @@ def test_a_damaged_checkpoint_is_said_and_its_trial_starts_anew(undisturbed, sma
     kept[1].write_bytes(b"no tensors")
     notes = Notes()
     result = search(small_study, tmp_path / "run", device="cpu", watcher=notes)
-    assert len([note for note in notes.said if "does without it" in note]) >= 2
+    assert len([note for note in notes.said if "ignoring it for" in note]) >= 2
     curves = {trial.candidate: trial.curve for trial in undisturbed.ended()}
     again = [trial for trial in result.ended() if trial.candidate in curves and trial.outcome == "finished"]
     assert again

@@ -166,7 +166,7 @@ def test_a_worker_joins_a_search_in_a_database(alone, small_study, kind, request
     with subprocess.Popen([*command, "--storage", address], cwd=ROOT, stdout=subprocess.PIPE, text=True) as joined:
         result = search(small_study, folder.path, device="cpu", storage=address)
         said = joined.communicate(timeout=120)[0]
-    assert joined.returncode == 0 and "is through" in said
+    assert joined.returncode == 0 and "has ended" in said
     check(result, alone)
     assert not folder.journal.exists()
     # The address is kept without its password, and another search of the same study has trials of its own.
@@ -262,7 +262,7 @@ def test_a_ray_cluster_with_two_workers(alone, small_study, tmp_path):
         ({"workers": "many"}, "give a number, ray, or ray and a number"),
         ({"workers": "ray:some"}, "give a number, ray, or ray and a number"),
         ({"workers": 2, "device": "cuda:1"}, "each has a device of its own"),
-        ({"storage": "sqlite:///here.db"}, "must begin with postgresql:// or mysql://"),
+        ({"storage": "sqlite:///here.db"}, "must start with postgresql:// or mysql://"),
         ({"storage": "postgresql://me:secret@127.0.0.1:1/none"}, "onnection"),
     ],
 )

@@ -121,5 +121,5 @@ def test_options_of_the_hub_without_it_are_refused(recipe_file, capsys):
     for option in (["--hub-model-id", "me/x"], ["--hub-public"]):
         with pytest.raises(SystemExit) as stop:
             cli.main(["train", str(recipe_file), *option])
-        assert stop.value.code == 2 and "goes with --push-to-hub" in capsys.readouterr().err
+        assert stop.value.code == 2 and "works only with --push-to-hub" in capsys.readouterr().err
     assert Recipe.load(recipe_file).name == "small"

@@ -22,7 +22,6 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autolr.candidate import Candidate
-from autolr.search.confirm import ENOUGH
 from autolr.search.proposals import at_the_largest_rank
 from autolr.search.pruner import ChancePruner
 from autolr.study import Search
@@ -275,23 +274,24 @@ def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> lis
 
 def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> list[Candidate]:
     """Return the search's finalists: of those that went furthest the lowest expected by all curves first."""
-    from autolr.search.sampler import Encoding, observations
-    from autolr.search.surrogate import Surrogate
+    from autolr.search.encoding import Encoding
+    from autolr.search.surrogate import Surrogate, curves_of
 
+    encoding = Encoding(surface.bounds.distributions)
     seen = [trial for trial in trials if trial.intermediate_values]
-    if len(seen) < ENOUGH:
+    surrogate = Surrogate.from_curves(encoding, curves_of(seen))
+    if surrogate is None:
         return lowest_seen(surface, trials)
-    encoding = Encoding(surface.bounds.distributions, {})
     furthest = max(trial.last_step for trial in seen)
     finalists = [trial for trial in seen if trial.last_step == furthest]
     points = np.array([encoding.encode(trial.params) for trial in finalists])
-    surrogate = Surrogate.fit(*observations(seen, encoding, 1.0))
     return list(dict.fromkeys(Candidate(**finalists[place].params) for place in surrogate.ranked(points)))
 
 
 def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
     """Return our sampler as the search sets it up."""
-    from autolr.search.sampler import CurveSampler, Prior
+    from autolr.search.encoding import Prior
+    from autolr.search.sampler import CurveSampler
 
     return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": Prior(surface.bounds.rule)})
 

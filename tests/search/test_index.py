@@ -12,7 +12,8 @@ import pytest
 from autolr import cli
 from autolr.cli import studies
 from autolr.errors import RunError
-from autolr.search import runs
+from autolr.search import index
+from autolr.search.advice import advise, recommend
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
 from autolr.search.run import search
@@ -68,7 +69,7 @@ def test_a_list_of_runs(finished, tmp_path, capsys):
     (top / "broken" / "journal.log").touch()
     (top / "notes").mkdir()
     finished.study.save(top / "notes" / "study.yaml")  # a study that was never searched
-    found = {run.folder.rpartition("/")[2]: run for run in runs.runs(top)}
+    found = {run.folder.rpartition("/")[2]: run for run in index.list_runs(top)}
     assert set(found) == {"first", "half", "broken"}
     first = found["first"]
     outcomes = [trial.outcome for trial in finished.trials]
@@ -86,15 +87,15 @@ def test_a_list_of_runs(finished, tmp_path, capsys):
         cli.main(["runs", str(top)])
     said = capsys.readouterr().out
     assert (
-        "go on with: autolr search --out" in said
+        "resume with: autolr search --out" in said
         and "unreadable" in said
         and finished.recipe.evidence.verdict in said
     )
-    assert [run.folder for run in runs.runs(top / "first")] == [str(top / "first")]
+    assert [run.folder for run in index.list_runs(top / "first")] == [str(top / "first")]
     (top / "empty").mkdir()
-    for wrong, said in ((top / "empty", "holds no runs"), (top / "none", "no such folder")):
+    for wrong, said in ((top / "empty", "no run in this folder"), (top / "none", "no such folder")):
         with pytest.raises(RunError, match=said):
-            runs.runs(wrong)
+            index.list_runs(wrong)
 
 
 def valley(lr_v, ratio, rank, middle=4e-3):
@@ -102,8 +103,8 @@ def valley(lr_v, ratio, rank, middle=4e-3):
 
 
 def test_a_valley_at_the_bound_is_followed(finished, tmp_path):
-    advice = runs.advise(made_up(finished, tmp_path / "run", lambda **p: valley(**p, middle=3e-1)))
-    assert any("lies at the upper bound" in reason for reason in advice.reasons)
+    advice = advise(made_up(finished, tmp_path / "run", lambda **p: valley(**p, middle=3e-1)))
+    assert any("is at the upper bound" in reason for reason in advice.reasons)
     assert "space.lr_v=" in advice.command and f"--prior {tmp_path / 'run'}" in advice.command
     # The command is one that the command line takes.
     import shlex
@@ -115,7 +116,7 @@ def test_a_valley_at_the_bound_is_followed(finished, tmp_path):
 
 def test_a_rank_that_is_never_best_is_dropped(finished, tmp_path):
     result = made_up(finished, tmp_path / "run", valley)
-    advice = runs.advise(result)
+    advice = advise(result)
     assert any("rank 2 is the best with" in reason for reason in advice.reasons)
     if advice.command:
         assert "2" not in advice.command.partition("space.rank=[")[2].partition("]")[0].split(",")
@@ -123,13 +124,13 @@ def test_a_rank_that_is_never_best_is_dropped(finished, tmp_path):
 
 def test_a_known_valley_needs_no_more_trials(finished, tmp_path):
     result = made_up(finished, tmp_path / "run", lambda lr_v, ratio, rank: valley(lr_v, ratio, 4), trials=60)
-    advice = runs.advise(result)
+    advice = advise(result)
     assert any("60 trials are enough" in reason for reason in advice.reasons), advice.reasons
-    few = runs.advise(made_up(finished, tmp_path / "few", valley, trials=6))
+    few = advise(made_up(finished, tmp_path / "few", valley, trials=6))
     assert "too few trials" in few.reasons[0] and "--trials" in few.command
 
 
 def test_an_unfinished_search_is_gone_on_with(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "run")
     (tmp_path / "run" / "recipe.yaml").unlink()
-    assert runs.recommend(tmp_path)[0].command == f"autolr search --out {tmp_path / 'run'}"
+    assert recommend(tmp_path)[0].command == f"autolr search --out {tmp_path / 'run'}"

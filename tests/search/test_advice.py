@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.search.advice import predict
 from autolr.search.folder import RunFolder
-from autolr.search.predict import predict
 from autolr.search.result import SearchResult
 from tests.search.test_sampler import RUNGS, SPACE, loss
 
@@ -64,9 +64,9 @@ def test_the_interval_holds_new_trials(searched):
 @pytest.mark.parametrize(
     ("candidate", "said"),
     [
-        (Candidate(lr_v=1.0, ratio=1, rank=8), "lr_v 1 lies outside"),
-        (Candidate(lr_v=2e-3, ratio=1, rank=64), "rank 64 lies outside what was searched, 4 to 16"),
-        (Candidate(lr_v=2e-3, ratio=1, rank=8, targets="qkv"), "is not what was searched, which is qv"),
+        (Candidate(lr_v=1.0, ratio=1, rank=8), "lr_v 1 is outside"),
+        (Candidate(lr_v=2e-3, ratio=1, rank=64), "rank 64 is outside the searched range, 4 to 16"),
+        (Candidate(lr_v=2e-3, ratio=1, rank=8, targets="qkv"), "was not searched, only qv"),
     ],
 )
 def test_what_was_not_searched_is_refused(searched, candidate, said):
@@ -94,5 +94,5 @@ def test_far_from_all_that_was_tried_is_refused(small_study, tmp_path):
         value = 0.5 + 0.05 * math.log(lr_v / 2e-4) + 0.1 * ratio + 0.001 * rng.standard_normal()
         trial.report(value, 8)
         study.tell(trial, value)
-    with pytest.raises(RunError, match="far from all that was tried"):
+    with pytest.raises(RunError, match="far from all tried candidates"):
         predict(SearchResult.load(folder.path), Candidate(lr_v=2e-2, ratio=32, rank=16))
