@@ -16,7 +16,8 @@ from autolr.search.surrogate import Surrogate
 
 DRAWS = 4000
 # What is decided after a trial's end: a standard deviation, in that of the better half of all ends. Found on the
-# design part of studies/benchmarks/search.py: without it the best was pruned in 7 % of the searches, with it in 1 %.
+# design part of studies.benchmarks.search_quality.replay: without it the best was pruned in 7 % of the searches, with
+# it in 1 %.
 FURTHER = 0.5
 
 

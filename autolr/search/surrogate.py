@@ -30,7 +30,8 @@ UNDER_WAY = 64
 STEP_UNIT = math.log(8.0)
 # What is thought of the kernel before there are losses: over what length candidates are alike, and steps, how much of
 # a loss is luck, and how far each may be off in its natural logarithm. On the design part of
-# studies/benchmarks/search.py searches end 0.14 % above the best with it, where lengths are learned freely 0.17 %.
+# studies.benchmarks.search_quality.replay searches end 0.14 % above the best with it, and 0.17 % where lengths are
+# learned freely.
 LENGTH, STEP_LENGTH, NOISE = 0.5, 2.0, 0.05
 LENGTH_SD, OTHER_SD = 0.5, 1.0
 
