@@ -10,7 +10,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores, and models
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
-import importlib.util
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from autolr.candidate import Candidate
 from autolr.data import sources
 from autolr.recipe import Rates, Recipe
 from autolr.study import Study
+from studies.benchmarks.common import servers
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -135,14 +135,10 @@ def mysql() -> Iterator[str]:
 
 def served(kind: str, driver: str, extra: str) -> Iterator[str]:
     """Run a database's server; where it or its driver is not installed the test is skipped, and says so."""
-    path = Path(__file__).resolve().parents[1] / "studies" / "benchmarks" / "databases.py"
-    spec = importlib.util.spec_from_file_location("databases", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     pytest.importorskip(driver, reason=f"{driver} is not installed (extra: {extra})")
-    if module.missing(kind):
-        pytest.skip(module.missing(kind))
-    with module.server(kind) as address:
+    if servers.missing(kind):
+        pytest.skip(servers.missing(kind))
+    with servers.server(kind) as address:
         yield address
 
 

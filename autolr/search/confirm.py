@@ -35,7 +35,7 @@ def best_of(
 
     Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
     the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect. That holds for
-    the full run too: from a quarter on the best rate hardly moves (studies/oracle/moves.py).
+    the full run too: from a quarter on the best rate hardly moves (studies/research/oracle/optimum_drift.py).
     """
     usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
     usable = [t for t in usable if space.holds(t.candidate)]

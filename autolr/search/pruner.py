@@ -16,7 +16,7 @@ from autolr.search.surrogate import Surrogate, curves_of
 
 DRAWS = 4000
 # What is decided after a trial ends: a standard deviation, in units of the better half. Found on the design part of
-# studies/benchmarks/search.py: without it the best was pruned in 7 % of the searches, with it in 1 %.
+# studies.benchmarks.search_quality.replay: without it the best was pruned in 7 % of the searches, with it in 1 %.
 BEYOND_THE_END_SD = 0.5
 
 

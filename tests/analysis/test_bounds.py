@@ -15,7 +15,7 @@ from autolr.analysis import bounds
 from autolr.model import adapters, backbone
 from tests import tiny
 
-TABLE2 = Path(__file__).parents[2] / "studies" / "data" / "table2.csv"
+TABLE2 = Path(__file__).parents[2] / "studies" / "research" / "tables" / "table2.csv"
 ROBERTA = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
 # The dense layer of RoBERTa's head; its output layer is not in the paper's counts.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +15,7 @@ from autolr.data.batches import IGNORED
 from autolr.data.prepared import prepare
 from autolr.errors import DataError
 from autolr.study import Data
-
-_PATH = Path(__file__).resolve().parents[2] / "studies" / "benchmarks" / "kinds.py"
-_SPEC = importlib.util.spec_from_file_location("kinds", _PATH)
-kinds = importlib.util.module_from_spec(_SPEC)
-sys.modules["kinds"] = kinds
-_SPEC.loader.exec_module(kinds)
+from studies.benchmarks.robustness import tokenizer_kinds as kinds
 
 HISTORY = [
     {"role": "user", "content": "who says go?"},

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def parts(run: Any) -> list[Any]:
     from studies.benchmarks.gpu.rates import Case
 
     if run.simulated:
-        few: dict[str, Any] = {"slots": (1, 2), "seconds": 60.0, "rounds": 1, "count": 64, "block": 2}
+        few: dict[str, Any] = {"slots": (1, 2), "seconds": 60.0, "rounds": 1, "count": 64, "block": 1}
         roberta = Case("roberta", TINIEST_ROBERTA, 2, 8, **few)
         llama_1b = Case("llama_1b", TINY_LLAMA, 1, 8, **few)
         llama_8b = Case("llama_8b", TINY_LLAMA, 1, 8, **{**few, "slots": (2,)})
@@ -144,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
         run.row(
             "machine", **about, free_gib=round(free / GIB, 1), total_gib=round(total / GIB, 1), cores=os.cpu_count()
         )
+        gc.freeze()  # what is imported by now need not be looked at between the parts
+        stack.callback(gc.unfreeze)
         run.do(plan)
         run.row("done", seconds=round(run.seconds))
         run.result.settings = {

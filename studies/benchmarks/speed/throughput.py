@@ -373,7 +373,7 @@ def memory_error(result: Result, device: torch.device, *, quick: bool) -> None:
         "search.repeats=2",
         "baselines=[rule]",
     ]
-    words += document.FEW if quick else []
+    words += [*document.FEW, "training.horizon={steps: 16}"] if quick else []
     trials = 2 if quick else 8
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "autolr", "search", *words, "--no-train", "--plain"]

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections import Counter as Multiset
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
-PAGE = BENCHMARKS.parents[1] / "docs" / "pages" / "gpu.md"
+from studies import STUDIES
+from studies.benchmarks.common import shapes
+from studies.benchmarks.common.document import Result, environment
+from studies.benchmarks.speed import counted_work, kernel_counter
+
+RESULTS = STUDIES / "benchmarks" / "results"
+ROOT = STUDIES.parent
+PAGE = ROOT / "docs" / "pages" / "gpu.md"
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture(scope="module")
-def module():
-    """Imports a file of the benchmarks as its script does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        patch.setenv("AUTOLR_CACHE", os.environ["AUTOLR_CACHE"])
-        yield importlib.import_module
-        for name in ("contract", "shapes", "counting", "counted"):
-            sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def counted(module):
-    return module("counted")
-
-
-@pytest.fixture(scope="module")
-def counting(module):
-    return module("counting")
-
-
-@pytest.fixture(scope="module")
 def committed():
-    newest = max((BENCHMARKS / "results").glob("counted-*.json"))
+    newest = max(RESULTS.glob("counted-*.json"))
     return newest, json.loads(newest.read_text(encoding="utf-8"))
 
 
 # The counter, by hand
 
 
-def trained(counting, device):
+def trained(device):
     """Return the operations of a toy's training step, [4, 8] x [8, 16]."""
     x, weight = torch.ones(4, 8, device=device), torch.ones(8, 16, device=device, requires_grad=True)
-    with counting.Counter(device) as counter:
+    with kernel_counter.Counter(device) as counter:
         y = (x @ weight).relu()
         (y * 3).sum().backward()
         with torch.no_grad():
@@ -62,8 +43,8 @@ def trained(counting, device):
 
 
 @pytest.mark.parametrize("device", [META, CPU])
-def test_a_toy_has_the_kernels_flops_and_bytes_that_a_hand_counts(counting, device):
-    phases = counting.by_phase(trained(counting, device))
+def test_a_toy_has_the_kernels_flops_and_bytes_that_a_hand_counts(device):
+    phases = kernel_counter.by_phase(trained(device))
     found = {phase: [(o.name, o.kind, o.flops, o.moved) for o in own] for phase, own in phases.items()}
     x, weight, y = 4 * 4 * 8, 4 * 8 * 16, 4 * 4 * 16  # bytes
     assert found == {
@@ -83,9 +64,9 @@ def test_a_toy_has_the_kernels_flops_and_bytes_that_a_hand_counts(counting, devi
     }
 
 
-def test_gathers_and_overwrites_move_what_they_touch(counting):
+def test_gathers_and_overwrites_move_what_they_touch():
     table, picks = torch.empty(1000, 8, device=META), torch.empty(3, dtype=torch.int64, device=META)
-    with counting.Counter(META) as counter:
+    with kernel_counter.Counter(META) as counter:
         rows = table[picks]
         table.zero_()
         rows.copy_(torch.empty(3, 8, device=META))
@@ -101,8 +82,8 @@ def test_gathers_and_overwrites_move_what_they_touch(counting):
 
 
 @pytest.mark.parametrize("device", [META, CPU])
-def test_the_peak_is_that_of_the_tensors_alive_together(counting, device):
-    with counting.Counter(device, vocabulary=50) as counter:
+def test_the_peak_is_that_of_the_tensors_alive_together(device):
+    with kernel_counter.Counter(device, vocabulary=50) as counter:
         a = torch.zeros(100, device=device)  # 400 bytes
         b = a + 1  # 800
         del a  # 400
@@ -120,9 +101,9 @@ def test_the_peak_is_that_of_the_tensors_alive_together(counting, device):
     assert counter.peak.total == 0 and not counter.operations
 
 
-def test_what_autograd_keeps_is_alive_until_the_way_back(counting):
+def test_what_autograd_keeps_is_alive_until_the_way_back():
     weight = torch.zeros(10, 10, device=META, requires_grad=True)
-    with counting.Counter(META) as counter:
+    with kernel_counter.Counter(META) as counter:
         x = torch.zeros(5, 10, device=META)  # 200 bytes
         y = (x @ weight).exp()  # 200, and 200 of the product while exp runs
         assert counter.live.total == 400
@@ -138,17 +119,16 @@ def test_what_autograd_keeps_is_alive_until_the_way_back(counting):
 # Against torch's own counter
 
 
-def tiny(counted, **changes):
-    shapes = sys.modules["shapes"]
+def tiny(**changes):
     sizes = shapes._llama(32, 64, 2, 4, 2, 100) if changes.get("learned") else shapes._encoder(32, 2, 4, 100)
     shape = shapes.Shape("toy", "llama" if changes.get("learned") else "roberta", sizes)
-    case = counted.Case("toy", shape, 2, 8, slots=(1, 2))
+    case = counted_work.Case("toy", shape, 2, 8, slots=(1, 2))
     return replace(case, **changes)
 
 
 @pytest.mark.parametrize("learned", [None, 1.0])
-def test_flops_of_a_real_model_are_those_of_torchs_counter(counting, counted, learned):
-    model = tiny(counted, learned=learned).base(CPU, torch.float32).model.requires_grad_(True)
+def test_flops_of_a_real_model_are_those_of_torchs_counter(learned):
+    model = tiny(learned=learned).base(CPU, torch.float32).model.requires_grad_(True)
     ids = torch.arange(5, 21).view(2, 8)
 
     def step():
@@ -157,7 +137,7 @@ def test_flops_of_a_real_model_are_those_of_torchs_counter(counting, counted, le
 
     with FlopCounterMode(display=False) as torchs:
         step()
-    with counting.Counter(CPU) as own:
+    with kernel_counter.Counter(CPU) as own:
         step()
     assert sum(o.flops for o in own.operations) == torchs.get_total_flops() > 0
     products = {o.name for o in own.operations if o.kind == "product"}
@@ -165,10 +145,10 @@ def test_flops_of_a_real_model_are_those_of_torchs_counter(counting, counted, le
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_one_kernel_each_way_and_costs_what_torchs_counter_says(counting, masked):
+def test_attention_is_one_kernel_each_way_and_costs_what_torchs_counter_says(masked):
     q, k, v = (torch.empty(2, 4, 16, 8, device=META, requires_grad=True) for _ in range(3))
     mask = torch.empty(2, 1, 16, 16, dtype=torch.bool, device=META) if masked else None
-    with counting.fused(), FlopCounterMode(display=False) as torchs, counting.Counter(META) as own:
+    with kernel_counter.fused(), FlopCounterMode(display=False) as torchs, kernel_counter.Counter(META) as own:
         torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=not masked).sum().backward()
     attention = [o for o in own.operations if o.kind == "attention"]
     assert [o.backward for o in attention] == [False, True]
@@ -201,10 +181,10 @@ def differences(case):
     [{"length": None, "steps": 2}, {"learned": 1.0}, {"learned": 0.5}, {"learned": 0.5, "checkpointing": True}],
     ids=["natural", "all", "half", "checkpointed"],
 )
-def test_a_pack_without_numbers_counts_as_one_with_numbers(counting, counted, changes):
-    case = tiny(counted, **changes)
-    meta = counted.count(case, 2, case.base(META, torch.float32))
-    cpu = counted.count(case, 2, case.base(CPU, torch.float32))
+def test_a_pack_without_numbers_counts_as_one_with_numbers(changes):
+    case = tiny(**changes)
+    meta = counted_work.count(case, 2, case.base(META, torch.float32))
+    cpu = counted_work.count(case, 2, case.base(CPU, torch.float32))
     assert (meta.tokens, meta.padded, meta.learned, meta.weights) == (
         cpu.tokens,
         cpu.padded,
@@ -212,23 +192,23 @@ def test_a_pack_without_numbers_counts_as_one_with_numbers(counting, counted, ch
         cpu.weights,
     )
     for ours, theirs in zip(meta.operations, cpu.operations, strict=True):
-        ours, theirs = counting.by_phase(ours), counting.by_phase(theirs)
+        ours, theirs = kernel_counter.by_phase(ours), kernel_counter.by_phase(theirs)
         for phase, (more, fewer) in differences(case).items():
             assert names(ours[phase]) + fewer == names(theirs[phase]) + more
             of_products = [[o for o in own[phase] if o.kind == "product"] for own in (ours, theirs)]
-            assert counting.tally(of_products[0]) == counting.tally(of_products[1])
+            assert kernel_counter.tally(of_products[0]) == kernel_counter.tally(of_products[1])
             adapters = [names(o for o in own[phase] if o.owner == "pack") for own in (ours, theirs)]
             assert adapters[0] == adapters[1] + more
 
 
-def test_what_is_not_the_packs_is_the_stock_models(counting, counted):
-    case = tiny(counted, learned=1.0)
-    step = counting.by_phase(counted.count(case, 2).operations[0])
+def test_what_is_not_the_packs_is_the_stock_models():
+    case = tiny(learned=1.0)
+    step = kernel_counter.by_phase(counted_work.count(case, 2).operations[0])
     model, ids = case.base().model, torch.zeros(4, 8, dtype=torch.int64, device=META)
     mask = torch.ones_like(ids)
-    given = counting.Given()
+    given = kernel_counter.Given()
     given.whole = True
-    with given, counting.fused(), counting.Counter(META) as alone:
+    with given, kernel_counter.fused(), kernel_counter.Counter(META) as alone:
         model(input_ids=ids, attention_mask=mask)
     of_model = Multiset(o.name for o in alone.operations if o.owner == "model")
     assert of_model and Multiset(o.name for o in step["forward"] if o.owner == "model") == of_model
@@ -239,9 +219,9 @@ def test_what_is_not_the_packs_is_the_stock_models(counting, counted):
     assert back["bmm"] == 4 * sites - 2  # the gradients of both factors; nothing before the first layer needs one
 
 
-def test_peaks_grow_with_slots_by_rows_activations_and_logits(counted):
-    case = tiny(counted, learned=1.0)
-    one, two = counted.count(case, 1), counted.count(case, 2)
+def test_peaks_grow_with_slots_by_rows_activations_and_logits():
+    case = tiny(learned=1.0)
+    one, two = counted_work.count(case, 1), counted_work.count(case, 2)
     assert two.weights == one.weights and two.rows == pytest.approx(2 * one.rows, rel=0.01)
     assert two.logits == 2 * one.logits > 0
     assert two.bytes_a_logit == one.bytes_a_logit > 0
@@ -253,13 +233,12 @@ def test_peaks_grow_with_slots_by_rows_activations_and_logits(counted):
 # The script and its results
 
 
-def test_the_kept_lengths_are_those_of_the_embedded_sentences(module):
-    shapes = module("shapes")
+def test_the_kept_lengths_are_those_of_the_embedded_sentences():
     assert list(shapes.natural_lengths()) == shapes._sentences().lengths()
 
 
-def test_the_script_leaves_its_document(counted, tmp_path, capsys):
-    counted.main(["--quick", "--only", "sft_1b", "--out", str(tmp_path)])
+def test_the_script_leaves_its_document(tmp_path, capsys):
+    counted_work.main(["--quick", "--only", "sft_1b", "--out", str(tmp_path)])
     document = json.loads(next(tmp_path.glob("counted-*.json")).read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {k: v for k, v in document.items() if k != "rows"}
     assert document["figures"]["sft_1b_b4x128_all.kernels"] > 100
@@ -271,9 +250,9 @@ def test_the_script_leaves_its_document(counted, tmp_path, capsys):
     assert two["groups"]["all"]["flops"] == 2 * groups["all"]["flops"]
 
 
-def test_another_device_is_refused(counted, capsys):
+def test_another_device_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
-        counted.main(["--device", "cuda:0"])
+        counted_work.main(["--device", "cuda:0"])
     assert stopped.value.code == 2 and "Leave the option out" in capsys.readouterr().err
 
 
@@ -291,20 +270,21 @@ def grown(now, before):
 
 
 @pytest.mark.parametrize("name", ["roberta_b32_natural", "llama_1b_b4x128", "sft_1b_b4x128_all"])
-def test_a_step_costs_no_more_than_is_committed(module, counted, committed, name):
+def test_a_step_costs_no_more_than_is_committed(committed, name):
     path, document = committed
-    current, then = module("contract").environment(CPU)["versions"], document["environment"]["versions"]
+    current, then = environment(CPU)["versions"], document["environment"]["versions"]
     if any(current[package] != then[package] for package in ("torch", "transformers")):
         pytest.skip(f"{path.name} was counted with other versions of torch and transformers")
-    case = next(case for case in counted.CASES if case.name == name)
-    result = module("contract").Result("counted")
-    counted.measure(result, replace(case, slots=(1,), steps=1))
+    case = next(case for case in counted_work.CASES if case.name == name)
+    result = Result("counted")
+    counted_work.measure(result, replace(case, slots=(1,), steps=1))
     now = costs(result.rows[0])
     if case.steps > 1:  # the first step's texts have a length of their own, which changes bytes, but no kernels
         now = {name: value for name, value in now.items() if name.endswith("kernels")}
     before = next(row for row in document["rows"] if (row["case"], row["slots"]) == (name, 1))
     found = grown(now, costs(before))
-    advice = f"If that is meant, run studies/benchmarks/counted.py and commit its result in place of {path.name}."
+    command = "python -m studies.benchmarks.speed.counted_work"
+    advice = f"If that is meant, run {command} and commit its result in place of {path.name}."
     assert not found, f"{name}: a step costs more ({'; '.join(found)}). {advice}"
 
 
@@ -317,8 +297,8 @@ def test_a_step_that_costs_more_would_be_noticed(committed):
         assert [words.partition(":")[0] for words in grown(now | {name: now[name] + 1}, costs(row))] == [name]
 
 
-def test_the_page_shows_the_committed_counts(counted, committed):
+def test_the_page_shows_the_committed_counts(committed):
     path, document = committed
-    page, readme = (file.read_text(encoding="utf-8") for file in (PAGE, BENCHMARKS.parents[1] / "README.md"))
+    page, readme = (file.read_text(encoding="utf-8") for file in (PAGE, ROOT / "README.md"))
     assert path.name in page and path.name in readme
-    assert all(table in page for table in counted.tables(document["rows"]).split("\n\n"))
+    assert all(table in page for table in counted_work.tables(document["rows"]).split("\n\n"))

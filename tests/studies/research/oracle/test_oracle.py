@@ -1,37 +1,24 @@
-"""The scripts that measure oracles: the second task's examples, and a grid that goes on where it stopped."""
+"""The scripts that measure oracles, and what they say of short trials."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from autolr.search import records
 from autolr.study import Study
-
-ORACLE = Path(__file__).resolve().parents[2] / "studies" / "oracle"
-
-
-@pytest.fixture
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ORACLE))
-        yield importlib.import_module
-        for name in ("measure", "sections", "rungs", "horizon", "moves"):
-            sys.modules.pop(name, None)
+from studies.research.oracle import measure, optimum_drift, rung_correlation, sections, short_schedules
 
 
 def stanza(name: str, section: str, text: str) -> list[str]:
     return [f"Package: {name}", f"Section: {section}", f"Description: {text}", " continued", ""]
 
 
-def test_examples_are_balanced_and_no_text_has_two_labels(script):
-    sections = script("sections")
+def test_examples_are_balanced_and_no_text_has_two_labels():
     lines = [line for i in range(700) for line in stanza(f"g{i}", "games", f"a game number {i}")]
     lines += [line for i in range(30) for line in stanza(f"s{i}", "sound", f"a player number {i}")]
     lines += stanza("x", "sound", "a game number 5") + stanza("y", "libs", "not of these sections")
@@ -45,8 +32,7 @@ def test_examples_are_balanced_and_no_text_has_two_labels(script):
     assert labels[:40] != sorted(labels[:40])
 
 
-def test_every_grid_belongs_to_a_study_that_can_be_read(script, tmp_path):
-    measure = script("measure")
+def test_every_grid_belongs_to_a_study_that_can_be_read(tmp_path):
     (tmp_path / "sections.csv").write_text("text,label\n")
     for name, grid in measure.GRIDS.items():
         study = measure.read_study(name, tmp_path / "sections.csv")
@@ -57,9 +43,8 @@ def test_every_grid_belongs_to_a_study_that_can_be_read(script, tmp_path):
         assert study.data.source.startswith(("demo:", str(tmp_path)))
 
 
-def test_a_grid_is_measured_run_by_run_and_goes_on(script, small_study, tmp_path, monkeypatch):
-    measure = script("measure")
-    monkeypatch.setattr(measure, "HERE", tmp_path)
+def test_a_grid_is_measured_run_by_run_and_goes_on(small_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "DATA", tmp_path)
     grid = {"overrides": [], "lr_v": [1e-3, 2e-3], "ratio": [1.0, 4.0], "rank": [2], "rungs": [8, 16]}
     monkeypatch.setattr(measure, "GRIDS", {"toy": grid})
     monkeypatch.setattr(measure, "read_study", lambda name, data: small_study)
@@ -92,8 +77,7 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(script, small_study, tmp_path
     assert about["steps"] == 24 and about["environment"]["versions"]
 
 
-def test_correlations_of_rungs_with_the_end(script):
-    rungs = script("rungs")
+def test_correlations_of_rungs_with_the_end():
     runs = []
     for number, lr_v in enumerate((1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 9e-3)):
         end = 9.0 if lr_v == 9e-3 else 0.4 + 0.01 * number  # the last one has diverged
@@ -106,43 +90,45 @@ def test_correlations_of_rungs_with_the_end(script):
             }
         )
     cooled = [{**run, "rung": 10, "rungs": run["rungs"][:1]} for run in runs]
-    (found,) = rungs.table(runs, cooled)
+    (found,) = rung_correlation.table(runs, cooled)
     assert found["share"] == 0.25
     assert found["candidates"] == 5
     assert (found["raw"], found["averaged"], found["cool"]) == pytest.approx((-1, 1, -1))
     # Where select alone prefers the third of six, going on with it costs 0.42 / 0.40; both splits know better.
     runs[2]["rungs"][1]["select_loss"] = 0.59
-    (cost,) = rungs.costs(runs)
+    (cost,) = rung_correlation.costs(runs)
     assert cost["best of 1 by select"] == pytest.approx(5)
     assert cost["best of 3 by select"] == cost["best of 1 by both"] == 0
 
 
-def test_what_is_held_out_may_rank_the_ends_better_than_select(script):
-    rungs, runs = script("rungs"), []
+def test_what_is_held_out_may_rank_the_ends_better_than_select():
+    runs = []
     for number in range(32):
         end = 0.4 + 0.01 * number
         # select puts neighbours in the wrong order; the last batches, of as many examples, weigh more.
         seen = [end + (0.012 if number % 2 == 0 else 0.0), end]
         rung = {"step": 9, "averaged": True, "select_loss": seen[0], "confirm_loss": seen[1]}
         runs.append({"rungs": [rung], "select_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0})
-    (row,) = rungs.ends(runs)
+    (row,) = rung_correlation.ends(runs)
     assert row["candidates"] == 16 and row["held out to confirm"] == 1.0 > row["select to confirm"] > 0.9
-    assert rungs.ends(runs[:10]) == rungs.ends([{**run, "unseen_loss": None} for run in runs]) == []
+    assert (
+        rung_correlation.ends(runs[:10])
+        == rung_correlation.ends([{**run, "unseen_loss": None} for run in runs])
+        == []
+    )
 
 
-def test_figures_of_rungs_are_means_over_seeds(script):
-    rungs = script("rungs")
+def test_figures_of_rungs_are_means_over_seeds():
     runs = [{"seed": seed, "value": float(seed)} for seed in (0, 1) for _ in range(16)]
     few = [{"seed": 2, "value": 9.0}] * 15
-    (row,) = rungs.over_seeds([*runs, *few], lambda own: [{"value": own[0]["value"], "runs": len(own)}])
+    (row,) = rung_correlation.over_seeds([*runs, *few], lambda own: [{"value": own[0]["value"], "runs": len(own)}])
     assert row == {"value": 0.5, "runs": 16}
     # Of a seed that was measured before something was kept, nothing is said of it.
-    (row,) = rungs.over_seeds(runs, lambda own: [{"value": own[0]["value"]}] if own[0]["seed"] else [])
+    (row,) = rung_correlation.over_seeds(runs, lambda own: [{"value": own[0]["value"]}] if own[0]["seed"] else [])
     assert row == {"value": 1.0}
 
 
-def test_how_far_the_best_rate_moves(script):
-    moves = script("moves")
+def test_how_far_the_best_rate_moves():
     rates = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 
     def run(lr_v: float, seed: int, bests: dict[int, float], ratio: float = 2.0) -> dict:
@@ -160,18 +146,18 @@ def test_how_far_the_best_rate_moves(script):
     runs += [run(rate, 1, {25: 1.7e-3, 100: 1.7e-3}) for rate in rates]
     runs += [run(rate, 2, {25: 2e-2, 100: 1.7e-3}) for rate in rates]
     runs += [run(rate, 3, {25: 1.7e-3, 100: 1.7e-3}) for rate in rates[:3]]
-    found = moves.moves(runs)
+    found = optimum_drift.moves(runs)
     assert [(one.seed, one.rank, one.other) for one in found] == [(0, 8, "ratio=2"), (1, 8, "ratio=2")]
     assert (found[0].early, found[0].late) == pytest.approx((3e-3, 1.5e-3))
     assert [one.power for one in found] == pytest.approx([-0.5, 0.0], abs=1e-6)
-    assert moves.rms([3.0, -4.0]) == pytest.approx(math.sqrt(12.5))
+    assert optimum_drift.rms([3.0, -4.0]) == pytest.approx(math.sqrt(12.5))
     assert {
-        one.other for one in moves.moves([run(rate, 0, {25: 2e-3, 100: 2e-3}, rate / 1e-3) for rate in rates], True)
+        one.other
+        for one in optimum_drift.moves([run(rate, 0, {25: 2e-3, 100: 2e-3}, rate / 1e-3) for rate in rates], True)
     } == {"lr_q=1.0e-03"}
 
 
-def test_what_copying_a_short_run_costs(script):
-    horizon = script("horizon")
+def test_what_copying_a_short_run_costs():
 
     def run(lr_v: float, rungs: list[tuple[int, bool, float]]) -> dict:
         kept = [{"step": s, "averaged": a, "select_loss": x, "confirm_loss": x} for s, a, x in rungs]
@@ -186,7 +172,7 @@ def test_what_copying_a_short_run_costs(script):
             run(v, [(100, False, shorts[v]), (100, True, average), (400, False, ends[v]), (400, True, ends[v])])
             for v, average in zip(ends, averages, strict=True)
         ]
-        return horizon.table(whole, own)
+        return short_schedules.table(whole, own)
 
     blind, moved, averaged, two, raw = rows(0.6, 0.5, 0.55)
     assert blind["lr_v"] == raw["lr_v"] == 4e-3 and blind["excess_pct"] == pytest.approx(20)
