@@ -9,69 +9,20 @@ autolr.train(result.recipe, out="full-run")
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from autolr.candidate import Candidate as Candidate
-    from autolr.errors import AutoLRError as AutoLRError
-    from autolr.foreign.export import export as export
-    from autolr.foreign.terms import lora_config as lora_config
-    from autolr.heads import Heads as Heads
-    from autolr.heads import heads as heads
-    from autolr.recipe import Recipe as Recipe
-    from autolr.report.figures import figure as figure
-    from autolr.report.page import write_report as write_report
-    from autolr.search.compare import Comparison as Comparison
-    from autolr.search.compare import compare as compare
-    from autolr.search.result import SearchResult as SearchResult
-    from autolr.search.run import search as search
-    from autolr.study import Study as Study
-    from autolr.theory import Theory as Theory
-    from autolr.theory import theory as theory
-    from autolr.train.hub import push_to_hub as push_to_hub
-    from autolr.train.optimizer import create_optimizer as create_optimizer
-    from autolr.train.optimizer import parameter_groups as parameter_groups
-    from autolr.train.run import TrainResult as TrainResult
-    from autolr.train.run import train as train
-    from autolr.train.trainers import LogRates as LogRates
-    from autolr.train.trainers import RoleRates as RoleRates
-    from autolr.train.trainers import with_rates as with_rates
-    from autolr.tune.function import tune as tune
-    from autolr.tune.trainer import tune_trainer as tune_trainer
-
-# Names and where they live; imported on first use, so that `import autolr` costs nothing.
+# Public names and their modules, which are imported on first use, so that `import autolr` costs nothing. They are
+# listed once: in the stub, where type checkers find them as well.
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 _HOMES = {
-    "AutoLRError": "autolr.errors",
-    "Candidate": "autolr.candidate",
-    "Comparison": "autolr.search.compare",
-    "Heads": "autolr.heads",
-    "LogRates": "autolr.train.trainers",
-    "Recipe": "autolr.recipe",
-    "RoleRates": "autolr.train.trainers",
-    "SearchResult": "autolr.search.result",
-    "Study": "autolr.study",
-    "Theory": "autolr.theory",
-    "TrainResult": "autolr.train.run",
-    "compare": "autolr.search.compare",
-    "create_optimizer": "autolr.train.optimizer",
-    "export": "autolr.foreign.export",
-    "figure": "autolr.report.figures",
-    "heads": "autolr.heads",
-    "lora_config": "autolr.foreign.terms",
-    "parameter_groups": "autolr.train.optimizer",
-    "push_to_hub": "autolr.train.hub",
-    "search": "autolr.search.run",
-    "theory": "autolr.theory",
-    "train": "autolr.train.run",
-    "tune": "autolr.tune.function",
-    "tune_trainer": "autolr.tune.trainer",
-    "with_rates": "autolr.train.trainers",
-    "write_report": "autolr.report.page",
+    name.name: str(node.module) for node in _STUB.body if isinstance(node, ast.ImportFrom) for name in node.names
 }
 
 __all__ = sorted(_HOMES)

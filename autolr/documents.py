@@ -109,7 +109,13 @@ def parse(text: str, source: str) -> Any:
             multiply beyond all measure.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses what is not data)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"has more than {MOST_VALUES:,} values", problem_mark=node.start_mark)
+        return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         # Constructors raise what they like on values such as 2020-99-99.
         mark = getattr(error, "problem_mark", None)
@@ -208,54 +214,32 @@ def _line_of(text: str, path: Sequence[int | str]) -> int | None:
     return line
 
 
-class _Loader(yaml.SafeLoader):
-    """`SafeLoader` that refuses a key written twice, and aliases that multiply: ten lines can mean 10^10 values."""
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values in a node; an alias counts as often as it is written: ten lines can mean 10^10.
 
-    def get_single_node(self) -> yaml.Node | None:
-        """Return the document's node, once it is known to be small."""
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None and _values(node, {}) > MOST_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"has more than {MOST_VALUES:,} values", node.start_mark
-            )
-        return node
-
-
-def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values below a node, those of an alias as often as it stands there."""
+    Raises:
+        yaml.MarkedYAMLError: a key is written twice or is no word, or a text is no Unicode.
+    """
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1  # met again below itself
-        inner: list[yaml.Node] = []
-        if isinstance(node, yaml.SequenceNode):
-            inner = node.value
-        elif isinstance(node, yaml.MappingNode):
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            _check_keys([key for key, _ in node.value])
             inner = [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+        elif isinstance(node, yaml.ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            raise yaml.MarkedYAMLError(problem="a text that is no Unicode", problem_mark=node.start_mark)
+        known[id(node)] = 1 + sum(_count(part, known) for part in inner)
     return known[id(node)]
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key, _ in node.value:
+def _check_keys(keys: Sequence[yaml.Node]) -> None:
+    seen = set()
+    for key in keys:
         if not isinstance(key, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key.start_mark)
+            raise yaml.MarkedYAMLError(problem="a key that is no word", problem_mark=key.start_mark)
         if key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"key {key.value!r} twice", problem_mark=key.start_mark)
         seen.add(key.value)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
-    text = str(loader.construct_scalar(node))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise yaml.constructor.ConstructorError(None, None, "a text that is no Unicode", node.start_mark) from None
-    return text
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:str", _string)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.study._frozen import FrozenStudy
 
@@ -29,7 +29,6 @@ from autolr.errors import AutoLRError, RunError
 from autolr.report.figures import FIGURES
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
-from autolr.search.storage import Journal, with_driver
 
 # Seconds between looks at a run that may still be searching.
 EVERY = 10.0
@@ -44,14 +43,22 @@ _MARKS = {ord(mark): f"&#{ord(mark)};" for mark in string.punctuation} | {ord("\
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
-class Decorated(BaseStorage):
+class Decorated:
     """A run's storage with attributes on top that are kept in memory.
 
     What the dashboard's user writes goes to the run's own storage, and wins over what is on top.
+
+    Args:
+        inner: the storage.
     """
 
-    _on_top: dict[str, Any]
-    _here: threading.local
+    def __init__(self, inner: BaseStorage) -> None:
+        self.inner = inner
+        self._on_top: dict[str, Any] = {}
+        self._here = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     @contextmanager
     def decorating(self) -> Iterator[None]:
@@ -64,52 +71,32 @@ class Decorated(BaseStorage):
             del self._here.attributes
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Set an attribute, on top or in the journal."""
+        """Set an attribute, on top or in the run's storage."""
         if hasattr(self._here, "attributes"):
             self._here.attributes[key] = value
         else:
-            super().set_study_system_attr(study_id, key, value)  # type: ignore[safe-super]
+            self.inner.set_study_system_attr(study_id, key, value)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return the journal's attributes and those on top."""
-        return self._under(super().get_study_system_attrs(study_id))  # type: ignore[safe-super]
+        """Return the storage's attributes and those on top."""
+        return self._under(self.inner.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return the studies with what is on top of them."""
-        studies = super().get_all_studies()  # type: ignore[safe-super]
+        studies = self.inner.get_all_studies()
         for study in studies:
             study.system_attrs = self._under(study.system_attrs)
         return studies
 
     def _under(self, own: dict[str, Any]) -> dict[str, Any]:
-        """Return the journal's attributes with those on top; a note that the user has written hides ours."""
+        """Return the storage's attributes with those on top; a note that the user has written hides ours."""
         # A note lies in pieces beside its version, and theirs may have fewer than ours.
         ours = {k: v for k, v in self._on_top.items() if f"{k.partition('note_str:')[0]}note_ver" not in own}
         return {**ours, **own}
 
 
-class DecoratedJournal(Decorated, JournalStorage):
-    """A decorated journal.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._on_top, self._here = {}, threading.local()
-        JournalStorage.__init__(self, Journal(folder.journal))
-
-
-class DecoratedDatabase(Decorated, RDBStorage):
-    """A decorated database.
-
-    Args:
-        url: its address.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._on_top, self._here = {}, threading.local()
-        RDBStorage.__init__(self, with_driver(url))
+# For Optuna, and whoever asks what it is.
+BaseStorage.register(Decorated)
 
 
 class RunFiles:
@@ -208,14 +195,13 @@ def application(folder: RunFolder, host: str = "127.0.0.1") -> tuple[Application
     SearchResult.load(folder.path)
     if not folder.has_trials:
         raise RunError(f"{folder.path}: no trial has begun here yet; give the same command again when one has")
-    storage = DecoratedDatabase(folder.url) if folder.url else DecoratedJournal(folder)
-    files = RunFiles(folder)
+    storage, files = Decorated(folder.storage()), RunFiles(folder)
 
     def update() -> None:
         decorate(storage, SearchResult.load(folder.path), files)
 
     update()
-    inner: Application = wsgi(storage, artifact_store=files)
+    inner: Application = wsgi(cast("BaseStorage", storage), artifact_store=files)
 
     def guarded(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         name = urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname
@@ -270,21 +256,14 @@ def _keep(folder: RunFolder, update: Callable[[], None], stop: threading.Event) 
 
 
 def _stamp(folder: RunFolder) -> list[float]:
-    paths = (
-        folder.journal,
-        folder.curves,
-        folder.semifinals,
-        folder.finals,
-        folder.confirm,
-        folder.recipe,
-        folder.train / "metrics.json",
-    )
+    records = sorted(folder.path.glob("*.jsonl"))
+    paths = (folder.journal, *records, folder.recipe, folder.train / "metrics.json")
     return [path.stat().st_mtime if path.exists() else 0.0 for path in paths]
 
 
 def _study(storage: Decorated, folder: RunFolder) -> Study | None:
-    names = folder.names(storage)
-    return optuna.load_study(study_name=names[0], storage=storage) if names else None
+    names = folder.names(cast("BaseStorage", storage))
+    return optuna.load_study(study_name=names[0], storage=cast("BaseStorage", storage)) if names else None
 
 
 def _note(result: SearchResult) -> str:
@@ -293,23 +272,25 @@ def _note(result: SearchResult) -> str:
     if recipe is None or recipe.evidence is None:
         ended = len(result.ended())
         return "\n".join([*lines, f"This search is not finished: {ended} of {study.budget.trials} trials have ended"])
-    lines += ["## Verdict", "", plain(recipe.evidence.verdict), "", "## Recipe", ""]
+    evidence = recipe.evidence
+    lines += ["## Verdict", "", plain(evidence.verdict), "", "## Recipe", ""]
     lines += [f"- {plain(recipe.candidate.describe())}", f"- {plain(recipe.rates.describe())}", ""]
-    if recipe.evidence.finals:
-        by = recipe.evidence.finals_by
-        lines += ["## At the end of the full run", "", f"| who | candidate | {by} | confirm loss |"]
-        lines += ["|---|---|---|---|"]
-        for score in recipe.evidence.finals:
-            who, what = plain(score.label), plain(score.candidate.describe())
-            lines.append(f"| {who} | {what} | {display.loss(score.chosen_by)} | {display.loss(score.confirm_loss)} |")
-        lines += [""]
-    lines += ["## Confirmed", ""]
-    lines += ["| who | candidate | confirm loss | above the winner |", "|---|---|---|---|"]
-    for score in recipe.evidence.scores:
-        above = "winner" if score.gain is None else f"{display.gap(score.gain.mean)}"
-        who, what = plain(score.label), plain(score.candidate.describe())
-        lines.append(f"| {who} | {what} | {display.loss(score.confirm_loss)} | {plain(above)} |")
-    return "\n".join(lines)
+    if evidence.finals:
+        rows = [[score, display.loss(score.chosen_by), display.loss(score.confirm_loss)] for score in evidence.finals]
+        lines += ["## At the end of the full run", "", *_table([evidence.finals_by, "confirm loss"], rows), ""]
+    rows = [
+        [score, display.loss(score.confirm_loss), plain(display.gap(score.gain.mean)) if score.gain else "winner"]
+        for score in evidence.scores
+    ]
+    return "\n".join([*lines, "## Confirmed", "", *_table(["confirm loss", "above the winner"], rows)])
+
+
+def _table(heads: list[str], rows: list[list[Any]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table; a row is a score and what stands beside it."""
+    yield f"| {' | '.join(['who', 'candidate', *heads])} |"
+    yield "|---" * (2 + len(heads)) + "|"
+    for score, *values in rows:
+        yield f"| {' | '.join([plain(score.label), plain(score.candidate.describe()), *values])} |"
 
 
 def _trial_notes(result: SearchResult) -> dict[int, str]:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from autolr.errors import RunError
 from autolr.model import adapters, backbone, labelled
 from autolr.recipe import Rates, Recipe
-from autolr.train import fitting, run
+from autolr.train import fitting, trainer
 from autolr.train.optimizer import create_optimizer
 from autolr.train.processes import Processes
 from autolr.train.run import train
@@ -105,7 +105,7 @@ def test_one_process_takes_its_batch_in_parts_where_it_does_not_fit(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return own(model, batch)
 
-    for module in (run, fitting):
+    for module in (trainer, fitting):
         monkeypatch.setattr(module, "forward", forward)
     for fits in (4, 2, 1):
         train(recipe, tmp_path / f"parts of {fits}", device="cpu")

@@ -102,7 +102,7 @@ def early_vs_late(result: SearchResult) -> go.Figure | None:
     if not found and full is None:
         return None
     drawn = blank("earlier select loss", "later select loss")
-    colours = [ACCENT, OUTCOMES["finished"], SCALE[0][1], GREY]
+    colours = [ACCENT, OUTCOMES["finished"], SCALE[0][1], GREY, SCALE[-1][1], SCALE[1][1]]
     for place, one in enumerate(found):
         said = "" if one.correlation is None else f", ρ={one.correlation:.2f}"
         drawn.add_scatter(
