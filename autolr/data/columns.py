@@ -137,6 +137,13 @@ class Table(Mapping[str, list[Any]]):
         return found
 
 
+def refuse_doubles(names: list[str], where: str) -> None:
+    """Refuse columns of one name."""
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise DataError(f"{where}: more than one column is called {', '.join(map(repr, doubles))}; rename them")
+
+
 def _is_outside(value: Any, names: Sequence[str]) -> bool:
     return isinstance(value, int) and value not in range(-1, len(names))
 

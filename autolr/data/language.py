@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from autolr.data.answers import AnswerFinder, Written
 from autolr.data.batches import IGNORED
 from autolr.data.chats import KWARGS, Chat
 from autolr.data.sources import Examples
 from autolr.data.spans import Span
-from autolr.data.templates import Template, UnfitChatError, Written, template_of
+from autolr.data.templates import Template, UnfitChatError, template_of
 from autolr.data.unfit import Sieve
 
 # Texts that are tokenized at once.
@@ -98,25 +99,26 @@ def _of_chats(chats: Sequence[Chat], tokenizer: Any, sieve: Sieve) -> tuple[list
     """Write chats; return their texts, what is learned of them, and what is to be said of all."""
     known: dict[str, Template] = {}
     templates = [template_of(tokenizer, chat.options.get("tools"), known) for chat in chats]
+    finders = {text: AnswerFinder(template) for text, template in known.items()}
     written = []
     for row, (chat, template) in enumerate(zip(chats, templates, strict=True)):
         try:
-            one = template.write(chat)
+            text = finders[template.text].write(chat)
         except UnfitChatError as error:
             sieve.leave_out(row, error.reason, error.remedy)
-            one = Written("", [])
-        for odd in one.odd:
+            text = Written("", [])
+        for odd in text.odd:
             sieve.remark(row, odd)
-        written.append(one)
+        written.append(text)
     sieve.check()
     _look_at_fields(chats, templates, sieve)
-    notes = [note for template in known.values() for note in template.told()]
+    notes = [note for finder in finders.values() for note in finder.told()]
     read, unread = _columns(chats, templates)
     notes += [f"columns that the model's chat template reads: {', '.join(read)}"] if read else []
     notes += (
         [f"columns and arguments that the model's chat template does not read: {', '.join(unread)}"] if unread else []
     )
-    return [one.text for one in written], [one.spans for one in written], notes
+    return [text.text for text in written], [text.spans for text in written], notes
 
 
 def _look_at_fields(chats: Sequence[Chat], templates: Sequence[Template], sieve: Sieve) -> None:
