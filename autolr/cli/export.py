@@ -25,27 +25,23 @@ class Tool(StrEnum):
 
 def export(
     recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
-        ),
+        Path, typer.Argument(help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes)
     ],
-    to: Annotated[Tool, typer.Option(help="Target tool.", show_default=False)],
+    to: Annotated[Tool, typer.Option(help="Target tool.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the files; default: export-TOOL beside the recipe.", show_default=False),
+        Path | None, typer.Option(help="Folder of the files; default: export-TOOL beside the recipe.")
     ] = None,
 ) -> None:
     """Write a recipe as files that another tool accepts, and report what that tool cannot express.
 
-    The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates where
-    the tool knows such a thing (axolotl), and by a script that goes along (trl, accelerate).
+    The splits train and select are written as JSON lines; confirm stays unseen. W_q and W_v keep their own rates if
+    the tool supports it (axolotl), or through a script (trl, accelerate).
     """
     from autolr.foreign.export import export as write
     from autolr.recipe import Recipe
 
-    found = Recipe.load(recipe)
+    loaded = Recipe.load(recipe)
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / f"export-{to}"
-    written, paths = write(found, to, folder)
-    say(written.note(found))
+    written, paths = write(loaded, to, folder)
+    say(written.note(loaded))
     say("\n".join(f"wrote {path}" for path in paths))
