@@ -34,8 +34,8 @@ def export(
 ) -> None:
     """Write a recipe as files that another tool accepts, and report what that tool cannot express.
 
-    The splits train and select are written as JSON lines; confirm stays unseen. W_q and W_v keep their own rates if
-    the tool supports it (axolotl), or through a script (trl, accelerate).
+    The data comes along as JSON lines: train and select; confirm stays unseen. W_q and W_v keep their own rates where
+    the tool knows such a thing (axolotl), and by a script that goes along (trl, accelerate).
     """
     from autolr.foreign.export import export as write
     from autolr.recipe import Recipe

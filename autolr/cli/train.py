@@ -89,15 +89,15 @@ def _show_plan(recipe: Recipe, device: str | None, **code: bool) -> None:
     from autolr.train.material import read
 
     with quiet():
-        problem = read(recipe, choose_device(device), None, **code)
-    splits = {"train": problem.data.train, "select": problem.data.select, "confirm": problem.data.confirm}
+        found = read(recipe, choose_device(device), None, **code)
+    splits = {"train": found.data.train, "select": found.data.select, "confirm": found.data.confirm}
     lines = [
         f"recipe        {recipe.name}: {recipe.model} on {recipe.data.source}",
         f"candidate     {recipe.candidate.describe()}; {recipe.rates.describe()}",
-        f"coverage      {problem.backbone.projections.coverage}",
-        f"base          {problem.backbone.placed or 'as its checkpoint is quantized'}",
+        f"coverage      {found.backbone.projections.coverage}",
+        f"base          {found.backbone.placed or 'as its checkpoint is quantized'}",
         "examples      " + ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits.items()),
-        *(f"data          {line}" for line in problem.data.summary),
+        *(f"data          {line}" for line in found.data.summary),
         f"full run      {recipe.steps} steps, batch {recipe.training.batch_size}",
         "nothing was written",
     ]
