@@ -22,42 +22,28 @@ def compare(
             metavar="RECIPE...",
             help="Recipes or run folders (trained for the comparison), or folders of trained adapters (scored as "
             "they are). All are compared with the first.",
-            show_default=False,
         ),
     ],
     vary: Annotated[
         list[str] | None,
         typer.Option(
             help="Also compare the first recipe with this change, such as ratio=1 or 'targets=qkv rank=4'. Keys: "
-            "lr_v, ratio, rank, rho, targets, kind, alpha, lr_head, max_lr_b. Repeatable.",
-            show_default=False,
+            "lr_v, ratio, rank, rho, targets, kind, alpha, lr_head, max_lr_b. Repeatable."
         ),
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help="Data to compare on instead of the recipes': a file or a hub data set.", show_default=False
-        ),
+        str | None, typer.Option(help="Data to compare on instead of the recipes': a file or a hub data set.")
     ] = None,
     model: BaseModel = None,
     seeds: Annotated[int, typer.Option(help="Training runs of each recipe, one per seed.")] = 3,
-    steps: Annotated[
-        int | None, typer.Option(help="Train only the first steps; default: all.", show_default=False)
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Train only the first steps; default: all.")] = None,
     worth: Annotated[
-        float | None,
-        typer.Option(
-            help="Smallest difference in loss that matters; default: 1 % of the first's loss.", show_default=False
-        ),
+        float | None, typer.Option(help="Smallest difference in loss that matters; default: 1 % of the first's loss.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the comparison; default: runs/compare-ID.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison; default: runs/compare-ID.")] = None,
     device: Device = None,
     slots: Annotated[
-        int | None,
-        typer.Option(help="Runs trained at once; default: as many as pay and fit into memory.", show_default=False),
+        int | None, typer.Option(help="Runs trained at once; default: as many as pay and fit into memory.")
     ] = None,
     allow_code: AllowCode = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -82,7 +68,7 @@ def compare(
         until_ctrl_c(lambda: "stopped. Finished runs are kept; the same command resumes"),
         watch(plain, Watcher() if as_json else None) as watcher,
     ):
-        found = comparison.compare(
+        result = comparison.compare(
             arms,
             vary=changes,
             data=data,
@@ -97,26 +83,26 @@ def compare(
             allow_code=allow_code,
             trust_remote_code=trust_remote_code,
         )
-    page = write_comparison(found, folder / "comparison.html")
+    page = write_comparison(result, folder / "comparison.html")
     if as_json:
-        typer.echo(found.to_json())
+        typer.echo(result.to_json())
     else:
-        say("\n".join([*_lines(found), f"page     {page}"]))
+        say("\n".join([*_lines(result), f"page     {page}"]))
 
 
-def _lines(found: Comparison) -> list[str]:
-    width = max(len(arm.label) for arm in found.arms)
+def _lines(result: Comparison) -> list[str]:
+    width = max(len(arm.label) for arm in result.arms)
     lines = [
-        f"{arm.label:<{width}}  {arm.setting}: confirm loss {display.loss(arm.confirm_loss)}, {found.metric} "
+        f"{arm.label:<{width}}  {arm.setting}: confirm loss {display.loss(arm.confirm_loss)}, {result.metric} "
         f"{arm.confirm_metric:.4f}" + (f", {arm.diverged} diverged" if arm.diverged else "")
-        for arm in found.arms
+        for arm in result.arms
     ]
-    trained = f"{len(found.seeds)} seeds" if found.seeds else "adapters as they are"
-    lines += [f"judged   {trained}, {found.examples:,} confirm examples of {found.data}"]
-    for pair in found.pairs:
+    trained = f"{len(result.seeds)} seeds" if result.seeds else "adapters as they are"
+    lines += [f"judged   {trained}, {result.examples:,} confirm examples of {result.data}"]
+    for pair in result.pairs:
         p_seeds = "" if pair.p_seeds is None else f", over seeds p={pair.p_seeds:.2g}"
         lines.append(
             f"{pair.label:<{width}}  over examples p={pair.p_examples:.2g}{p_seeds}; power {pair.power:.0%} for a "
-            f"difference of {found.worth:.2g}, 80% for {pair.detectable:.2g}"
+            f"difference of {result.worth:.2g}, 80% for {pair.detectable:.2g}"
         )
-    return [*lines, *(f"note     {note}" for note in found.notes), f"verdict  {found.verdict}"]
+    return [*lines, *(f"note     {note}" for note in result.notes), f"verdict  {result.verdict}"]

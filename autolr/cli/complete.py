@@ -1,4 +1,4 @@
-"""What the shell's completion offers beside the names of verbs and options."""
+"""Shell completion of arguments: studies, runs and recipes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ from pathlib import Path
 
 
 def studies(incomplete: str) -> list[str]:
-    """Return shipped studies and study files that begin so."""
+    """Return shipped studies and study files that start with `incomplete`."""
     from autolr.cli.studies import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)] + _paths(incomplete, ".yaml")
 
 
 def shipped(incomplete: str) -> list[str]:
-    """Return shipped studies that begin so."""
+    """Return shipped studies that start with `incomplete`."""
     from autolr.cli import studies
 
     return [name for name in studies.shipped() if name.startswith(incomplete)]
 
 
 def runs(incomplete: str) -> list[str]:
-    """Return folders, those in `runs/` first."""
-    own = [str(path) for path in sorted(Path("runs").glob("*/")) if (path / "study.yaml").is_file()]
-    found = [path for path in own if path.startswith(incomplete)]
-    return list(dict.fromkeys([*found, *_paths(incomplete)]))
+    """Return folders that start with `incomplete`, those in `runs/` first."""
+    known = [str(path) for path in sorted(Path("runs").glob("*/")) if (path / "study.yaml").is_file()]
+    return list(dict.fromkeys([*(run for run in known if run.startswith(incomplete)), *_paths(incomplete)]))
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Return run folders and recipe files."""
+    """Return run folders and recipe files that start with `incomplete`."""
     return list(dict.fromkeys([*runs(incomplete), *_paths(incomplete, ".yaml")]))
 
 
 def _paths(incomplete: str, ending: str | None = None) -> list[str]:
-    """Return folders, and files of that ending, whose path begins so."""
+    """Return folders, and files of that ending, whose path starts with `incomplete`."""
     folder, _, start = incomplete.rpartition("/")
     here = Path(folder + "/" if incomplete.startswith("/") or folder else ".")
     if not here.is_dir():

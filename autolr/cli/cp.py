@@ -13,14 +13,9 @@ from autolr.cli.output import say
 
 def cp(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="A shipped study; autolr ls lists them.", autocompletion=complete.shipped, show_default=False
-        ),
+        str, typer.Argument(help="A shipped study; autolr ls lists them.", autocompletion=complete.shipped)
     ],
-    target: Annotated[
-        Path | None, typer.Argument(help="File to write; default: NAME.yaml.", show_default=False)
-    ] = None,
+    target: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a shipped study into a file, to change it and run `autolr search NAME.yaml`."""

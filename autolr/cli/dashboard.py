@@ -9,10 +9,7 @@ import typer
 
 
 def dashboard(
-    run: Annotated[
-        Path | None,
-        typer.Argument(help="Run folder of a search; default: the newest in runs/.", show_default=False),
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run folder of a search; default: the newest in runs/.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. There is no password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8080,
 ) -> None:

@@ -14,15 +14,11 @@ from autolr.foreign.export import Tool
 
 def export(
     recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
-        ),
+        Path, typer.Argument(help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes)
     ],
-    to: Annotated[Tool, typer.Option(help="Target tool.", show_default=False)],
+    to: Annotated[Tool, typer.Option(help="Target tool.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the files; default: export-TOOL beside the recipe.", show_default=False),
+        Path | None, typer.Option(help="Folder of the files; default: export-TOOL beside the recipe.")
     ] = None,
 ) -> None:
     """Write a recipe as files that another tool accepts, and report what that tool cannot express.
@@ -33,8 +29,8 @@ def export(
     from autolr.foreign.export import export as write
     from autolr.recipe import Recipe
 
-    found = Recipe.load(recipe)
+    loaded = Recipe.load(recipe)
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / f"export-{to}"
-    written, paths = write(found, to, folder)
-    say(written.note(found))
+    written, paths = write(loaded, to, folder)
+    say(written.note(loaded))
     say("\n".join(f"wrote {path}" for path in paths))

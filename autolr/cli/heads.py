@@ -22,12 +22,10 @@ def heads(
         typer.Argument(
             metavar="MODEL|ADAPTER...",
             help="Models, or run folders and folders of trained adapters (compared before and after training).",
-            show_default=False,
         ),
     ],
     data: Annotated[
-        str | None,
-        typer.Option(help="Data of the samples; default: confirm of each adapter's recipe.", show_default=False),
+        str | None, typer.Option(help="Data of the samples; default: confirm of each adapter's recipe.")
     ] = None,
     task: Annotated[
         TaskName, typer.Option(help="Task of models, and of adapters without a recipe.")
@@ -45,26 +43,22 @@ def heads(
             min=1,
             help="Write the first adapter's change as a combination of the others', and recommend how to mix this "
             "many samples of their tasks.",
-            show_default=False,
         ),
     ] = None,
     unrelated: Annotated[
-        list[str] | None,
-        typer.Option(help="Adapter of an unrelated task, a null for --combine. Repeatable.", show_default=False),
+        list[str] | None, typer.Option(help="Adapter of an unrelated task, a null for --combine. Repeatable.")
     ] = None,
     pool: Annotated[
         str | None,
         typer.Option(
             help="Select data instead: write to --out the --take samples of this file that use the model's heads "
-            "most like --data.",
-            show_default=False,
+            "most like --data."
         ),
     ] = None,
     take: Annotated[int, typer.Option(min=1, help="Number of samples to take from --pool.")] = 500,
     model: BaseModel = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the result; default: runs/heads. With --pool: a csv file.", show_default=False),
+        Path | None, typer.Option(help="Folder of the result; default: runs/heads. With --pool: a csv file.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling and head initialization.")] = 0,
     device: Device = None,
@@ -79,7 +73,7 @@ def heads(
     if pool is not None:
         _choose(given, data, pool, take, task, samples, out or Path("chosen.csv"), seed, device)
         return
-    found = look(
+    result = look(
         given,
         data,
         task=task,
@@ -94,49 +88,49 @@ def heads(
     )
     from autolr.report.heads import write_heads
 
-    folder = found.save(out or Path("runs") / "heads")
-    page = write_heads(found, folder / "heads.html")
+    folder = result.save(out or Path("runs") / "heads")
+    page = write_heads(result, folder / "heads.html")
     if as_json:
-        echo_json(found.summary())
+        echo_json(result.summary())
     else:
-        typer.echo("\n".join([*lines(found), f"page     {page}"]))
+        typer.echo("\n".join([*lines(result), f"page     {page}"]))
 
 
-def lines(found: Heads) -> list[str]:
+def lines(result: Heads) -> list[str]:
     """Return the result in lines for a terminal."""
-    summary = found.summary()
-    said = []
+    summary = result.summary()
+    report = []
     for look in summary["looks"]:
-        said.append(
+        report.append(
             f"model    {look['label']}: {len(look['layers'])} layers of {len(look['patterns']['before'][0])} heads"
         )
         for name in ("gini", "variation", "kurtosis"):
-            said.append(f"{name:<9}" + " → ".join(_interval(one) for one in look[name].values()))
-        said.append("entropy  " + " → ".join(f"{share:.3f}" for share in look["entropy"].values()) + " of the most")
+            report.append(f"{name:<9}" + " → ".join(_interval(one) for one in look[name].values()))
+        report.append("entropy  " + " → ".join(f"{share:.3f}" for share in look["entropy"].values()) + " of the most")
         if "correlation" in look:
-            said.append(f"change   correlation of before and after {_interval(look['correlation'])}")
+            report.append(f"change   correlation of before and after {_interval(look['correlation'])}")
         for name in ("most_used", "least_used"):
-            said.append(f"{name.partition('_')[0]:<9}" + ", ".join(map(_head, look[name])))
-    one = summary.get("combination")
-    if one:
-        said.append(
-            f"fit      R² {_interval(one['r2'])}; heads permuted {_interval(one['null_heads'])}, p {one['p']:.3f}"
+            report.append(f"{name.partition('_')[0]:<9}" + ", ".join(map(_head, look[name])))
+    fit = summary.get("combination")
+    if fit:
+        report.append(
+            f"fit      R² {_interval(fit['r2'])}; heads permuted {_interval(fit['null_heads'])}, p {fit['p']:.3f}"
         )
-        if one["null_unrelated"]:
-            said.append("null     unrelated tasks: R² " + ", ".join(f"{r2:.3f}" for r2 in one["null_unrelated"]))
-        for weight in one["weights"]:
-            said.append(
-                f"weight   {weight['task']}: {_interval(weight['share'])}, {one['advice'][weight['task']]} samples"
+        if fit["null_unrelated"]:
+            report.append("null     unrelated tasks: R² " + ", ".join(f"{r2:.3f}" for r2 in fit["null_unrelated"]))
+        for weight in fit["weights"]:
+            report.append(
+                f"weight   {weight['task']}: {_interval(weight['share'])}, {fit['advice'][weight['task']]} samples"
             )
-    return said
+    return report
 
 
-def _interval(one: dict[str, float]) -> str:
-    return f"{one['mean']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+def _interval(estimate: dict[str, float]) -> str:
+    return "{mean:.3f} ({low:.3f} to {high:.3f})".format(**estimate)
 
 
-def _head(one: dict[str, Any]) -> str:
-    return f"{one['layer']}.{one['head']} {one['mean']:.2g}"
+def _head(head: dict[str, Any]) -> str:
+    return "{layer}.{head} {mean:.2g}".format(**head)
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""`autolr init`: a study of one's own, from five questions, options, or an existing set-up."""
+"""`autolr init`: a new study from five questions, options, or an existing set-up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def init(
     out: Annotated[Path, typer.Argument(help="Study file to write.")] = Path("study.yaml"),
     model: Model = None,
     data: Data = None,
-    task: Annotated[TaskName | None, typer.Option(help="Task to learn.", show_default=False)] = None,
+    task: Annotated[TaskName | None, typer.Option(help="Task to learn.")] = None,
     trials: Trials = None,
     full_run: FullRun = None,
     origin: Annotated[
@@ -30,7 +30,6 @@ def init(
             "--from",
             help="Start from an existing set-up: an adapter_config.json or its folder, an Axolotl YAML, a TRL YAML, "
             "or training arguments saved as JSON.",
-            show_default=False,
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing; use defaults for what is not given.")] = False,
@@ -38,8 +37,8 @@ def init(
 ) -> None:
     """Write a commented study from five questions, which options can answer beforehand.
 
-    With --from, model, data, rank, alpha, targets, batch size, length and schedule are those of a set-up that you
-    have, the search begins at its rates, and what could not be taken over is listed.
+    With --from, model, data, rank, alpha, targets, batch size, length and schedule come from your set-up, and the
+    search starts at its rates. Settings that cannot be taken over are listed.
     """
     from autolr import documents
     from autolr.cli.studies import DEFAULT, name_of, shipped
@@ -53,9 +52,9 @@ def init(
     if origin is not None:
         from autolr.foreign.read import read
 
-        found = read(origin)
-        content, notes = found.study, [f"not taken over: {line}" for line in found.left]
-        say(f"{origin}: a set-up of {found.tool}")
+        setup = read(origin)
+        content, notes = setup.study, [f"not taken over: {line}" for line in setup.left]
+        say(f"{origin}: a set-up of {setup.tool}")
     given = {"model": model, "data": data, "task": task, "trials": trials, "train": full_run}
     usual = documents.read_yaml(shipped()[DEFAULT].path)[0]
     asks = not yes and sys.stdin.isatty()

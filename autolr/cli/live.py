@@ -19,16 +19,13 @@ from autolr.search.view import View
 
 
 def is_live(console: Console) -> bool:
-    """Tell whether a table that is drawn over and over can be shown.
-
-    A log is none, also where the environment forces colours on.
-    """
+    """Return True if the console can redraw a table; a log cannot, even with colours forced on."""
     return console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
 
 
 @contextmanager
 def watch(plain: bool, instead: Watcher | None = None) -> Iterator[Watcher]:
-    """Return a watcher for this terminal: a live table, or plain lines where asked or piped; or the one given."""
+    """Return a watcher for this terminal: a live table, or plain lines if asked or piped; or the one given."""
     console = Console()
     if instead is not None:
         yield instead
@@ -62,17 +59,17 @@ class PlainWatcher(Progress):
         )
 
     def looked(self, state: object) -> None:
-        """Print how far the workers are, when something has ended."""
+        """Print the workers' progress if a job has ended."""
         assert isinstance(state, State)
-        said, self.state = self.state, state
-        if (said.phase, said.done) != (state.phase, state.done):
+        before, self.state = self.state, state
+        if (before.phase, before.done) != (state.phase, state.done):
             say(f"  {state.summary()}")
 
 
 class Screen:
-    """A table that is drawn over and over, on a clean screen where the terminal has another width than before.
+    """A table that is redrawn in place, on a cleared screen after the terminal was resized.
 
-    Terminals fold the lines that stand there anew when they are resized, so nobody knows how many there are.
+    A resized terminal folds the old lines again, so their number is unknown.
     """
 
     def __init__(self, live: Live) -> None:

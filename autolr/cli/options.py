@@ -6,21 +6,12 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str | None, typer.Option(help="Local folder or hub id of the model.", show_default=False)]
-Data = Annotated[
-    str | None,
-    typer.Option(help="A csv, tsv, json, jsonl, parquet or arrow file, or a hub data set.", show_default=False),
-]
-BaseModel = Annotated[str | None, typer.Option(help="Base model of adapters without a recipe.", show_default=False)]
-Trials = Annotated[int | None, typer.Option(help="Total number of trials.", show_default=False)]
-FullRun = Annotated[
-    bool | None,
-    typer.Option("--train/--no-train", help="Do the full run after the search.", show_default=False),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.", show_default=False),
-]
+Model = Annotated[str | None, typer.Option(help="Local folder or hub id of the model.")]
+Data = Annotated[str | None, typer.Option(help="A csv, tsv, json, jsonl, parquet or arrow file, or a hub data set.")]
+BaseModel = Annotated[str | None, typer.Option(help="Base model of adapters without a recipe.")]
+Trials = Annotated[int | None, typer.Option(help="Total number of trials.")]
+FullRun = Annotated[bool | None, typer.Option("--train/--no-train", help="Do the full run after the search.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: the GPU if there is one.")]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Allow a metric from your own code: my_module:function.")
 ]

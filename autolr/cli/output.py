@@ -1,4 +1,4 @@
-"""What verbs say alike: lines that fit the terminal, `--json`, and what Ctrl-C leaves behind."""
+"""Output that all verbs share: lines that fit the terminal, `--json`, and the message after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from autolr.errors import interruptible
 
 # Exit code of a command that was ended by Ctrl-C.
 INTERRUPTED = 130
-# A line such as "verdict  No gain ...": what follows the head is folded under itself.
+# The head of a line such as "verdict  No gain ...": the rest is folded beside it.
 HEAD = re.compile(r"\s*\S.{0,40}?\s{2,}|\s*-?\s*")
 
 
 def echo_json(value: Any) -> None:
-    """Print documents, dataclasses, paths and what holds them as JSON on standard output; NaN becomes null."""
+    """Print documents, dataclasses, paths or lists of them as JSON to standard output; NaN becomes null."""
     from pydantic_core import to_jsonable_python
 
     plain = to_jsonable_python(value, inf_nan_mode="null")
@@ -32,13 +32,13 @@ def echo_json(value: Any) -> None:
 
 @contextmanager
 def until_ctrl_c(says: Callable[[], str]) -> Iterator[None]:
-    """Work until Ctrl-C is pressed, and then say what is left.
+    """Exit with code 130 if Ctrl-C is pressed, whatever a library makes of it.
 
     Args:
-        says: what is left, asked when it is pressed.
+        says: returns the message to print then.
 
     Raises:
-        typer.Exit: with code 130, it was pressed, whatever a library made of it.
+        typer.Exit: Ctrl-C was pressed.
     """
     try:
         with interruptible():
@@ -49,14 +49,14 @@ def until_ctrl_c(says: Callable[[], str]) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print lines at once, in letters that the output has, and in a terminal folded between words."""
+    """Print lines at once, in letters that the output has; in a terminal, wrapped between words."""
     if sys.stdout.isatty():
         text = fold(text, shutil.get_terminal_size().columns)
     print(spell(text, sys.stdout.encoding), flush=True)
 
 
 def fold(text: str, width: int) -> str:
-    """Return a text whose lines fit a width; one with a command in it stays as it is, to be copied."""
+    """Wrap the lines of a text; a line with a command stays whole, to be copied."""
     lines = []
     for line in text.split("\n"):
         head = HEAD.match(line)

@@ -13,18 +13,12 @@ from autolr.cli.output import echo_json
 
 
 def predict(
-    run: Annotated[
-        Path, typer.Argument(help="Run folder of a search.", autocompletion=complete.runs, show_default=False)
-    ],
-    lr_v: Annotated[float, typer.Option(help="Rate of W_v.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder of a search.", autocompletion=complete.runs)],
+    lr_v: Annotated[float, typer.Option(help="Rate of W_v.")],
     ratio: Annotated[float, typer.Option(help="λ = lr_v / lr_q.")] = 1.0,
     rank: Annotated[int, typer.Option(help="Adapter rank; full matrices have none.")] = 8,
-    targets: Annotated[
-        str | None, typer.Option(help="Matrices to train; default: the study's first choice.", show_default=False)
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="Method; default: the study's first choice.", show_default=False)
-    ] = None,
+    targets: Annotated[str | None, typer.Option(help="Matrices to train; default: the study's first choice.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Method; default: the study's first choice.")] = None,
     rho: Annotated[float, typer.Option(help="ρ = lr_B / lr_A.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:

@@ -12,16 +12,12 @@ from autolr.cli import complete
 
 def report(
     run: Annotated[
-        Path,
-        typer.Argument(
-            help="Run folder of a search, finished or not.", autocompletion=complete.runs, show_default=False
-        ),
+        Path, typer.Argument(help="Run folder of a search, finished or not.", autocompletion=complete.runs)
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Page to write, or folder of the pictures; default: report.html or figures in the run folder.",
-            show_default=False,
+            help="Page to write, or folder of the pictures; default: report.html or figures in the run folder."
         ),
     ] = None,
     form: Annotated[

@@ -22,8 +22,7 @@ def runs(
         bool, typer.Option("--recommend", help="Recommend the next study, with its command.")
     ] = False,
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Read every file of the runs; report damaged files and what can be saved."),
+        bool, typer.Option("--check", help="Read every file of the runs; report damaged files and what can be saved.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr import display
 from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
 from autolr.study import TaskName
@@ -20,15 +21,14 @@ CAVEAT = (
 
 
 def theory(
-    model: Annotated[str, typer.Argument(help="Local folder or hub id of the model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Local folder or hub id of the model.")],
     targets: Annotated[
         str, typer.Option(help="Matrices to train; choices separated by commas, the first is the reference.")
     ] = "qv,qkv",
     ranks: Annotated[str, typer.Option(help="Adapter ranks, separated by commas.")] = "8",
     kinds: Annotated[str, typer.Option(help="Methods (lora, rslora, dora, full), separated by commas.")] = "lora",
     examples: Annotated[
-        int | None,
-        typer.Option(min=1, help="N of the bound; default: that of --data, or 10,000.", show_default=False),
+        int | None, typer.Option(min=1, help="N of the bound; default: that of --data, or 10,000.")
     ] = None,
     classes: Annotated[int, typer.Option(min=2, help="Outputs of the head, if no --data gives them.")] = 2,
     task: Annotated[TaskName, typer.Option(help="Task of the model.")] = "classification",
@@ -38,14 +38,10 @@ def theory(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per measured step.")] = 16,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens per example.")] = 64,
     data: Annotated[
-        str | None,
-        typer.Option(
-            help="Train first steps on this data and report how much W_q and W_v change.", show_default=False
-        ),
+        str | None, typer.Option(help="Train first steps on this data and report how much W_q and W_v change.")
     ] = None,
     lr_v: Annotated[
-        float | None,
-        typer.Option(help="Rate of W_v in these steps; default: the rule of thumb's.", show_default=False),
+        float | None, typer.Option(help="Rate of W_v in these steps; default: the rule of thumb's.")
     ] = None,
     ratio: Annotated[float, typer.Option(help="λ used in these steps.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for adapter, head and data.")] = 0,
@@ -55,7 +51,7 @@ def theory(
     """Report the cost of training W_q and W_v or other matrices, its rank in theory, and which learns too slowly."""
     from autolr.theory import theory as ask
 
-    found = ask(
+    result = ask(
         model,
         targets=_words(targets, "targets"),  # type: ignore[arg-type]
         ranks=_numbers(ranks),
@@ -73,42 +69,43 @@ def theory(
         device=device,
     )
     if as_json:
-        echo_json(found.summary())
+        echo_json(result.summary())
     else:
-        typer.echo("\n".join(lines(found)))
+        typer.echo("\n".join(lines(result)))
 
 
-def lines(found: Theory) -> list[str]:
+def lines(result: Theory) -> list[str]:
     """Return the result in lines for a terminal."""
-    said = [f"model    {found.model}: {found.coverage}, {_size(found.base_bytes)} in the frozen base"]
-    for one in found.choices:
-        cost = one.cost
+    report = [f"model    {result.model}: {result.coverage}, {display.size(result.base_bytes)} in the frozen base"]
+    for choice in result.choices:
+        cost = choice.cost
         name = f"{cost.targets} {cost.kind}" + (f" r={cost.rank}" if cost.rank else "")
         line = (
-            f"{name:<18} {cost.adapter:>12,} parameters, head {cost.head:,}; adapter {_size(cost.saved_bytes)}, "
-            f"to train {_size(cost.optimizer_bytes)}; bound {one.ratio:.4f} of the first's"
+            f"{name:<18} {cost.adapter:>12,} parameters, head {cost.head:,}; adapter "
+            f"{display.size(cost.saved_bytes)}, to train {display.size(cost.optimizer_bytes)}; "
+            f"bound {choice.ratio:.4f} of the first's"
         )
-        if one.peak is not None and one.predicted_peak is not None:
-            line += f"; peak {_size(one.peak)}, predicted {_size(one.predicted_peak)}"
-        said.append(line)
-    first = found.choices[0].cost
-    said.append(f"bound    {first.gap:.3g} for {first.targets} of {found.examples:,} examples: {CAVEAT}")
-    if not found.steps or found.candidate is None:
-        return said
-    said.append(
-        f"steps    {found.candidate.describe()}; changes of the attention's output by its size, mean over layers"
+        if choice.peak is not None and choice.predicted_peak is not None:
+            line += f"; peak {display.size(choice.peak)}, predicted {display.size(choice.predicted_peak)}"
+        report.append(line)
+    first = result.choices[0].cost
+    report.append(f"bound    {first.gap:.3g} for {first.targets} of {result.examples:,} examples: {CAVEAT}")
+    if not result.steps or result.candidate is None:
+        return report
+    report.append(
+        f"steps    {result.candidate.describe()}; changes of the attention's output by its size, mean over layers"
     )
-    for step in found.steps:
+    for step in result.steps:
         q, v, both = (sum(part) / len(part) for part in (step.layers_q, step.layers_v, step.layers_both))
         updates = ", ".join(f"{role} {value:.1e}" for role, value in step.updates.items())
-        said.append(
+        report.append(
             f"step {step.step:<4} loss {step.loss:.3f}; by q {q:.1e}, by v {v:.1e}, by both together {both:.1e}; "
-            f"update by weight {updates}; alike at λ={step.balance(found.candidate.ratio):.2g}"
+            f"update by weight {updates}; alike at λ={step.balance(result.candidate.ratio):.2g}"
         )
-    said.append(
-        f"balance  W_q and W_v would change the output alike at λ={found.balance:.2g} (mean over these steps)"
+    report.append(
+        f"balance  W_q and W_v would change the output alike at λ={result.balance:.2g} (mean over these steps)"
     )
-    return said
+    return report
 
 
 def _words(text: str, option: str) -> list[str]:
@@ -132,11 +129,3 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise DocumentError("command line", [f"--ranks {text!r}: must be numbers such as 8 or 8,16"]) from None
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"

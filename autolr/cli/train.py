@@ -20,22 +20,17 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes, show_default=False
-        ),
+        Path, typer.Argument(help="recipe.yaml, or the run folder that holds it.", autocompletion=complete.recipes)
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the full run; default: train beside the recipe.", show_default=False),
+        Path | None, typer.Option(help="Folder of the full run; default: train beside the recipe.")
     ] = None,
     device: Device = None,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
             help="Report to a tracker of transformers, such as tensorboard, mlflow or wandb. Repeatable. "
-            "Default: none.",
-            show_default=False,
+            "Default: none."
         ),
     ] = None,
     push_to_hub: Annotated[
@@ -46,10 +41,7 @@ def train(
         ),
     ] = False,
     hub_model_id: Annotated[
-        str | None,
-        typer.Option(
-            help="Repository for --push-to-hub; default: the recipe's name, in your account.", show_default=False
-        ),
+        str | None, typer.Option(help="Repository for --push-to-hub; default: the recipe's name, in your account.")
     ] = None,
     hub_public: Annotated[
         bool, typer.Option("--hub-public", help="Make a new repository of --push-to-hub public.")
@@ -68,15 +60,15 @@ def train(
 
     if (hub_model_id or hub_public) and not push_to_hub:
         raise AutoLRError(f"{'--hub-model-id' if hub_model_id else '--hub-public'}: works only with --push-to-hub")
-    found = Recipe.load(recipe)
+    loaded = Recipe.load(recipe)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     if dry_run:
-        _show_plan(found, device, **code)
+        _show_plan(loaded, device, **code)
         return
     folder = out or (recipe if recipe.is_dir() else recipe.parent) / "train"
-    repository = _repository(hub_model_id or found.name, not hub_public) if push_to_hub else None
+    repository = _repository(hub_model_id or loaded.name, not hub_public) if push_to_hub else None
     with until_ctrl_c(lambda: "stopped; the same command resumes from the last checkpoint"):
-        result = full_run(found, folder, device, report_to, **code)
+        result = full_run(loaded, folder, device, report_to, **code)
     if repository:
         from autolr.train.hub import upload
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autolr import display
 from autolr.cli import complete
 from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
@@ -26,12 +27,9 @@ def validate(
         typer.Argument(
             help="A study file, or the name of a shipped study. Its settings are checked; all errors are listed.",
             autocompletion=complete.studies,
-            show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Local folder or hub id of the model to check.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Local folder or hub id of the model to check.")] = None,
     classes: Annotated[int, typer.Option(min=2, help="Outputs of the head.")] = 2,
     task: Annotated[
         TaskName, typer.Option(help="Task of the model; sft and lm check the language model without a head.")
@@ -56,13 +54,13 @@ def validate(
 def _study(named: str, as_json: bool) -> None:
     from autolr.cli.studies import load
 
-    found, _ = load(named)
+    study, _ = load(named)
     if as_json:
-        echo_json(found)
+        echo_json(study)
         return
     typer.echo(
-        f"study {found.name}: all settings are valid ({found.task}, {found.model} on {found.data.source}, "
-        f"{found.budget.trials} trials)\nnext: autolr search {named} --dry-run reads data and model"
+        f"study {study.name}: all settings are valid ({study.task}, {study.model} on {study.data.source}, "
+        f"{study.budget.trials} trials)\nnext: autolr search {named} --dry-run reads data and model"
     )
 
 
@@ -125,30 +123,33 @@ def describe(base: Backbone) -> list[str]:
     from autolr.model import adapters
     from autolr.testing.roles import shapes
 
-    found = base.projections
+    projections = base.projections
     parameters = list(base.model.parameters())
     held = sum(p.numel() * p.element_size() for p in parameters)
     precision = str(parameters[0].dtype).removeprefix("torch.")
     lines = [
         f"model       {base.source}: family {base.model_type}, {sum(p.numel() for p in parameters):,} parameters",
         *(f"role        {kind}" for kind in shapes(base)),
-        f"coverage    {found.coverage}",
-        *([f"warning     {found.warning}"] if found.warning else []),
+        f"coverage    {projections.coverage}",
+        *([f"warning     {projections.warning}"] if projections.warning else []),
         *(f"note        {what}" for what in base.notes),
-        *(f"left out    {what}: one parameter for many matrices, trained by no targets" for what in found.left_out),
+        *(
+            f"left out    {what}: one parameter for many matrices, trained by no targets"
+            for what in projections.left_out
+        ),
         f"head        {_head(base)}",
-        f"base        {_size(held)} in {precision}",
+        f"base        {display.size(held)} in {precision}",
     ]
 
     def cost(label: str, targets: Targets, rank: int, kind: MethodKind) -> str:
         count = adapters.parameters(base, targets, rank, kind)
         trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
         return (
-            f"{label:<11} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
-            f"with the base {_size(trained + held)}, without activations"
+            f"{label:<11} {count['adapter']:,} parameters; with the head {display.size(trained)} to train, "
+            f"with the base {display.size(trained + held)}, without activations"
         )
 
-    ranks = [rank for rank in RANKS if rank <= found.largest_rank]
+    ranks = [rank for rank in RANKS if rank <= projections.largest_rank]
     lines += [cost(f"rank {rank}", "qv", rank, "lora") for rank in ranks]
     if ranks:
         lines.append(cost("all-linear", "all-linear", ranks[0], "lora") + f", rank {ranks[0]}")
@@ -156,24 +157,20 @@ def describe(base: Backbone) -> list[str]:
 
 
 def _head(base: Backbone) -> str:
-    own = base.head_parameters()
-    if not own:
+    parameters = base.head_parameters()
+    if not parameters:
         return "none: the language model as it is"
-    if all(parameter.is_meta for parameter in own.values()):
-        return f"{', '.join(base.head)}: {sum(p.numel() for p in own.values()):,} parameters"
+    if all(parameter.is_meta for parameter in parameters.values()):
+        return f"{', '.join(base.head)}: {sum(p.numel() for p in parameters.values()):,} parameters"
     origin = (
-        "the checkpoint's" if not base.fresh else "drawn by the seed" if base.fresh >= own.keys() else "partly drawn"
+        "the checkpoint's"
+        if not base.fresh
+        else "drawn by the seed"
+        if base.fresh >= parameters.keys()
+        else "partly drawn"
     )
-    return f"{', '.join(base.head)}: {sum(p.numel() for p in own.values()):,} parameters, {origin}"
+    return f"{', '.join(base.head)}: {sum(p.numel() for p in parameters.values()):,} parameters, {origin}"
 
 
 def _line(check: Check) -> str:
     return f"{'passed' if check.passed else 'FAILED':<11} {check.name}: {check.found} ({check.seconds:.1f} s)"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"

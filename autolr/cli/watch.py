@@ -1,4 +1,4 @@
-"""`autolr watch`: the live view of a search that runs elsewhere."""
+"""`autolr watch`: the live view of a search in another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERVAL_S, SILENT_S = 0.5, 30.0
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="Run folder of the search.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder of the search.")],
     once: Annotated[bool, typer.Option("--once", help="Show the state once, then stop.")] = False,
     plain: Plain = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON; implies --once.")] = False,
@@ -46,12 +46,12 @@ def watch(
         if once:
             console.print(View(state))
         elif plain or not is_live(console):
-            said = ""
+            printed = ""
             while True:
                 line = f"{state.phase} {state.done}/{state.total}"
-                if line != said:
+                if line != printed:
                     say(state.summary())
-                    said = line
+                    printed = line
                 if state.ended or state.is_alive() is False:
                     break
                 time.sleep(INTERVAL_S)

@@ -1,4 +1,4 @@
-"""`autolr worker`: join a search from any machine that sees its run folder."""
+"""`autolr worker`: join a search from any machine that shares its run folder."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ from autolr.cli.output import until_ctrl_c
 def worker(
     run: Annotated[Path, typer.Argument(help="Run folder of the search, shared by all its workers.")],
     storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Database of the search's trials; needed if its address has a password.", show_default=False
-        ),
+        str | None, typer.Option(help="Database of the search's trials; needed if its address has a password.")
     ] = None,
     device: Device = None,
-    wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for the search to start.", show_default=False)
-    ] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the search to start.")] = 0.0,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Report trials to tensorboard, mlflow, wandb or trackio; default: nowhere.", show_default=False
-        ),
+        typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; default: nowhere."),
     ] = None,
     allow_code: AllowCode = False,
     trust_remote_code: TrustRemoteCode = False,

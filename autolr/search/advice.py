@@ -157,51 +157,46 @@ def advise(result: SearchResult, others: Sequence[SearchResult] = ()) -> Advice:
         result: the search.
         others: earlier searches, whose winners a new one may start from.
     """
-    study, ended, place = result.study, len(result.ended()), shlex.quote(str(result.folder))
+    reasons, command = _reasons_and_command(result, others)
+    study = result.study
+    return Advice(
+        model=study.model, data=study.data.source, based_on=str(result.folder), reasons=reasons, command=command
+    )
 
-    def advice(reasons: list[str], command: str | None) -> Advice:
-        return Advice(
-            model=study.model,
-            data=study.data.source,
-            based_on=str(result.folder),
-            reasons=reasons,
-            command=command,
-        )
 
+def _reasons_and_command(result: SearchResult, others: Sequence[SearchResult]) -> tuple[list[str], str | None]:
+    budget, ended = result.study.budget.trials, len(result.ended())
+    resume = f"autolr search --out {shlex.quote(str(result.folder))}"
     if result.recipe is None:
-        reason = f"the search is not finished: {ended} of {study.budget.trials} trials have ended"
-        return advice([reason], f"autolr search --out {place}")
+        return [f"the search is not finished: {ended} of {budget} trials have ended"], resume
     learned = _Learned(result)
     if learned.surrogate is None:
-        more = max(2 * study.budget.trials, 2 * MIN_TRIALS_FOR_SURROGATE)
         reason = f"too few trials with a score to learn from (at least {MIN_TRIALS_FOR_SURROGATE} are needed)"
-        return advice([reason], f"autolr search --out {place} --trials {more}")
-    reasons, changes = _wider_ranges(result.recipe.candidate, learned.encoding)
-    is_at_a_bound = bool(changes)
-    ranks, why = _ranks_worth_searching(result.recipe.candidate, sorted(study.space.rank), learned)
-    reasons += why
-    if ranks is not None:
+        return [reason], f"{resume} --trials {2 * max(budget, MIN_TRIALS_FOR_SURROGATE)}"
+    winner = result.recipe.candidate
+    reasons, changes = _wider_ranges(winner, learned.encoding)
+    is_inside = not changes
+    ranks, dropped = _ranks_worth_searching(winner, sorted(result.study.space.rank), learned)
+    if dropped:
         changes.append(f"space.rank={json.dumps(ranks, separators=(',', ':'))}")
     gain, loss = _expected_gain(learned)
     is_enough = gain < MIN_GAIN * abs(loss)
-    reasons.append(
+    reasons += [
+        *dropped,
         f"{ended} trials are {'enough' if is_enough else 'too few'}: the best of {MORE_TRIALS} more should gain "
-        f"{display.loss(gain)} (expected select loss now: {display.loss(loss)})"
-    )
-    if is_enough and not is_at_a_bound:
-        return advice([*reasons, "the best is inside the space: nothing is left to search for here"], None)
+        f"{display.loss(gain)} (expected select loss now: {display.loss(loss)})",
+    ]
+    if is_enough and is_inside:
+        return [*reasons, "the best is inside the space: nothing is left to search for here"], None
     if not changes:
-        more = study.budget.trials + max(8, study.budget.trials // 2)
-        return advice(reasons, f"autolr search --out {place} --trials {more}")
+        return reasons, f"{resume} --trials {budget + max(8, budget // 2)}"
     priors = _related(result, others)
     words = [
         *("autolr", "search", str(result.folder / "study.yaml"), *changes),
         *(word for path in priors for word in ("--prior", str(path))),
         *("--out", str(_free(result.folder))),
     ]
-    return advice(
-        [*reasons, f"start from the winners of {', '.join(path.name for path in priors)}"], shlex.join(words)
-    )
+    return [*reasons, f"start from the winners of {', '.join(path.name for path in priors)}"], shlex.join(words)
 
 
 def _wider_ranges(winner: Candidate, encoding: Encoding) -> tuple[list[str], list[str]]:
@@ -227,20 +222,18 @@ def _wider_ranges(winner: Candidate, encoding: Encoding) -> tuple[list[str], lis
     return reasons, changes
 
 
-def _ranks_worth_searching(
-    winner: Candidate, ranks: list[int], learned: _Learned
-) -> tuple[list[int] | None, list[str]]:
-    """Return the ranks to keep (None: all of them), and why the others are dropped."""
+def _ranks_worth_searching(winner: Candidate, ranks: list[int], learned: _Learned) -> tuple[list[int], list[str]]:
+    """Return the ranks to keep, and why each other rank is dropped."""
     assert learned.surrogate is not None
     if len(ranks) < 2:
-        return None, []
+        return ranks, []
     candidates, points = _all_over(learned.encoding)
-    drawn = learned.surrogate.draw_many(points, DRAWS, _rng())
+    drawn = learned.surrogate.draw(points, DRAWS, _rng())
     best = [candidates[index]["rank"] for index in drawn.argmin(1)]
     chance = {rank: best.count(rank) / DRAWS for rank in ranks}
     dropped = [rank for rank in ranks if chance[rank] < MIN_CHANCE_OF_RANK and rank != winner.rank]
     why = [f"rank {rank} is the best with {100 * chance[rank]:.0f}% chance: drop it" for rank in dropped]
-    return ([rank for rank in ranks if rank not in dropped] if dropped else None), why
+    return [rank for rank in ranks if rank not in dropped], why
 
 
 def _expected_gain(learned: _Learned) -> tuple[float, float]:
@@ -248,7 +241,7 @@ def _expected_gain(learned: _Learned) -> tuple[float, float]:
     assert learned.surrogate is not None
     _, points = _all_over(learned.encoding)
     best = learned.surrogate.best_points(1)
-    drawn = learned.surrogate.draw_many(np.concatenate([best, points]), DRAWS, _rng())
+    drawn = learned.surrogate.draw(np.concatenate([best, points]), DRAWS, _rng())
     chosen = np.argsort(-learned.surrogate.log_expected_improvement(points))[:MORE_TRIALS]
     gains = np.maximum(0.0, drawn[:, 0] - drawn[:, 1 + chosen].min(1))
     return float(gains.mean()), float(learned.surrogate.predict(best)[0][0])

@@ -17,13 +17,13 @@ PASSED = (STORAGE, "PYTHONPATH", "HF_HUB_OFFLINE", "AUTOLR_CACHE")
 
 @dataclass
 class RayFleet:
-    """One actor for each GPU of the cluster, or for each of so many.
+    """One actor per GPU of the cluster, or as many as the order has devices.
 
     Args:
-        order: what each is told; of its devices only their number counts, Ray assigns them. None: as many as the
-            cluster has GPUs, or without any as it has cores.
-        join: works on a search, called with the run folder, the device and the order.
-        address: of the cluster; None: the one this machine belongs to, or a new one on it.
+        order: of the workers. Only the number of its devices counts, Ray assigns them; none: as many workers as the
+            cluster has GPUs, or cores if it has no GPU.
+        join: works on a search; called with the order and the device.
+        address: of the cluster; None: this machine's, or a new one on it.
 
     Raises:
         AutoLRError: Ray is not installed, the cluster does not answer, or it has too few GPUs.
@@ -58,15 +58,15 @@ class RayFleet:
             )
         self.size = wanted or most
 
-    def start(self, place: int) -> None:
-        """Start an actor, where Ray finds room for it."""
+    def start(self, number: int) -> None:
+        """Start an actor on a node that Ray chooses."""
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
         actor = self._ray.remote(_Worker).options(**self._takes, runtime_env={"env_vars": variables}).remote()
-        self._actors[place] = actor, actor.work.remote(self.join, self.order, "num_gpus" in self._takes)
+        self._actors[number] = actor, actor.work.remote(self.join, self.order, "num_gpus" in self._takes)
 
-    def ended(self, place: int) -> Ended | None:
-        """Tell how an actor has ended."""
-        actor, answer = self._actors[place]
+    def ended(self, number: int) -> Ended | None:
+        """Return how an actor has ended; None: it is running."""
+        actor, answer = self._actors[number]
         ready, _ = self._ray.wait([answer], timeout=0)
         if not ready:
             return None
@@ -89,14 +89,14 @@ class RayFleet:
 
 
 class _Worker:
-    """An actor; its process sees the GPU that Ray assigned and no other."""
+    """An actor; its process sees only the GPU that Ray assigned."""
 
     def work(self, join: Callable[[Order, str | None], None], order: Order, on_gpu: bool) -> str | None:
-        """Work on a search; return what is wrong with the input, if anything is."""
+        """Work on a search; return the message of an error in the input, if there is one."""
         if on_gpu:
             import ray
 
-            # Ray has done so, unless it was told not to (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES).
+            # Ray sets it already, unless it is configured not to (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES).
             os.environ[VISIBLE] = ",".join(str(number) for number in ray.get_gpu_ids())
         try:
             join(order, "cuda:0" if on_gpu else "cpu")

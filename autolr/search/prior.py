@@ -1,7 +1,6 @@
-"""What earlier searches say before a new one begins.
+"""What a new search takes over from earlier ones.
 
-A winner is carried to another model as rates go by the rule of thumb: by its lr_v in units of the rule's
-rate there. Its ratio and rank are taken as they are.
+A winner's lr_v is carried to another model in units of the rule of thumb's rate. Its ratio and rank stay as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from autolr.search.space import SearchSpace
 from autolr.study import Earlier
 
 # However well earlier winners agree, the best of a new search may be this factor away.
-LEAST_SD = math.log(2.0)
+MIN_SD = math.log(2.0)
 
 
 def earlier(run: str | Path) -> Earlier:
-    """Return what a finished search has found, as a prior for others.
+    """Return the winner of a finished search, as a prior for others.
 
     Raises:
-        RunError: it is no run folder, or the search is not finished.
+        RunError: the folder is no run folder, or the search is not finished.
     """
     result = SearchResult.load(run)
     if result.recipe is None:
@@ -46,30 +45,30 @@ def earlier(run: str | Path) -> Earlier:
     )
 
 
-def carried(found: Earlier, space: SearchSpace) -> Candidate:
-    """Return an earlier winner as a candidate of this space, moved to its bounds where it lies outside."""
-    told = {"lr_v": found.rate * space.rate, "ratio": found.ratio, "rank": found.rank, "rho": 1.0}
+def carried(winner: Earlier, space: SearchSpace) -> Candidate:
+    """Return an earlier winner as a candidate of this space, moved to the bounds if it is outside."""
+    values = {"lr_v": winner.rate * space.rate, "ratio": winner.ratio, "rank": winner.rank, "rho": 1.0}
     point: dict[str, Any] = {
-        name: _nearest(space, name, value) for name, value in told.items() if name in space.distributions and value
+        name: _nearest(space, name, value) for name, value in values.items() if name in space.distributions and value
     }
     rule = {**space.rule("rule").model_dump(), **space.fixed, **point}
     return Candidate(**{**rule, "rank": int(rule["rank"])})
 
 
-def priors(found: Sequence[Earlier], space: SearchSpace) -> dict[str, Prior]:
-    """Return where the best is expected: around the rule of thumb, or around the earlier winners.
+def priors(winners: Sequence[Earlier], space: SearchSpace) -> dict[str, Prior]:
+    """Return where the best is expected: around the rule of thumb, or around earlier winners.
 
-    With several winners the spread of their logarithms says how far around.
+    The standard deviation is that of several winners' logarithms.
     """
-    if not found:
+    if not winners:
         return {"lr_v": Prior(space.rate, PRIOR_SD)}
-    told = {"lr_v": [one.rate * space.rate for one in found], "ratio": [one.ratio for one in found]}
+    values_of = {"lr_v": [w.rate * space.rate for w in winners], "ratio": [w.ratio for w in winners]}
     result = {}
-    for name, values in told.items():
+    for name, values in values_of.items():
         logs = np.log(values)
         # A single winner says less than two that agree.
-        spread = float(logs.std(ddof=1)) if len(logs) > 1 else (LEAST_SD + PRIOR_SD) / 2
-        result[name] = Prior(float(np.exp(logs.mean())), max(LEAST_SD, spread))
+        spread = float(logs.std(ddof=1)) if len(logs) > 1 else (MIN_SD + PRIOR_SD) / 2
+        result[name] = Prior(float(np.exp(logs.mean())), max(MIN_SD, spread))
     return result
 
 

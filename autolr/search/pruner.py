@@ -123,7 +123,7 @@ def _chances_of_being_best(
     kept = set(map(tuple, surrogate.points))
     trials = [t for t in trials if not t.state.is_finished() or tuple(encoding.encode(t.params)) in kept]
     rng = np.random.default_rng(reports)
-    draws = surrogate.draw_many(np.array([encoding.encode(t.params) for t in trials]), DRAWS, rng)
+    draws = surrogate.draw(np.array([encoding.encode(t.params) for t in trials]), DRAWS, rng)
     draws += BEYOND_THE_END_SD * surrogate.scale * rng.standard_normal(draws.shape)
     best = np.bincount(draws.argmin(1), minlength=len(trials)) / DRAWS
     return {trial.number: float(share) for trial, share in zip(trials, best, strict=True)}

@@ -149,5 +149,5 @@ def _propose(surrogate: Surrogate, encoding: Encoding, rng: np.random.Generator,
     score = surrogate.log_expected_improvement(candidates) + encoding.log_prior(candidates) * fading
     promising = candidates[np.argsort(-score)[:PROMISING]]
     # A surface of its own for each slot, so many slots look in many places.
-    point: Array = promising[int(np.argmin(surrogate.draw(promising, rng)))]
+    point: Array = promising[int(surrogate.draw(promising, 1, rng).argmin())]
     return point

@@ -151,7 +151,6 @@ class Surrogate:
         points: candidates that were observed, [candidates, dimensions] in the unit cube.
         last: the last rung, where candidates are judged.
         middle, scale: of the standardisation.
-        offsets: loss from each rung to the last one, by step.
     """
 
     process: GaussianProcessRegressor
@@ -161,7 +160,6 @@ class Surrogate:
     last: float
     middle: float
     scale: float
-    offsets: dict[float, float]
 
     @classmethod
     def from_curves(
@@ -222,7 +220,7 @@ class Surrogate:
         inputs, targets, points = inputs[kept], targets[kept], points[kept]
         if is_many:
             process = GaussianProcessRegressor(process.kernel_, optimizer=None).fit(inputs, targets)
-        return cls(process, inputs, targets, np.unique(points, axis=0), last, middle, scale, offsets)
+        return cls(process, inputs, targets, np.unique(points, axis=0), last, middle, scale)
 
     def imagine(self, points: Array) -> Surrogate:
         """Return the surrogate as if `points`, or the most promising of many, had ended as it expects them to."""
@@ -295,13 +293,11 @@ class Surrogate:
         result: Array = value + np.log(deviation)
         return result
 
-    def draw(self, points: Array, rng: np.random.Generator) -> Array:
-        """Return losses of `points` at the last rung on one surface drawn from the posterior, [points]."""
-        drawn: Array = self.draw_many(points, 1, rng)[0]
-        return drawn
+    def draw(self, points: Array, count: int, rng: np.random.Generator) -> Array:
+        """Return losses at the last rung on `count` surfaces drawn from the posterior, [count, points].
 
-    def draw_many(self, points: Array, count: int, rng: np.random.Generator) -> Array:
-        """Return losses of `points` on `count` such surfaces, [count, points]; far above the middle squashed."""
+        Far above the middle they are squashed.
+        """
         mean, covariance = self.process.predict(_at_the_end(points), return_cov=True)
         noise = self.process.kernel_.noise
         root = np.linalg.cholesky(covariance + (1e-6 - noise) * np.eye(len(points)) + 1e-5 * np.eye(len(points)))

@@ -42,13 +42,13 @@ def test_where_the_best_is_expected():
     assert prior.priors([], SPACE) == {"lr_v": (1e-3, PRIOR_SD)}
     alone = prior.priors([ONE], SPACE)
     assert alone["lr_v"].centre == pytest.approx(2e-3)
-    assert prior.LEAST_SD < alone["ratio"].sd < PRIOR_SD
+    assert prior.MIN_SD < alone["ratio"].sd < PRIOR_SD
     both = prior.priors([ONE, OTHER], SPACE)
     assert both["ratio"].centre == pytest.approx(4.0)
     assert both["lr_v"].centre == pytest.approx(1e-3)
     assert both["lr_v"].sd == pytest.approx(math.log(4) / math.sqrt(2))
     agreeing = prior.priors([ONE, ONE], SPACE)
-    assert agreeing["ratio"].sd == pytest.approx(prior.LEAST_SD)
+    assert agreeing["ratio"].sd == pytest.approx(prior.MIN_SD)
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):

@@ -65,7 +65,7 @@ def test_far_apart_is_told_by_the_pilot_and_near_together_takes_more():
 def test_scoring_costs_a_share_of_the_training():
     trials = Trials(spread=1e-6, noise=1.0)
     losses, _, _ = Subset([DATA], 16, 0).score(trials, 24, 24)
-    assert losses.shape[1] == int(subset.COST * subset.FORWARDS_PER_STEP * 24 * 16)
+    assert losses.shape[1] == int(subset.MAX_COST * subset.FORWARDS_PER_STEP * 24 * 16)
 
 
 def test_all_trials_of_a_rung_are_scored_on_the_same_examples():

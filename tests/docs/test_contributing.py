@@ -1,0 +1,23 @@
+"""CONTRIBUTING.md sends readers to files that exist."""
+
+from __future__ import annotations
+
+import re
+
+from tests.docs.pages import ROOT
+
+
+def rows() -> list[str]:
+    """Return the rows of the table "I want to change X: the file"."""
+    section = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where is it?")[2].partition("## ")[0]
+    )
+    return [line for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+def test_each_row_names_files_that_exist():
+    assert len(rows()) >= 20
+    for row in rows():
+        paths = re.findall(r"`([\w./-]+)`", row)
+        assert paths, row
+        assert [path for path in paths if not (ROOT / path).exists()] == [], row
