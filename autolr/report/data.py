@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from autolr.candidate import Candidate
 from autolr.search.folder import RunFolder
-from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.records import Record, TrialRecord, by_candidate
 from autolr.search.result import SearchResult
 from autolr.search.sampler import Encoding
 from autolr.search.surrogate import Surrogate
@@ -85,11 +84,6 @@ def thinned(curve: Curve) -> Curve:
     return Curve(curve.trial, [curve.steps[i] for i in kept], [curve.losses[i] for i in kept])
 
 
-def searched(result: SearchResult) -> list[TrialRecord]:
-    """Return the trials of the study's own space: a rule that trains other matrices is beside it."""
-    return [trial for trial in result.trials if trial.candidate.targets in result.study.space.targets]
-
-
 def ratio_matters(result: SearchResult) -> bool:
     """Tell whether any candidate of the study has a ratio."""
     return any(map(has_ratio, result.study.space.targets))
@@ -103,7 +97,7 @@ def coordinates(candidate: Candidate) -> dict[str, Any]:
 
 def dimensions(result: SearchResult) -> dict[str, BaseDistribution]:
     """Return what the candidates of a search differ in, and how far they reach."""
-    candidates = [coordinates(trial.candidate) for trial in searched(result)]
+    candidates = [coordinates(trial.candidate) for trial in result.trials]
     left_out = {"rate"} if ratio_matters(result) else {"lr_v", "ratio"}
     found: dict[str, BaseDistribution] = {}
     for name in candidates[0] if candidates else ():
@@ -120,7 +114,7 @@ def dimensions(result: SearchResult) -> dict[str, BaseDistribution]:
 def fit(result: SearchResult) -> Fit | None:
     """Fit the surrogate to all rungs of all trials, pruned ones too; None with too few trials."""
     space = dimensions(result)
-    trials = [trial for trial in searched(result) if any(map(math.isfinite, trial.rungs.values()))]
+    trials = [trial for trial in result.trials if any(map(math.isfinite, trial.rungs.values()))]
     if len(trials) < ENOUGH or not space:
         return None
     encoding = Encoding(space, {})
@@ -157,21 +151,14 @@ def comparable_scores(result: SearchResult) -> dict[int, float]:
     return {trial.number: trial.rungs[max(trial.rungs)] + shift[max(trial.rungs)] for trial in trials}
 
 
-def repeats(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
-    """Return the confirmation's repeats of each candidate, in the order of their seeds."""
-    return _by_candidate(result.repeats)
+def repeats(result: SearchResult) -> dict[Candidate, list[Record]]:
+    """Return the trainings of each candidate that have seeds of their own, in the order of their seeds."""
+    return by_candidate(result.repeats)
 
 
-def judged(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
-    """Return what the winner was chosen by: the finals of each candidate, or its repeats where there were none."""
-    return _by_candidate(result.finals or result.repeats)
-
-
-def _by_candidate(trained: list[RepeatRecord]) -> dict[Candidate, list[RepeatRecord]]:
-    groups: dict[Candidate, list[RepeatRecord]] = defaultdict(list)
-    for record in sorted(trained, key=lambda record: record.seed):
-        groups[record.candidate].append(record)
-    return dict(groups)
+def judged(result: SearchResult) -> dict[Candidate, list[Record]]:
+    """Return what the winner was chosen by: a training of each candidate to the end, or those with several seeds."""
+    return by_candidate(result.finals or result.repeats)
 
 
 def own_winner(result: SearchResult) -> Candidate | None:

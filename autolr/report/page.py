@@ -103,7 +103,7 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "convergence",
             "Convergence against ratio" if by_ratio else "Convergence",
             figures.convergence(result),
-            f"Smoothed training loss of each trial, {colours}; dotted: rules of thumb. A band holds the middle half "
+            f"Smoothed training loss of each trial, {colours}; dotted: baselines. A band holds the middle half "
             f"of the trials of {bands} that still train, so it steps where some were pruned. Diamonds: select loss "
             "at the rungs, of the averaged weights. A click on a band's name hides its trials.",
             "No trial has ended yet.",
@@ -112,10 +112,10 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
             "steps",
             "Steps to target against λ",
             figures.steps_to_target(result),
-            "How soon each trial reached the best training loss of the λ=1 rule, in units of the rule's own steps: "
-            "below the line it was faster. Hollow: not within its length; pruned trials had less of it. Diamonds: "
-            "the confirmed candidates against the rule's repeats, median and range of the seeds.",
-            "The λ=1 rule has not been tried in this search.",
+            "How soon each trial reached the best training loss of the default baseline (λ=1), in units of its own "
+            "steps: below the line it was faster. Hollow: not within its length; pruned trials had less of it. "
+            "Diamonds: the compared candidates against the default's trainings, median and range of the seeds.",
+            "The default baseline (λ=1) has not been tried in this search.",
             speed.headline(result),
         ),
         section(
@@ -189,18 +189,18 @@ def _sections(result: SearchResult) -> list[dict[str, Any]]:
         ),
         section(
             "confirm",
-            "Winner against the rules",
+            "Winner against the baselines",
             figures.gains(result),
             "Paired differences on the confirm split after the steps of a trial, over seeds and examples, with 90 % "
             "intervals. Right of the line the winner is better.",
-            "The confirmation is not through yet.",
+            "The last stage is not through yet.",
         ),
         section(
             "cost",
             "Time, tokens, energy",
             figures.cost(result),
-            "Device-seconds of each phase.",
-            "No phase has ended yet.",
+            "Device-seconds of each stage.",
+            "No stage has ended yet.",
             resources.headline(result),
         ),
         section(

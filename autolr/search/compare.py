@@ -26,13 +26,14 @@ from autolr.recipe import Interval, Recipe
 from autolr.search import machine, notebook, provenance, records, scored
 from autolr.search.arms import Arm, read_arms
 from autolr.search.checkpoints import Checkpoints
-from autolr.search.confirm import Confirmation
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Watcher, drive
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
+from autolr.search.scoring import PackScorer
 from autolr.search.setting import PROBE_STEPS
 from autolr.search.spread import LEVEL, POWER, Spread, p_value
 from autolr.search.state import observed
+from autolr.search.trainings import Trainings
 from autolr.study import Data
 from autolr.train.material import Material, read
 
@@ -317,7 +318,7 @@ def _train(
     where: Any,
     watcher: Watcher,
     code: dict[str, bool],
-) -> tuple[Material, dict[str, list[RepeatRecord]]]:
+) -> tuple[Material, dict[str, list[Record]]]:
     """Train every recipe with every seed; those that share a model and settings share packs."""
     chosen = range(1, seeds + 1)
     done = {(record.label, record.seed): record for record in _records(folder)}
@@ -379,7 +380,8 @@ def _drive(
     fitted = machine.measured(pack, largest, len(jobs), slots, material.data, batch)
     with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
         keeper = Checkpoints(folder.slots, watcher, "main")
-        drive(made, Confirmation(jobs, folder.confirm, made, material.data), watcher, keeper)
+        source = Trainings(jobs, folder.trainings, PackScorer(made, material.data))
+        drive(made, source, watcher, keeper)
 
 
 def _key(arm: Arm, seed: int) -> str:
@@ -412,12 +414,12 @@ def _group(arm: Arm) -> str:
     return json.dumps([recipe.model, method, recipe.training.model_dump(), recipe.data.max_length], sort_keys=True)
 
 
-def _records(folder: RunFolder) -> list[RepeatRecord]:
-    return records.parsed(folder.confirm, RepeatRecord)
+def _records(folder: RunFolder) -> list[Record]:
+    return records.parsed(folder.trainings, Record)
 
 
-def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
-    def mean(value: Callable[[RepeatRecord], float]) -> float:
+def _arm_score(arm: Arm, repeats: Sequence[Record]) -> ArmScore:
+    def mean(value: Callable[[Record], float]) -> float:
         return float(np.mean([value(record) for record in repeats]))
 
     recipe = arm.recipe
@@ -430,17 +432,17 @@ def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
         source=arm.source,
         setting=setting,
         select_loss=mean(lambda record: record.select_loss),
-        confirm_loss=mean(lambda record: record.confirm_loss),
-        confirm_metric=mean(lambda record: record.confirm_metric),
+        confirm_loss=mean(lambda record: record.confirmed),
+        confirm_metric=mean(lambda record: record.confirm_metric or 0.0),
         diverged=sum(record.diverged for record in repeats),
         tokens=sum(record.tokens for record in repeats),
         seconds=round(sum(record.seconds for record in repeats), 2),
     )
 
 
-def _pair(first: Arm, arm: Arm, repeats: dict[str, list[RepeatRecord]], worth: float, pairs: int) -> Pair:
+def _pair(first: Arm, arm: Arm, repeats: dict[str, list[Record]], worth: float, pairs: int) -> Pair:
     """Compare an arm with the first; with several arms all intervals together hold with 90 % chance (Bonferroni)."""
-    differences = _losses(repeats[first.label]) - _losses(repeats[arm.label])
+    differences = records.losses_of(repeats[first.label]) - records.losses_of(repeats[arm.label])
     spread, level = Spread.of(differences), 1 - (1 - LEVEL) / pairs
     gain = spread.interval(level)
     size = max(abs(gain.mean), worth)
@@ -464,11 +466,7 @@ def _pair(first: Arm, arm: Arm, repeats: dict[str, list[RepeatRecord]], worth: f
     )
 
 
-def _losses(repeats: Sequence[RepeatRecord]) -> np.ndarray:
-    return np.array([record.losses for record in repeats])
-
-
-def _notes(arms: Sequence[Arm], seeds: int, repeats: dict[str, list[RepeatRecord]]) -> list[str]:
+def _notes(arms: Sequence[Arm], seeds: int, repeats: dict[str, list[Record]]) -> list[str]:
     notes = [
         f"{arm.label}: {count} of {seeds} trainings diverged; the mean stands for them as they are"
         for arm in arms

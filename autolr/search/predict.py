@@ -57,7 +57,7 @@ def predict(result: SearchResult, candidate: Candidate) -> Prediction:
         searched = ", ".join([*space.targets, *kinds])
         raise RunError(f"{result.folder}: {candidate.describe()} is not what was searched, which is {searched}")
     folder = RunFolder(result.folder)
-    trials = [t for t in folder.trials() if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
+    trials = [t for t in folder.trials() if t.intermediate_values]
     if len(trials) < ENOUGH:
         raise RunError(f"{result.folder}: {len(trials)} trials have a score, a prediction needs {ENOUGH}; search on")
     encoding = Encoding(trials[-1].distributions, {})

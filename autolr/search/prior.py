@@ -15,6 +15,8 @@ import numpy as np
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.search import baselines
+from autolr.search.baselines import Baseline
 from autolr.search.result import SearchResult
 from autolr.search.sampler import PRIOR_SD, Prior
 from autolr.search.space import SearchSpace
@@ -33,9 +35,9 @@ def earlier(run: str | Path) -> Earlier:
     result = SearchResult.load(run)
     if result.recipe is None:
         raise RunError(f"--prior {run}: this search is not finished; go on with it: autolr search --out {run}")
-    rule = next((trial.candidate for trial in result.trials if trial.rule == "rule"), None)
+    rule = next((trial.candidate for trial in result.trials if trial.rule == Baseline.DEFAULT), None)
     scores = result.recipe.evidence.scores if result.recipe.evidence else []
-    rule = rule or next((s.candidate for s in scores if "rule" in s.label.split(" + ")), None)
+    rule = rule or next((s.candidate for s in scores if Baseline.DEFAULT.is_in(s.label)), None)
     if rule is None:
         raise RunError(f"--prior {run}: it holds no trial of the rule of thumb, by which rates are carried over")
     winner = result.recipe.candidate
@@ -50,7 +52,7 @@ def carried(found: Earlier, space: SearchSpace) -> Candidate:
     point: dict[str, Any] = {
         name: _nearest(space, name, value) for name, value in told.items() if name in space.distributions and value
     }
-    rule = {**space.rule("rule").model_dump(), **space.fixed, **point}
+    rule = {**baselines.default(space).model_dump(), **space.fixed, **point}
     return Candidate(**{**rule, "rank": int(rule["rank"])})
 
 

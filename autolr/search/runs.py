@@ -213,14 +213,14 @@ def _run(path: Path) -> Run:
 
 def _changed(path: Path) -> float:
     folder = RunFolder(path)
-    files = (folder.study, folder.journal, folder.confirm, folder.recipe)
+    files = (folder.study, folder.journal, folder.trainings, folder.recipe)
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
 def _learned(result: SearchResult) -> tuple[Encoding, Surrogate] | None:
     """Return the space as the search saw it, and a surrogate of all its curves; None with too few of them."""
     folder = RunFolder(result.folder)
-    trials = [t for t in folder.trials() if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
+    trials = [t for t in folder.trials() if t.intermediate_values]
     if len(trials) < ENOUGH:
         return None
     encoding = Encoding(trials[-1].distributions, {})

@@ -19,7 +19,7 @@ from autolr.model.quiet import quiet
 from autolr.pack.divergence import first_without_number
 from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
 from autolr.study import Data
 from autolr.train.evaluation import outcomes
 
@@ -33,7 +33,7 @@ class Scores:
     source: str
     metric: str
     examples: int
-    repeats: dict[str, list[RepeatRecord]]
+    repeats: dict[str, list[Record]]
     notes: list[str]
 
 
@@ -104,7 +104,7 @@ def score(
                 )
         confirm = len(data.confirm)
         repeats[arm.label] = [
-            RepeatRecord(
+            Record(
                 label=arm.label,
                 candidate=recipe.candidate if recipe else UNKNOWN,
                 seed=recipe.seed if recipe else 0,

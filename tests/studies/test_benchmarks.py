@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from autolr.data.batches import TokenSet
+from autolr.study import StageSetting
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "studies" / "benchmarks"
 CPU = torch.device("cpu")
@@ -263,8 +264,8 @@ def test_end_to_end_measures_both_sides_and_goes_on_where_it_stopped(module, sma
     study = small_study.model_copy(
         update={
             "training": small_study.training.model_copy(update=update),
-            "search": small_study.search.model_copy(update={"length": 8, "rungs": [4], "finalists": 1}),
-            "baselines": ["rule"],
+            "search": small_study.search.model_copy(update={"stages": [StageSetting(to=8)], "rungs": [4]}),
+            "baselines": ["default"],
             "budget": small_study.budget.model_copy(update={"trials": 2}),
         }
     )
@@ -302,7 +303,7 @@ def test_a_search_on_a_decoder_leaves_its_document(module, model_folders, tmp_pa
     assert document["name"] == f"smollm2_{task}"
     metric = "exact_match" if task == "sft" else "accuracy"
     labels = " + ".join(row["label"] for row in document["rows"] if row["kind"] == "score").split(" + ")
-    assert sorted(labels) == ["finalist 1", "rule"]
+    assert sorted(labels) == ["default", "finalist 1"]
     assert any(name.startswith(f"confirm_{metric}_") for name in document["figures"])
     assert document["settings"]["study"]["task"] == task
     assert ("untrained_confirm_loss" in document["figures"]) == (task == "sft")

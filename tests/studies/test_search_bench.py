@@ -377,7 +377,7 @@ def test_ratios_are_absent_or_bounds_where_nothing_was_reached(bench):
 def test_recipes_of_real_searches_are_judged_by_the_oracle(bench, monkeypatch, small_study, tmp_path, capsys):
     repeats, tables = bench("repeats"), bench("tables")
     monkeypatch.setattr(repeats, "STUDY", tmp_path / "study.yaml")
-    small_study.model_copy(update={"baselines": ["rule"]}).save(repeats.STUDY)
+    small_study.model_copy(update={"baselines": ["default"]}).save(repeats.STUDY)
     monkeypatch.setattr(tables, "oracle", lambda name: tables.crossing(0))
     words = ["repeats.py", "--searches", "2", "--device", "cpu", "--out", str(tmp_path / "results")]
     words += ["--runs", str(tmp_path / "runs")]

@@ -109,7 +109,7 @@ def importance(result: SearchResult) -> Any:
 
 def foresights(result: SearchResult) -> list[Foresight]:
     """Return how early scores compare with late ones: rungs with a trial's end, and that with all that followed."""
-    finished = [t for t in data.searched(result) if t.outcome == "finished" and t.rungs]
+    finished = [t for t in result.trials if t.outcome == "finished" and t.rungs]
     if not finished:
         return []
     last = max(max(trial.rungs) for trial in finished)
@@ -119,10 +119,8 @@ def foresights(result: SearchResult) -> list[Foresight]:
         there = [trial for trial in finished if rung in trial.rungs]
         pairs = [(trial, trial.rungs[rung], trial.rungs[last]) for trial in there]
         found.append(_compared(f"step {rung}", f"step {last}", pairs))
-    for late, losses in (
-        ("half of the full run", {record.candidate: record.loss for record in result.semifinals}),
-        ("the end of the full run", {record.candidate: record.select_loss for record in result.finals}),
-    ):
+    for stage, records in result.ladder.items():
+        late, losses = f"{stage} of the full run", {record.candidate: record.select_loss for record in records}
         through = [(t, t.rungs[last], losses[t.candidate]) for t in finished if t.candidate in losses]
         if through:
             found.append(_compared(f"step {last}", late, through))

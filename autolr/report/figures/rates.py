@@ -37,7 +37,7 @@ def surface(result: SearchResult, points: int = 60) -> Surface | None:
     fitted = data.fit(result)
     if fitted is None or not {"lr_v", "ratio"} <= set(fitted.encoding.space):
         return None
-    trials = [trial for trial in data.searched(result) if trial.candidate.has_ratio]
+    trials = [trial for trial in result.trials if trial.candidate.has_ratio]
     scores = data.comparable_scores(result)
     best = min((t for t in trials if t.number in scores), key=lambda t: scores[t.number], default=None)
     likes = [data.own_winner(result), best.candidate if best else None]
@@ -57,7 +57,7 @@ def surface(result: SearchResult, points: int = 60) -> Surface | None:
 
 def rate_map(result: SearchResult) -> Any:
     """η_Q against η_V: trials by outcome, contours of the surrogate, lines of equal λ; None where λ means nothing."""
-    trials = [trial for trial in data.searched(result) if trial.candidate.has_ratio]
+    trials = [trial for trial in result.trials if trial.candidate.has_ratio]
     if not trials:
         return None
     figure = blank("η_Q", "η_V", 520)
@@ -138,7 +138,7 @@ def rate_map(result: SearchResult) -> Any:
 def rate_effect(result: SearchResult) -> Any:
     """Score against the one rate there is, where λ means nothing; None where it does, or nothing has a score."""
     scores = data.comparable_scores(result)
-    trials = [trial for trial in data.searched(result) if trial.number in scores]
+    trials = [trial for trial in result.trials if trial.number in scores]
     if data.ratio_matters(result) or not trials:
         return None
     figure = blank("learning rate", "select loss, brought to the last rung")
