@@ -7,6 +7,7 @@ the device and the folder.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -24,7 +25,8 @@ from autolr.places import Name, Place
 Role = Literal["q", "k", "v", "o", "mlp", "head"]
 # What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
 Targets = Literal["qv", "qkv", "q", "k", "v", "qk", "kv", "vo", "all-linear"]
-BaselineName = Literal["rule", "winner_lr", "paper", "qkv"]
+# What each of them trains: `autolr.search.baselines`.
+BaselineName = Literal["default", "same_lr", "paper", "with_k"]
 Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 TaskName = Literal["classification", "regression", "sft", "lm"]
 # Tasks of language models, which get no head: the tokens of a text, or of its completion, are what is learned.
@@ -279,15 +281,42 @@ class Earlier(Document):
     rank: int = Field(ge=0, description="0: its matrices trained whole")
 
 
-class Search(Document):
-    """How trials are trained, pruned and confirmed."""
+class StageSetting(Document):
+    """A stage of the search: how far its trainings go, and how many candidates are promoted into it."""
 
-    length: Literal["auto"] | Annotated[int, Field(ge=2, le=MOST_STEPS)] = Field(
-        "auto", description="optimizer steps of a trial, the first of its full run; auto: a quarter of the horizon"
+    to: float | int = Field(
+        gt=0, le=MOST_STEPS, description="where its trainings end: a share of the full run, up to 1, or a step"
+    )
+    promote: int | None = Field(
+        None, ge=1, le=1000, description="candidates that are promoted into it, the best so far; none of the trials"
+    )
+
+    @field_validator("to")
+    @classmethod
+    def _share_or_step(cls, to: float) -> float:
+        if to > 1 and to != int(to):
+            raise ValueError(f"to ({to:g}) must be a share of the full run, up to 1, or a whole number of steps")
+        return int(to) if to > 1 else float(to)
+
+
+_STAGES = [StageSetting(to=0.25), StageSetting(to=0.5, promote=6), StageSetting(to=1.0, promote=2)]
+# What settings were called before, and are no longer.
+_OLD_SEARCH = ("length", "semifinalists", "finalists", "repeats")
+_OLD_BASELINES = {"rule": "default", "winner_lr": "same_lr", "qkv": "with_k"}
+
+
+class Search(Document):
+    """How trials are trained, promoted, pruned and compared."""
+
+    stages: list[StageSetting] = Field(
+        _STAGES,
+        min_length=1,
+        description="trials first, then fewer and fewer candidates that train further; the last stage beyond the "
+        "trials chooses the winner, the default baseline beside them",
     )
     rungs: list[int] | None = Field(
         None,
-        description="steps at which trials are compared and pruned; none given: about a quarter of the length",
+        description="steps at which trials are compared and pruned; none given: about a quarter of the trials",
     )
     prune: float = Field(
         0.001, ge=0, lt=1, description="chance of being the best below which a trial ends at a rung; 0: none ends"
@@ -295,32 +324,43 @@ class Search(Document):
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="trials trained at once; auto: as many as pay and fit the device's memory"
     )
-    semifinalists: int = Field(
-        6, ge=0, le=1000, description="best trials that go on to half of the full run; `finalists` or fewer: none do"
-    )
-    finalists: int = Field(
-        2,
-        ge=1,
-        le=1000,
-        description="best candidates, of which the winner is chosen: where trials are shorter than the full run, "
-        "theirs go on to its end with the rule of thumb's; 1: the search's best, without finals",
-    )
-    repeats: int = Field(3, ge=2, le=1000, description="seeds of the winner and each rule in the verdict")
+    seeds: int = Field(3, ge=2, le=1000, description="seeds of the winner and each baseline in the verdict")
     prior: list[Earlier] = Field([], description="earlier searches' winners: tried first, and searched around")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_words(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (old := [name for name in _OLD_SEARCH if name in value]):
+            raise ValueError(f"{', '.join(old)}: renamed. Write {_in_new_words(value)}")
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _narrowing(cls, stages: list[StageSetting]) -> list[StageSetting]:
+        first, *later = stages
+        if first.promote is not None:
+            raise ValueError(f"the first stage is the trials, and promotes nobody: take out promote: {first.promote}")
+        counts = [stage.promote for stage in later if stage.promote is not None]
+        if len(counts) < len(later):
+            raise ValueError("each stage after the first must promote a number of candidates, such as promote: 2")
+        if any(count <= following for count, following in itertools.pairwise(counts)):
+            raise ValueError(f"fewer candidates must be promoted from stage to stage: {counts}")
+        for kind in (float, int):
+            ends = [stage.to for stage in later if isinstance(stage.to, kind)]
+            if ends != sorted(set(ends)):
+                raise ValueError(f"each stage must go further than the one before: {ends}")
+        return stages
 
     @model_validator(mode="after")
     def _inside(self) -> Search:
-        if self.rungs is not None and isinstance(self.length, int):
-            wrong = [rung for rung in self.rungs if not 0 < rung < self.length]
+        end = self.stages[0].to
+        if self.rungs is not None and end > 1:
+            wrong = [rung for rung in self.rungs if not 0 < rung < end]
             if wrong:
-                raise ValueError(f"rungs {wrong} must lie between 0 and length ({self.length})")
+                raise ValueError(f"rungs {wrong} must lie between 0 and the end of the trials ({end})")
         if self.rungs is not None and sorted(set(self.rungs)) != self.rungs:
             raise ValueError(f"rungs must rise: {self.rungs}")
         return self
-
-    def has_finals(self, length: int, steps: int) -> bool:
-        """Tell whether the winner is chosen at the end of the full run: there are several, and trials are shorter."""
-        return self.finalists > 1 and length < steps
 
     def rung_steps(self, length: int) -> tuple[int, ...]:
         """Return the steps of all rungs of trials of `length` steps, their end excluded."""
@@ -328,6 +368,17 @@ class Search(Document):
         # tell who learns nothing from who does, but favour a quick start: a second rung would drop what wins later.
         rungs = {max(1, round(length / 4 / 8)) * 8} if self.rungs is None else set(self.rungs)
         return tuple(sorted(rung for rung in rungs if 0 < rung < length))
+
+
+def _in_new_words(search: dict[str, Any]) -> str:
+    """Return the settings of a search that was written with the old words as they are written now."""
+    length, many, few = search.get("length", "auto"), search.get("semifinalists", 6), search.get("finalists", 2)
+    found = [f"{{to: {0.25 if length == 'auto' else length}}}"]
+    if few != 1:
+        found += [f"{{to: 0.5, promote: {many}}}"] if isinstance(many, int) and many > few else []
+        found += [f"{{to: 1.0, promote: {few}}}"]
+    seeds = f" and seeds: {search['repeats']}" if "repeats" in search else ""
+    return f"stages: [{', '.join(found)}]{seeds}"
 
 
 class Budget(Document):
@@ -372,8 +423,9 @@ class Study(Document):
     training: Training = Training()
     search: Search = Search()
     baselines: list[BaselineName] = Field(
-        ["rule", "winner_lr", "paper", "qkv"],
-        description="rules of thumb in the comparison; rule is always there",
+        ["default", "same_lr", "paper", "with_k"],
+        description="what the winner is compared with: λ=1 at the rate of the rule of thumb (default, always there), "
+        "λ=1 at the winner's rate (same_lr), the paper's λ=4, and W_k trained as well (with_k)",
     )
     budget: Budget = Budget()
     seed: int = Field(0, ge=0, lt=2**31)
@@ -401,12 +453,20 @@ class Study(Document):
             raise ValueError("space.rho is the ratio of B's rate to A's: method.kind full has neither, take it out")
         return self
 
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _new_names(cls, names: Any) -> Any:
+        old = [name for name in names if name in _OLD_BASELINES] if isinstance(names, (list, tuple)) else []
+        if old:
+            raise ValueError("; ".join(f"{name} is now called {_OLD_BASELINES[name]}" for name in old))
+        return names
+
     @field_validator("baselines")
     @classmethod
-    def _with_rule(cls, names: list[BaselineName]) -> list[BaselineName]:
+    def _with_default(cls, names: list[BaselineName]) -> list[BaselineName]:
         if len(set(names)) != len(names):
             raise ValueError(f"a baseline is listed twice: {names}")
-        return names if "rule" in names else ["rule", *names]
+        return names if "default" in names else ["default", *names]
 
     @classmethod
     def load(cls, path: str | Path, overrides: list[str] | None = None) -> Study:
@@ -424,7 +484,7 @@ class Study(Document):
         return documents.validate(cls, content, str(path), text)
 
     def usual(self) -> dict[str, Any]:
-        """Return what the rules of thumb have where the space is a choice between names: the first."""
+        """Return what baselines have where the space is a choice between names: the first."""
         return {"targets": self.space.targets[0], "kind": self.method.kind[0]}
 
     def fixed(self) -> dict[str, Any]:

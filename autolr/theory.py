@@ -24,7 +24,7 @@ from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.problem import load_bare
-from autolr.search import provenance
+from autolr.search import baselines, provenance
 from autolr.search.setting import read_setting
 from autolr.study import Data, MethodKind, Role, Study, Targets, TaskName, Training
 from autolr.train.optimizer import grouped
@@ -201,7 +201,7 @@ def theory(
         if measure:
             choices = _peaks(base, judge, choices, held, batch_size, tokens, seed)
         if data is not None:
-            rule = setting.space.rule("rule")
+            rule = baselines.default(setting.space)
             candidate = rule.model_copy(update={"lr_v": lr_v or rule.lr_v, "ratio": ratio, "rank": ranks[0]})
             found = steps.measure(
                 base,

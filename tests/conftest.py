@@ -88,6 +88,10 @@ def reviews(tmp_path_factory) -> str:
     return str(path)
 
 
+# Trials of 12 steps, six of which train to half of the full run, and two of these to its end.
+STAGES = [{"to": 12}, {"to": 0.5, "promote": 6}, {"to": 1.0, "promote": 2}]
+
+
 @pytest.fixture(scope="session")
 def small_study(model_folders, reviews) -> Study:
     """A study that takes a second or two."""
@@ -97,7 +101,7 @@ def small_study(model_folders, reviews) -> Study:
         data={"source": reviews, "select": 0.2, "confirm": 0.2},
         space={"lr_v": {"low": 2e-4, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
         training={"batch_size": 8, "horizon": {"steps": 24}},
-        search={"length": 12, "rungs": [4, 8], "prune": 0.1, "slots": 4, "finalists": 2, "repeats": 2},
+        search={"stages": STAGES, "rungs": [4, 8], "prune": 0.1, "slots": 4, "seeds": 2},
         budget={"trials": 9},
     )
 

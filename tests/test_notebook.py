@@ -53,6 +53,6 @@ def test_the_example_notebook_runs(model_folders, reviews, tmp_path):
     html = [data["text/html"] for data in shown if "text/html" in data]
     assert sum("confirm loss" in text for text in html) >= 2
     views = [text for text in html if text.startswith("<pre")]  # of the search, then of the comparison, at their ends
-    assert len(views) == 2 and "confirmation" in views[0] and "comparison 6/6" in views[1] and "best " in views[0]
+    assert len(views) == 2 and "seeds" in views[0] and "comparison 6/6" in views[1] and "best " in views[0]
     assert sum("application/vnd.plotly.v1+json" in data for data in shown) == 2
     assert len(json.dumps(nbformat.read(NOTEBOOK, as_version=4))) < 20_000

@@ -27,7 +27,7 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(tmp_path):
         "training:\n"
         "  batch_size: many\n"
         "search:\n"
-        "  length: 10\n"
+        "  stages: [{to: 10}]\n"
         "  rungs: [20]\n"
     )
     with pytest.raises(DocumentError) as error:
@@ -112,7 +112,7 @@ def test_identity_is_that_of_the_search_not_of_its_budget():
 
 
 def test_the_rule_is_always_in_the_comparison():
-    assert Study(**MINIMAL, baselines=["paper"]).baselines == ["rule", "paper"]
+    assert Study(**MINIMAL, baselines=["paper"]).baselines == ["default", "paper"]
 
 
 @pytest.mark.parametrize("name", studies.shipped())

@@ -15,6 +15,7 @@ from autolr.errors import AutoLRError
 if TYPE_CHECKING:
     from autolr.search.plan import Plan
     from autolr.search.result import SearchResult
+    from autolr.search.stages import Stage
     from autolr.study import Study
 
 
@@ -193,25 +194,10 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
         "examples      " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
         *(f"data          {line}" for line in found.data),
         "space         " + "; ".join(f"{name} {values}" for name, values in found.space.items()),
-        f"trials        {study.budget.trials} of {found.length} steps, rungs {list(found.rungs)}"
+        *(f"baseline      {name}: {candidate.describe()}" for name, candidate in found.baselines.items()),
+        f"rungs         trials are compared and pruned at {list(found.rungs)}"
         + (f", none starts after {study.budget.time:g}s" if study.budget.time else ""),
-        *(f"rule          {name}: {candidate.describe()}" for name, candidate in found.rules.items()),
-        *(
-            [
-                f"semifinals    {found.semifinals} trials go on to half of the full run, the best so far; the best "
-                "of them are the finalists"
-            ]
-            if found.semifinals
-            else []
-        ),
-        *(
-            [f"finals        {found.finals} trials go on to the end: {study.search.finalists} finalists and the rule"]
-            if found.finals
-            else []
-        ),
-        f"confirmation  {found.repeats} repeats "
-        f"({'the winner' if found.finals else f'{study.search.finalists} finalists'} and the rules, "
-        f"{study.search.repeats} seeds each)",
+        *(f"{one.stage.name:<13} {_describe(one.stage)}" for one in found.stages),
         f"full run      {found.horizon} steps, batch {study.training.batch_size}"
         + ("" if study.train else " (not started: train is false)"),
         f"cost          about {found.trained_tokens:,} trained tokens = {found.full_run_equivalents:.1f} full runs, "
@@ -220,6 +206,12 @@ def _show_plan(study: Study, device: str | None, code: dict[str, bool], as_json:
         "nothing was written",
     ]
     typer.echo("\n".join(lines))
+
+
+def _describe(stage: Stage) -> str:
+    beside = f" and {', '.join(stage.baselines)}" if stage.baselines else ""
+    seeds = f", {stage.seeds} seeds each" if stage.seeds > 1 else ""
+    return f"{stage.promote} candidates{beside}, to step {stage.steps}{seeds}"
 
 
 def _show_result(result: SearchResult) -> None:

@@ -14,6 +14,7 @@ from autolr.data.splits import split
 from autolr.model.outline import config_of
 from autolr.problem import load_examples
 from autolr.recipe import Recipe
+from autolr.search.baselines import Baseline
 
 # Evaluations on *select*, and checkpoints, of a run.
 EVALUATIONS = 8
@@ -119,7 +120,7 @@ def _dropout(config: Mapping[str, Any]) -> list[str]:
 def _measured(recipe: Recipe) -> str:
     """Say what λ = 1 at the winner's lr_v has lost in the confirmation, where that was measured."""
     scores = recipe.evidence.scores if recipe.evidence else []
-    same = next((score for score in scores if "winner_lr" in score.label.split(" + ") and score.gain), None)
+    same = next((score for score in scores if Baseline.SAME_LR.is_in(score.label) and score.gain), None)
     if same is None or same.gain is None:
         return ""
     mean, low, high = same.gain.mean, same.gain.low, same.gain.high

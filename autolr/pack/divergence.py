@@ -41,6 +41,20 @@ def diverged(losses: Sequence[float], chance: float = math.inf) -> bool:
     return sum(losses[-WINDOW:]) / WINDOW > _limit(losses, chance)
 
 
+def describe(losses: Sequence[float], step: int) -> str:
+    """Return why a training counts as diverged, in words.
+
+    Args:
+        losses: of each step so far.
+        step: the last of them.
+    """
+    known = [loss for loss in losses if is_number(loss)]
+    if len(known) < len(losses) or len(known) < 2 * WINDOW:
+        return f"loss was no number at step {step}"
+    start, end = sum(known[:WINDOW]) / WINDOW, sum(known[-WINDOW:]) / WINDOW
+    return f"training loss rose from {start:.4g} to {end:.4g} by step {step}"
+
+
 def stand_in(losses: Sequence[float], chance: float) -> float:
     """Return the loss that stands for one that is no number, so that a diverged training can be compared.
 

@@ -299,8 +299,10 @@ def _trial_notes(result: SearchResult) -> dict[int, str]:
     if evidence is None:
         return {}
     said: dict[Candidate, list[str]] = {}
-    for one in result.semifinals:
-        said[one.candidate] = [f"{one.label}: at half of the full run held-out loss {display.loss(one.loss)}"]
+    for stage, group in result.ladder.items():
+        for one in (one for one in group if not one.losses):
+            what = f"{one.label}: at {stage} of the full run held-out loss {display.loss(one.held_out_loss)}"
+            said.setdefault(one.candidate, []).append(what)
     for score in evidence.finals:
         what = f"{score.label}: at the end of the full run confirm loss {display.loss(score.confirm_loss)}"
         said.setdefault(score.candidate, []).append(what)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from autolr.candidate import Candidate
 from autolr.search.encoding import Encoding
 from autolr.search.folder import RunFolder
-from autolr.search.records import RepeatRecord, TrialRecord
+from autolr.search.records import Record, TrialRecord, by_candidate
 from autolr.search.result import SearchResult
 from autolr.search.surrogate import Surrogate
 from autolr.study import has_ratio
@@ -87,11 +86,6 @@ def thinned(curve: Curve) -> Curve:
     return Curve(curve.trial, [curve.steps[i] for i in kept], [curve.losses[i] for i in kept])
 
 
-def searched(result: SearchResult) -> list[TrialRecord]:
-    """Return the trials of the study's own space: a rule that trains other matrices is beside it."""
-    return [trial for trial in result.trials if trial.candidate.targets in result.study.space.targets]
-
-
 def ratio_matters(result: SearchResult) -> bool:
     """Tell whether any candidate of the study has a ratio."""
     return any(map(has_ratio, result.study.space.targets))
@@ -105,7 +99,7 @@ def coordinates(candidate: Candidate) -> dict[str, Any]:
 
 def dimensions(result: SearchResult) -> dict[str, BaseDistribution]:
     """Return what the candidates of a search differ in, and how far they reach."""
-    candidates = [coordinates(trial.candidate) for trial in searched(result)]
+    candidates = [coordinates(trial.candidate) for trial in result.trials]
     left_out = {"rate"} if ratio_matters(result) else {"lr_v", "ratio"}
     found: dict[str, BaseDistribution] = {}
     for name in candidates[0] if candidates else ():
@@ -124,10 +118,10 @@ def fit(result: SearchResult) -> Fit | None:
     space = dimensions(result)
     if not space:
         return None
-    curves = [(coordinates(trial.candidate), trial.rungs) for trial in searched(result)]
+    curves = [(coordinates(trial.candidate), trial.rungs) for trial in result.trials]
     if sum(len(losses) for _, losses in curves) > MOST_SEEN:
         scores = comparable_scores(result)
-        ended = [trial for trial in searched(result) if trial.number in scores]
+        ended = [trial for trial in result.trials if trial.number in scores]
         curves = [(coordinates(trial.candidate), {max(trial.rungs): scores[trial.number]}) for trial in ended]
     encoding = Encoding(space)
     surrogate = Surrogate.from_curves(encoding, curves)
@@ -150,21 +144,14 @@ def comparable_scores(result: SearchResult) -> dict[int, float]:
     return {trial.number: trial.rungs[max(trial.rungs)] + shift[max(trial.rungs)] for trial in trials}
 
 
-def repeats(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
-    """Return the confirmation's repeats of each candidate, in the order of their seeds."""
-    return _by_candidate(result.repeats)
+def repeats(result: SearchResult) -> dict[Candidate, list[Record]]:
+    """Return the trainings of each candidate that have seeds of their own, in the order of their seeds."""
+    return by_candidate(result.repeats)
 
 
-def judged(result: SearchResult) -> dict[Candidate, list[RepeatRecord]]:
-    """Return what the winner was chosen by: the finals of each candidate, or its repeats where there were none."""
-    return _by_candidate(result.finals or result.repeats)
-
-
-def _by_candidate(trained: list[RepeatRecord]) -> dict[Candidate, list[RepeatRecord]]:
-    groups: dict[Candidate, list[RepeatRecord]] = defaultdict(list)
-    for record in sorted(trained, key=lambda record: record.seed):
-        groups[record.candidate].append(record)
-    return dict(groups)
+def judged(result: SearchResult) -> dict[Candidate, list[Record]]:
+    """Return what the winner was chosen by: a training of each candidate to the end, or those with several seeds."""
+    return by_candidate(result.finals or result.repeats)
 
 
 def own_winner(result: SearchResult) -> Candidate | None:

@@ -86,7 +86,7 @@ class _Learned:
 
     def __init__(self, result: SearchResult) -> None:
         trials = RunFolder(result.folder).trials()
-        scored = [t for t in trials if t.intermediate_values and t.user_attrs.get("rule") != "qkv"]
+        scored = [t for t in trials if t.intermediate_values]
         self.count = len(scored)
         self.encoding = Encoding(scored[-1].distributions if scored else {})
         self.trials = [trial for trial in scored if self.encoding.holds(trial)]

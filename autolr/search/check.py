@@ -14,8 +14,7 @@ from autolr.documents import Document
 from autolr.errors import AutoLRError
 from autolr.recipe import Recipe
 from autolr.search.folder import RunFolder
-from autolr.search.records import RepeatRecord, SemifinalRecord, TrialRecord
-from autolr.search.result import Phase
+from autolr.search.records import Phase, Record, TrialRecord
 from autolr.study import Study
 
 
@@ -57,10 +56,8 @@ def check(path: str | Path) -> Check:
     journal = look(run.journal, _journal, "what comes after is not read")
     for file, kind, what in (
         (run.curves, TrialRecord, "curves of trials"),
-        (run.semifinals, SemifinalRecord, "trainings of the semifinals"),
-        (run.finals, RepeatRecord, "trainings of the finals"),
-        (run.confirm, RepeatRecord, "repeats of the confirmation"),
-        (run.phases, Phase, "visits to phases"),
+        (run.trainings, Record, "trainings after the trials"),
+        (run.phases, Phase, "visits to stages"),
     ):
         whole, broken = _records(file, kind)
         if whole:

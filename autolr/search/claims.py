@@ -21,8 +21,6 @@ import psutil
 
 from autolr.search.folder import RunFolder
 
-# Attribute of a trial: the worker that has it, and its clock when it took it. One without is just being proposed.
-CLAIM = "claim"
 # The worker of a search that has but one.
 MAIN = "main"
 # Seconds between signs of life, and of silence after which a worker of another machine is gone.

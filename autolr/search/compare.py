@@ -27,13 +27,14 @@ from autolr.recipe import Interval, Recipe
 from autolr.search import machine, notebook, provenance, records, scored
 from autolr.search.arms import Arm, read_arms
 from autolr.search.checkpoints import Checkpoints
-from autolr.search.confirm import Confirmation
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Watcher, drive
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
+from autolr.search.scoring import PackScorer
 from autolr.search.setting import PROBE_STEPS
 from autolr.search.spread import LEVEL, POWER, Spread, p_value
 from autolr.search.state import observed
+from autolr.search.trainings import Trainings
 from autolr.study import Data
 
 # A difference smaller than this share of the first's loss does not matter, unless the user says otherwise.
@@ -166,8 +167,8 @@ def compare(
             notes, metric, count, source = scores.notes, scores.metric, scores.examples, scores.source
             repeats = scores.repeats
         else:
-            material, repeats = _train(found, other, seeds, steps, slots, folder, where, told, code)
-            notes, metric, count = _notes(found, seeds, repeats), material.task.metric, len(material.data.confirm)
+            problem, repeats = _train(found, other, seeds, steps, slots, folder, where, told, code)
+            notes, metric, count = _notes(found, seeds, repeats), problem.task.metric, len(problem.data.confirm)
             source = (other or _recipe(found[0]).data).source
         arm_scores = [_arm_score(arm, repeats[arm.label]) for arm in found]
         limit = worth if worth is not None else float(f"{WORTH * abs(arm_scores[0].confirm_loss):.2g}")
@@ -317,7 +318,7 @@ def _train(
     where: Any,
     watcher: Watcher,
     code: dict[str, bool],
-) -> tuple[Problem, dict[str, list[RepeatRecord]]]:
+) -> tuple[Problem, dict[str, list[Record]]]:
     """Train every recipe with every seed; those that share a model and settings share packs."""
     chosen = range(1, seeds + 1)
     done = {(record.label, record.seed): record for record in _records(folder)}
@@ -326,29 +327,29 @@ def _train(
     same = _recipe(arms[0]).model_dump(include={"metric", "split_seed"})
     total = seeds * len(arms)
     watcher.phase("comparison", total, total - sum(map(len, missing.values())))
-    material = None
+    problem = None
     for _, together in groupby(sorted(arms, key=_group), key=_group):
         group = list(together)
         recipes = [_recipe(arm).model_copy(update=same) for arm in group]
         largest = max(recipes, key=lambda recipe: recipe.candidate.rank)
         with quiet():
-            material = load_problem(largest, where, other, **code)
+            problem = load_problem(largest, where, other, **code)
         jobs = [
-            Job(arm.label, recipe.candidate, _slot(recipe, material, other, seed, steps), seed, _key(arm, seed))
+            Job(arm.label, recipe.candidate, _slot(recipe, problem, other, seed, steps), seed, _key(arm, seed))
             for arm, recipe in zip(group, recipes, strict=True)
             for seed in missing[arm.label]
         ]
         if jobs:
-            _drive(jobs, recipes, material, slots, folder, watcher)
-    assert material is not None
+            _drive(jobs, recipes, problem, slots, folder, watcher)
+    assert problem is not None
     done = {(record.label, record.seed): record for record in _records(folder)}
-    return material, {arm.label: [done[arm.label, seed] for seed in chosen] for arm in arms}
+    return problem, {arm.label: [done[arm.label, seed] for seed in chosen] for arm in arms}
 
 
 def _drive(
     jobs: Sequence[Job],
     recipes: Sequence[Recipe],
-    material: Problem,
+    problem: Problem,
     slots: int | None,
     folder: RunFolder,
     watcher: Watcher,
@@ -359,38 +360,39 @@ def _drive(
 
     def pack(count: int, passes: int | None = None, graphs: bool = False) -> Pack:
         return Pack(
-            material.backbone,
+            problem.backbone,
             recipes[0].training,
-            material.task,
-            material.data.train,
+            problem.task,
+            problem.data.train,
             capacity=count,
             max_rank=rank,
             alpha=recipes[0].method.alpha,
             kinds=sorted({job.config.kind for job in jobs}),
             roles=roles,
             passes=passes,
-            graphs=Graphs(material.data.train.pad_id, limit=material.backbone.max_length) if graphs else None,
+            graphs=Graphs(problem.data.train.pad_id, limit=problem.backbone.max_length) if graphs else None,
         )
 
     rates = {role: max(job.config.rates[role] for job in jobs) for role in roles}
     costly = max((job.config for job in jobs), key=lambda config: config.kind == "dora")
     largest = SlotConfig(rates, rank, 0, PROBE_STEPS, kind=costly.kind)
     batch = recipes[0].training.batch_size
-    fitted = machine.measured(pack, largest, len(jobs), slots, material.data, batch)
+    fitted = machine.measured(pack, largest, len(jobs), slots, problem.data, batch)
     with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
         keeper = Checkpoints(folder.slots, watcher, "main")
-        drive(made, Confirmation(jobs, folder.confirm, made, material.data), watcher, keeper)
+        source = Trainings(jobs, folder.trainings, PackScorer(made, problem.data))
+        drive(made, source, watcher, keeper)
 
 
 def _key(arm: Arm, seed: int) -> str:
     return f"arm-{hashlib.sha256(arm.label.encode()).hexdigest()[:10]}-seed{seed}"
 
 
-def _slot(recipe: Recipe, material: Problem, other: Data | None, seed: int, steps: int | None) -> SlotConfig:
+def _slot(recipe: Recipe, problem: Problem, other: Data | None, seed: int, steps: int | None) -> SlotConfig:
     horizon = recipe.training.horizon
     length = recipe.steps
     if other is not None and horizon.epochs:  # as many epochs of the other data
-        length = max(1, round(horizon.epochs * (len(material.data.train) // recipe.training.batch_size)))
+        length = max(1, round(horizon.epochs * (len(problem.data.train) // recipe.training.batch_size)))
     rates = recipe.rates.trained()
     return SlotConfig(
         rates={role: rates.get(role, 0.0) for role in ROLES},
@@ -411,12 +413,12 @@ def _group(arm: Arm) -> str:
     return json.dumps([recipe.model, method, recipe.training.model_dump(), recipe.data.max_length], sort_keys=True)
 
 
-def _records(folder: RunFolder) -> list[RepeatRecord]:
-    return records.parsed(folder.confirm, RepeatRecord)
+def _records(folder: RunFolder) -> list[Record]:
+    return records.parsed(folder.trainings, Record)
 
 
-def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
-    def mean(value: Callable[[RepeatRecord], float]) -> float:
+def _arm_score(arm: Arm, repeats: Sequence[Record]) -> ArmScore:
+    def mean(value: Callable[[Record], float]) -> float:
         return float(np.mean([value(record) for record in repeats]))
 
     recipe = arm.recipe
@@ -429,17 +431,17 @@ def _arm_score(arm: Arm, repeats: Sequence[RepeatRecord]) -> ArmScore:
         source=arm.source,
         setting=setting,
         select_loss=mean(lambda record: record.select_loss),
-        confirm_loss=mean(lambda record: record.confirm_loss),
-        confirm_metric=mean(lambda record: record.confirm_metric),
+        confirm_loss=mean(lambda record: record.confirmed),
+        confirm_metric=mean(lambda record: record.confirm_metric or 0.0),
         diverged=sum(record.diverged for record in repeats),
         tokens=sum(record.tokens for record in repeats),
         seconds=round(sum(record.seconds for record in repeats), 2),
     )
 
 
-def _pair(first: Arm, arm: Arm, repeats: dict[str, list[RepeatRecord]], worth: float, pairs: int) -> Pair:
+def _pair(first: Arm, arm: Arm, repeats: dict[str, list[Record]], worth: float, pairs: int) -> Pair:
     """Compare an arm with the first; with several arms the intervals are simultaneous 90 % ones (Bonferroni)."""
-    differences = _losses(repeats[first.label]) - _losses(repeats[arm.label])
+    differences = records.losses_of(repeats[first.label]) - records.losses_of(repeats[arm.label])
     spread, level = Spread.of(differences), 1 - (1 - LEVEL) / pairs
     gain = spread.interval(level)
     size = max(abs(gain.mean), worth)
@@ -463,11 +465,7 @@ def _pair(first: Arm, arm: Arm, repeats: dict[str, list[RepeatRecord]], worth: f
     )
 
 
-def _losses(repeats: Sequence[RepeatRecord]) -> np.ndarray:
-    return np.array([record.losses for record in repeats])
-
-
-def _notes(arms: Sequence[Arm], seeds: int, repeats: dict[str, list[RepeatRecord]]) -> list[str]:
+def _notes(arms: Sequence[Arm], seeds: int, repeats: dict[str, list[Record]]) -> list[str]:
     notes = [
         f"{arm.label}: {count} of {seeds} trainings diverged; the mean stands for them as they are"
         for arm in arms

@@ -1,98 +1,134 @@
-"""Who contends for a search's recipe: finalists and rules, the finals, the winner, and the evidence it leaves."""
+"""Who is promoted from stage to stage, who wins, and the evidence that this leaves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from autolr.candidate import Candidate
-from autolr.recipe import Cost, Evidence, Score
-from autolr.search import verdict
-from autolr.search.confirm import best_of, line_up
-from autolr.search.records import RepeatRecord
+from autolr.recipe import Cost, Evidence
+from autolr.search import baselines, records, verdict
+from autolr.search.encoding import Encoding
+from autolr.search.loop import Job
+from autolr.search.records import Phase, Record, TrialRecord
 from autolr.search.result import SearchResult
 from autolr.search.space import SearchSpace
-from autolr.study import Study
+from autolr.search.stages import Judge, Stage, deciding, jobs, training_id
+from autolr.search.surrogate import Surrogate
+from autolr.search.work import Work
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What a search's folder says, at one moment, of who wins; everything is worked out once.
+    """What a search's folder says, at one moment, of who wins.
 
     Attributes:
-        result: of the search, as far as it has come.
-        study: that is searched.
-        space: gives the rules their candidates.
+        work: the search.
+        result: as far as it has come.
+        tried: candidates of the trials, the best first.
     """
 
+    work: Work
     result: SearchResult
-    study: Study
-    space: SearchSpace
+    tried: Sequence[Candidate]
+
+    @classmethod
+    def read(cls, work: Work) -> Contest:
+        """Return the contest after the trials, from the folder of its search."""
+        result = SearchResult.load(work.folder.path)
+        tried = best_of(result.trials, len(result.trials), work.space, baselines.default(work.space))
+        return cls(work, result, tried)
+
+    def read_again(self) -> Contest:
+        """Return the contest with the trainings that are there by now; its trials are over."""
+        folder = self.work.folder
+        trainings, phases = records.parsed(folder.trainings, Record), records.parsed(folder.phases, Phase)
+        return replace(self, result=replace(self.result, trainings=trainings, phases=phases))
+
+    def promoted(self, stage: Stage) -> list[Candidate]:
+        """Return who is promoted into a stage, the best first."""
+        ranked = self.ranking(self._before(stage))
+        if stage.judged_on is Judge.HELD_OUT:  # a stage on the way: trials that were pruned hardly have a chance
+            finished = {trial.candidate for trial in self.result.trials if trial.outcome == "finished"}
+            ranked = [one for one in ranked if one in finished]
+        return ranked[: stage.promote]
+
+    def entrants(self, stage: Stage, winner: Candidate | None = None) -> dict[Candidate, str]:
+        """Return who trains in a stage, under their labels: the promoted, and the stage's baselines.
+
+        Nobody trains if no trial has a score, or if the next stage would promote all of them anyway.
+
+        Args:
+            stage: after the trials.
+            winner: joins the baselines that depend on it.
+        """
+        best = self.promoted(stage)
+        if not best or (stage.judged_on is Judge.HELD_OUT and len(best) <= self._after(stage).promote):
+            return {}
+        word = "promoted" if stage.judged_on is Judge.HELD_OUT else "finalist"
+        labels = {candidate: [f"{word} {place}"] for place, candidate in enumerate(best, 1)}
+        for baseline in stage.baselines:
+            candidate = baseline.candidate(self.work.space, winner)
+            if candidate is not None:
+                labels.setdefault(candidate, []).append(baseline.value)
+        return {candidate: " + ".join(names) for candidate, names in labels.items() if candidate not in self._unfit}
+
+    def records(self, stage: Stage, winner: Candidate | None = None) -> list[Record]:
+        """Return the trainings of a stage that are there, of those who belong in it, under their labels."""
+        labels, seeds = self.entrants(stage, winner), stage.seeds_of(self.work.study.seed)
+        ids = {training_id(candidate, seed, stage.steps) for candidate in labels for seed in seeds}
+        found = [one for one in self.result.trainings if one.id in ids and not one.infeasible]
+        return [one.model_copy(update={"label": labels[one.candidate]}) for one in found]
+
+    def missing(self, stage: Stage) -> list[Job]:
+        """Return the trainings of a stage that are still to be done."""
+        return self._missing(stage, self.entrants(stage, self.winner))
+
+    def ranking(self, stage: Stage) -> list[Candidate]:
+        """Return the candidates that the stage may promote, the best first: its baselines compete, but are not."""
+        if stage is self.work.stages[0]:
+            return list(self.tried)
+        promoted = self.promoted(stage)
+        own = [record for record in self.records(stage) if record.candidate in promoted]
+        if not own:
+            return self.ranking(self._before(stage))
+        loss = verdict.judged_by(own)
+        ranked = [one.candidate for one in sorted(own, key=lambda one: (one.diverged, loss(one)))]
+        if stage.judged_on is Judge.HELD_OUT:
+            return ranked
+        return list(dict.fromkeys([verdict.choose(own, {one.targets for one in ranked}), *ranked]))
 
     @cached_property
-    def semifinalists(self) -> list[Candidate]:
-        """The best candidates of the trials, best first, of those that finished: others have hardly a chance."""
-        trials = self.result.trials
-        finished = {trial.candidate for trial in trials if trial.outcome == "finished"}
-        best = best_of(trials, len(trials), self.space, self._rule)
-        return [one for one in best if one in finished][: self.study.search.semifinalists]
-
-    @cached_property
-    def finalists(self) -> list[Candidate]:
-        """The best of the semifinals, best first; without them, of the trials; nobody where no trial has a score."""
-        count = self.study.search.finalists
-        through = [record for record in self.result.semifinals if record.candidate in self.semifinalists]
-        if not through:
-            return best_of(self.result.trials, count, self.space, self._rule)
-        ranked = sorted(through, key=lambda record: (record.diverged, record.loss))
-        return [record.candidate for record in ranked[:count]]
-
-    @cached_property
-    def contenders(self) -> dict[Candidate, str]:
-        """Finalists and rules, under their labels; nobody where no trial has a score."""
-        return line_up(self.study, self.space, self.finalists, unfit=self._unfit) if self.finalists else {}
-
-    @property
-    def in_the_finals(self) -> dict[Candidate, str]:
-        """Those trained to the end of the full run: the finalists and the rule of thumb, under their labels."""
-        return {c: label for c, label in self.contenders.items() if c in self.finalists or c == self._rule}
-
-    @cached_property
-    def finals(self) -> list[RepeatRecord]:
-        """The finals that are through of those who belong in them, under their labels."""
-        return _under(self.in_the_finals, self.result.finals)
-
-    @cached_property
-    def winner(self) -> Candidate:
-        """In the finals the best finalist or the rule of thumb; without, the best of all who were confirmed."""
-        if not self.finals:
-            return verdict.choose(_under(self.contenders, self.result.repeats), self.study.space.targets)
-        best = {self._best_finalist, self._rule}
-        contending = [record for record in self.finals if record.candidate in best]
+    def winner(self) -> Candidate | None:
+        """The best finalist or the default, whichever is better, or the best of several seeds; None before that."""
+        stage = deciding(self.work.stages)
+        entrants = self.entrants(stage)
+        if not entrants or self._missing(stage, entrants):
+            return None
+        through = self.records(stage)
+        if stage.seeds > 1:
+            return verdict.choose(through, self.work.study.space.targets)
+        best = {self.ranking(stage)[0], baselines.default(self.work.space)}
+        contending = [record for record in through if record.candidate in best]
         loss = verdict.judged_by(contending)
         return min(contending, key=lambda record: (record.diverged, loss(record))).candidate
 
-    @cached_property
-    def confirmed(self) -> dict[Candidate, str]:
-        """Everyone who belongs in the confirmation, once it is known who won, under their labels.
+    @property
+    def finals(self) -> list[Record]:
+        """The trainings of one seed that chose the winner; none where several seeds did."""
+        stage = deciding(self.work.stages)
+        return self.records(stage) if stage.seeds == 1 else []
 
-        After finals these are the best finalist and the rules; without, all finalists and the rules.
-        """
-        best = [self._best_finalist] if self.finals else self.finalists
-        return line_up(self.study, self.space, best, self.winner, self._unfit)
-
-    @cached_property
-    def repeats(self) -> list[RepeatRecord]:
-        """The repeats of everyone who belongs in the confirmation, under their labels."""
-        return _under(self.confirmed, self.result.repeats)
-
-    @cached_property
-    def scores(self) -> list[Score]:
-        """By *confirm*, with their distances to the winner."""
-        return verdict.scores(self.repeats, self.winner)
+    @property
+    def repeats(self) -> list[Record]:
+        """The trainings with several seeds."""
+        return self.records(self.work.stages[-1], self.winner)
 
     def evidence(self, full_runs: float, more: str = "") -> Evidence:
-        """Return what stands in the recipe, once the confirmation is through.
+        """Return the recipe's evidence, once all stages are through.
 
         Args:
             full_runs: what was trained, in full runs.
@@ -100,13 +136,16 @@ class Contest:
         """
         outcomes = [trial.outcome for trial in self.result.ended()]
         names = ["finished", "pruned", "diverged", *(["infeasible"] if "infeasible" in outcomes else [])]
-        phases = self.result.phases
+        phases, winner = self.result.phases, self.winner
+        assert winner is not None
+        scores = verdict.scores(self.repeats, winner)
+        ends = verdict.at_the_end(self.finals, winner, self.work.stages[-1].steps, self.work.space.steps)
         return Evidence(
-            verdict=verdict.sentence(self.scores) + more,
+            verdict=verdict.sentence(scores) + ends + more,
             trials={"total": len(outcomes), **{name: outcomes.count(name) for name in names}},  # type: ignore[arg-type]
-            repeats=self.study.search.repeats,
+            repeats=self.work.study.search.seeds,
             finals=verdict.final_scores(self.finals),
-            scores=self.scores,
+            scores=scores,
             cost=Cost(
                 device_seconds=round(sum(phase.seconds for phase in phases), 1),
                 trained_tokens=sum(phase.trained_tokens for phase in phases),
@@ -115,22 +154,42 @@ class Contest:
             ),
         )
 
-    @property
-    def _rule(self) -> Candidate | None:
-        """The rule of thumb, where it is in the comparison."""
-        return self.space.rule("rule") if "rule" in self.study.baselines else None
-
-    @property
+    @cached_property
     def _unfit(self) -> set[Candidate]:
         """The candidates that did not fit the device's memory."""
-        return {trial.candidate for trial in self.result.trials if trial.outcome == "infeasible"}
+        trials = {trial.candidate for trial in self.result.trials if trial.outcome == "infeasible"}
+        return trials | {record.candidate for record in self.result.trainings if record.infeasible}
 
-    @property
-    def _best_finalist(self) -> Candidate:
-        own = [record for record in self.finals if record.candidate in self.finalists]
-        return verdict.choose(own, {record.candidate.targets for record in own})
+    def _missing(self, stage: Stage, entrants: dict[Candidate, str]) -> list[Job]:
+        done = {record.id for record in self.result.trainings}
+        return jobs(self.work.stages, stage, entrants, self.work.space, self.work.study.seed, done)
+
+    def _before(self, stage: Stage) -> Stage:
+        return self.work.stages[self.work.stages.index(stage) - 1]
+
+    def _after(self, stage: Stage) -> Stage:
+        return self.work.stages[self.work.stages.index(stage) + 1]
 
 
-def _under(labels: dict[Candidate, str], records: list[RepeatRecord]) -> list[RepeatRecord]:
-    """Return the records of these candidates, under their labels."""
-    return [r.model_copy(update={"label": labels[r.candidate]}) for r in records if r.candidate in labels]
+def best_of(
+    trials: Sequence[TrialRecord], count: int, space: SearchSpace, apart: Candidate | None = None
+) -> list[Candidate]:
+    """Return the best candidates of the trials, best first; a baseline outside the space is none of them.
+
+    Nor is the one `apart`, which is compared with them in any case, unless it is all there is.
+
+    Finished trials come before pruned ones, and those pruned late before those pruned early. Among equals it is not
+    the lowest score that counts, which is half luck, but what the surrogate of all curves lets expect. That holds for
+    the full run too: from a quarter on the best rate hardly moves (studies/research/oracle/optimum_drift.py).
+    """
+    usable = [t for t in trials if t.score is not None and t.outcome in ("finished", "pruned")]
+    usable = [t for t in usable if space.holds(t.candidate)]
+    ranked = sorted(usable, key=lambda t: (-max(t.rungs), t.score, t.number))
+    ranked = [t for t in ranked if t.candidate != apart] or ranked
+    encoding = Encoding(space.distributions)
+    surrogate = Surrogate.from_curves(encoding, [(t.candidate.model_dump(), t.rungs) for t in usable])
+    if surrogate is not None:
+        alike = [t for t in ranked if max(t.rungs) == max(ranked[0].rungs)]
+        places = surrogate.ranked(np.array([encoding.encode(t.candidate.model_dump()) for t in alike]))
+        ranked = [*(alike[place] for place in places), *ranked[len(alike) :]]
+    return list(dict.fromkeys(trial.candidate for trial in ranked))[:count]

@@ -7,10 +7,8 @@ fingerprints.json  sha256 of data, model weights, tokenizer and tokens that the 
 slots/          checkpoints of the trainings under way
 workers/        what each worker of several has said, how far it is, and what it takes
 curves.jsonl    one trial a line: losses of each step
-semifinals.jsonl  one candidate trained to half of the full run a line
-finals.jsonl    one finalist trained to the end of the full run a line
-confirm.jsonl   one repeat of the confirmation a line
-phases.jsonl    device-seconds and evaluated tokens, one visit to a phase a line
+trainings.jsonl one training after the trials a line, of whatever stage
+phases.jsonl    device-seconds and evaluated tokens, one visit to a stage a line
 machine.json    device, precision, slots and memory of the last visit
 resources.parquet  memory and use of the device, time and tokens of each slot, sampled once a second
 live.json       how far the search is, for `autolr watch`
@@ -63,9 +61,7 @@ class RunFolder:
         self.slots = self.path / "slots"
         self.workers = self.path / "workers"
         self.curves = self.path / "curves.jsonl"
-        self.semifinals = self.path / "semifinals.jsonl"
-        self.finals = self.path / "finals.jsonl"
-        self.confirm = self.path / "confirm.jsonl"
+        self.trainings = self.path / "trainings.jsonl"
         self.phases = self.path / "phases.jsonl"
         self.machine = self.path / "machine.json"
         self.resources = self.path / "resources.parquet"
@@ -208,10 +204,7 @@ class RunFolder:
 
     def mend(self) -> list[str]:
         """Cut off last lines that were not written to their end, and say so; the lock must be held."""
-        cut = {
-            path.name: storages.cut_last_line(path)
-            for path in (self.curves, self.semifinals, self.finals, self.confirm, self.phases)
-        }
+        cut = {path.name: storages.cut_last_line(path) for path in (self.curves, self.trainings, self.phases)}
         return [
             f"{name}: its last line was cut off when a process was killed; {count} bytes dropped"
             for name, count in cut.items()

@@ -114,5 +114,5 @@ def _run(path: Path) -> Run:
 
 def _changed(path: Path) -> float:
     folder = RunFolder(path)
-    files = (folder.study, folder.journal, folder.confirm, folder.recipe)
+    files = (folder.study, folder.journal, folder.trainings, folder.recipe)
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)

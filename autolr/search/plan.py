@@ -11,12 +11,28 @@ from autolr.data.batches import joined
 from autolr.model import adapters
 from autolr.model.device import choose_device
 from autolr.pack.slots import Slot
-from autolr.search import machine
+from autolr.search import baselines, machine
 from autolr.search.held_out import judges
 from autolr.search.setting import Setting, read_setting
 from autolr.search.space import describe
+from autolr.search.stages import Judge, Stage
 from autolr.search.subset import affordable
 from autolr.study import Study
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage would cost, at most: some trials are pruned, and some baselines are finalists too.
+
+    Attributes:
+        stage: who trains, and how far.
+        trained_steps: of all trainings, those that they resume not counted.
+        evaluated_tokens: tokens that are scored.
+    """
+
+    stage: Stage
+    trained_steps: int
+    evaluated_tokens: float
 
 
 @dataclass(frozen=True)
@@ -30,13 +46,10 @@ class Plan:
     parameters: dict[str, dict[str, int]]
     splits: dict[str, int]
     horizon: int
-    length: int
     rungs: tuple[int, ...]
-    rules: dict[str, Candidate]
+    baselines: dict[str, Candidate]
     space: dict[str, str]
-    semifinals: int
-    finals: int
-    repeats: int
+    stages: tuple[StagePlan, ...]
     trained_tokens: int
     full_run_equivalents: float
     seconds: float
@@ -52,29 +65,12 @@ def plan(
         AutoLRError: as `search`.
     """
     setting = read_setting(study, choose_device(device), allow_code=allow_code, trust_remote_code=trust_remote_code)
-    rungs = study.search.rung_steps(setting.length)
-    names = [name for name in study.baselines if name != "winner_lr"]
-    finals = study.search.finalists + ("rule" in study.baselines) if setting.has_finals else 0
-    repeats = ((1 if finals else study.search.finalists) + len(study.baselines)) * study.search.repeats
-    half = setting.semifinal_steps
-    semifinals = study.search.semifinalists if half else 0
-    # At most: some trials are pruned, and do not go on. A semifinal goes on with a trial, and a final with that; the
-    # rule of thumb's, outside the space, with none.
-    is_tried = "rule" in names and setting.space.holds(setting.space.rule("rule"))
-    begun = (study.search.finalists * (half or setting.length) + is_tried * setting.length) if finals else 0
-    steps = (study.budget.trials + repeats) * setting.length + finals * setting.steps - begun
-    steps += semifinals * (half - setting.length)
     found = machine.fit(setting)
     per_step, per_token = _probe(setting, min(found.slots, study.budget.trials), found.passes, found.graphs)
-    data = setting.data
-    judging = sum(map(len, judges(study, data, setting.length)))
-    since = [step - before for before, step in itertools.pairwise([0, *rungs, setting.length])]
-    scored = sum(min(judging, affordable(steps, study.training.batch_size)) for steps in since)
-    evaluated = study.budget.trials * scored * sum(data.select.lengths()) / len(data.select)
-    if semifinals:
-        evaluated += semifinals * sum(joined(judges(study, data, half)).lengths())
-    evaluated += (finals + repeats) * sum(data.select.lengths() + data.confirm.lengths())
-    tokens = steps * setting.full_run_tokens / setting.steps
+    stages = tuple(_stage(setting, stage) for stage in setting.stages)
+    steps = sum(stage.trained_steps for stage in stages)
+    named = {baseline.value: baseline.candidate(setting.space) for baseline in baselines.of(study)}
+    data, tokens = setting.data, steps * setting.full_run_tokens / setting.steps
     return Plan(
         coverage=setting.backbone.projections.coverage,
         base=setting.backbone.placed or f"as its checkpoint is quantized, on {device or 'the default device'}",
@@ -83,18 +79,44 @@ def plan(
         parameters=_parameters(setting),
         splits={"train": len(data.train), "select": len(data.select), "confirm": len(data.confirm)},
         horizon=setting.steps,
-        length=setting.length,
-        rungs=rungs,
-        rules={name: setting.space.rule(name) for name in names},
+        rungs=study.search.rung_steps(setting.length),
+        baselines={name: candidate for name, candidate in named.items() if candidate is not None},
         space={name: describe(d) for name, d in setting.space.distributions.items()},
-        semifinals=semifinals,
-        finals=finals,
-        repeats=repeats,
+        stages=stages,
         trained_tokens=round(tokens),
         full_run_equivalents=tokens / setting.full_run_tokens,
-        seconds=steps * per_step + evaluated * per_token,
+        seconds=steps * per_step + sum(stage.evaluated_tokens for stage in stages) * per_token,
         machine=found.describe(),
     )
+
+
+def _stage(setting: Setting, stage: Stage) -> StagePlan:
+    """Return what a stage would cost: the promoted resume from the stage before, baselines from their trials."""
+    beside = stage.baselines
+    resumed = [other.steps for other in setting.stages if other.steps < stage.steps] if stage.seeds == 1 else []
+    tried = [b for b in beside if (c := b.candidate(setting.space)) is not None and setting.space.holds(c)]
+    trained = stage.promote * (stage.steps - max(resumed, default=0)) + len(beside) * stage.steps
+    trained -= len(tried) * min(resumed, default=0)
+    everyone = (stage.promote + len(beside)) * stage.seeds
+    return StagePlan(stage, trained * stage.seeds, everyone * _scored_tokens(setting, stage))
+
+
+def _rung_tokens(setting: Setting) -> float:
+    """Return the tokens that a trial is scored on, at all of its rungs and its end."""
+    study, data, length = setting.study, setting.data, setting.length
+    judging = sum(map(len, judges(study, data, length)))
+    since = [step - before for before, step in itertools.pairwise([0, *study.search.rung_steps(length), length])]
+    scored = sum(min(judging, affordable(steps, study.training.batch_size)) for steps in since)
+    return scored * sum(data.select.lengths()) / len(data.select)
+
+
+def _scored_tokens(setting: Setting, stage: Stage) -> float:
+    """Return the tokens that a training of a stage is scored on."""
+    if stage.judged_on is Judge.RUNGS:
+        return _rung_tokens(setting)
+    if stage.judged_on is Judge.HELD_OUT:
+        return sum(joined(judges(setting.study, setting.data, stage.steps)).lengths())
+    return sum(setting.data.select.lengths()) + sum(setting.data.confirm.lengths())
 
 
 def _parameters(setting: Setting) -> dict[str, dict[str, int]]:

@@ -14,6 +14,8 @@ import numpy as np
 
 from autolr.candidate import Candidate
 from autolr.errors import RunError
+from autolr.search import baselines
+from autolr.search.baselines import Baseline
 from autolr.search.encoding import PRIOR_SD, Prior
 from autolr.search.result import SearchResult
 from autolr.search.space import SearchSpace
@@ -32,9 +34,9 @@ def earlier(run: str | Path) -> Earlier:
     result = SearchResult.load(run)
     if result.recipe is None:
         raise RunError(f"--prior {run}: this search is not finished. Resume it with: autolr search --out {run}")
-    rule = next((trial.candidate for trial in result.trials if trial.rule == "rule"), None)
+    rule = next((trial.candidate for trial in result.trials if trial.rule == Baseline.DEFAULT), None)
     scores = result.recipe.evidence.scores if result.recipe.evidence else []
-    rule = rule or next((s.candidate for s in scores if "rule" in s.label.split(" + ")), None)
+    rule = rule or next((s.candidate for s in scores if Baseline.DEFAULT.is_in(s.label)), None)
     if rule is None:
         raise RunError(
             f"--prior {run}: it has no trial of the rule of thumb, which its rates are scaled by. Choose another run."
@@ -51,7 +53,7 @@ def carried(winner: Earlier, space: SearchSpace) -> Candidate:
     point: dict[str, Any] = {
         name: _nearest(space, name, value) for name, value in values.items() if name in space.distributions and value
     }
-    rule = {**space.rule("rule").model_dump(), **space.fixed, **point}
+    rule = {**baselines.default(space).model_dump(), **space.fixed, **point}
     return Candidate(**{**rule, "rank": int(rule["rank"])})
 
 

@@ -1,27 +1,29 @@
-"""What a search tries next: the rules first, then winners of earlier searches, then what the sampler proposes.
+"""What a search tries next: the baselines first, then winners of earlier searches, then what the sampler proposes.
 
-The best rate of LoRA hardly depends on the rank ("LoRA Without Regret", Schulman et al., 2025): so the rule of thumb
+The best rate of LoRA hardly depends on the rank ("LoRA Without Regret", Schulman et al., 2025): so the default
 is tried at the largest rank as well, which tells what a larger rank is worth before anything else is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autolr.candidate import Candidate
-from autolr.search import prior, pruning
+from autolr.search import baselines, prior, pruning
+from autolr.search.baselines import Baseline
 from autolr.search.loop import Watcher
+from autolr.search.optuna_trials import COUNTED
 from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace
 from autolr.study import Study
 
-COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
-# Name of the rule of thumb there; where the largest does not fit the memory, at the largest that may.
-AT_THE_LARGEST_RANK = "rule at the largest rank"
+# What a large rank is worth, before anything else is known: the default baseline there, under this name. If that does
+# not fit the memory, at the largest rank that may.
+AT_THE_LARGEST_RANK = f"{Baseline.DEFAULT} at the largest rank"
 
 
 def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -> CurveSampler:
@@ -40,36 +42,28 @@ def equip(trials: optuna.Study, study: Study, space: SearchSpace, length: int) -
         study.seed,
         space=space.distributions,
         priors=prior.priors(study.search.prior, space),
-        counts=lambda trial: trial.user_attrs.get("rule") != "qkv",
     )
     trials.pruner = pruning.make_pruner(study.search, length)
     return sampler
 
 
-def candidate_of(trial: optuna.Trial | FrozenTrial, space: SearchSpace) -> Candidate:
-    """Return what a trial trains; that of the rule qkv trains W_k as well, whatever the space's targets."""
-    return space.rule("qkv") if trial.user_attrs.get("rule") == "qkv" else space.candidate(trial.params)
-
-
 def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, watcher: Watcher) -> None:
-    """Put the rules and the winners of earlier searches first, each once."""
+    """Put the baselines and the winners of earlier searches first, each once.
+
+    A baseline outside the space is no trial: it trains in the stages that compare.
+    """
     there = trials.get_trials(deepcopy=False)
     present = {trial.user_attrs.get("rule") for trial in there}
     known = {trial.user_attrs.get("prior") for trial in there}
-    for name in study.baselines:
-        # winner_lr is known only when there is a winner: it joins at the confirmation.
-        if name == "winner_lr" or name in present:
+    for baseline in baselines.of(study):
+        candidate = baseline.candidate(space)
+        if candidate is None or baseline in present:  # it depends on the winner, or is there from before
             continue
-        candidate = space.rule(name)
-        # Beside a space of fixed targets W_k may be trained as well; as a choice it must be one of them.
-        targets = space.fixed.get("targets", candidate.targets)
-        if space.holds(candidate.model_copy(update={"targets": targets})):
-            trials.enqueue_trial(space.params(candidate), user_attrs={"rule": name})
+        if space.holds(candidate):
+            trials.enqueue_trial(space.params(candidate), user_attrs={"rule": baseline.value})
         else:
-            watcher.note(
-                f"{name} ({candidate.describe()}) is outside the space: it joins the confirmation, not the search"
-            )
-    large = at_the_largest_rank(space.rule("rule"), space.distributions)
+            watcher.note(f"{baseline} ({candidate.describe()}) is outside the space: compared, not searched")
+    large = at_the_largest_rank(baselines.default(space), space.distributions)
     if large and AT_THE_LARGEST_RANK not in present and space.holds(large):
         trials.enqueue_trial(space.params(large), user_attrs={"rule": AT_THE_LARGEST_RANK})
     for number, found in enumerate(study.search.prior):
@@ -78,16 +72,36 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, watcher: Wat
 
 
 def at_the_largest_rank(rule: Candidate, distributions: Mapping[str, BaseDistribution]) -> Candidate | None:
-    """Return a rule of thumb at the largest rank of a space; None where it has that rank already."""
+    """Return a candidate at the largest rank of a space; None where it has that rank already."""
     rank = max(getattr(distributions.get("rank"), "choices", (0,)))
     return rule.model_copy(update={"rank": rank}) if rank > rule.rank else None
 
 
-def propose(trials: optuna.Study, space: SearchSpace) -> optuna.Trial | None:
-    """Return the next trial; None where every point of a space of choices has been tried."""
+def propose(trials: optuna.Study, space: SearchSpace, known: Sequence[FrozenTrial]) -> optuna.Trial | None:
+    """Return the next trial; None if every point of a space of choices has been tried.
+
+    What needs no less memory than a trial that did not fit would not fit either: it is tried at a lower rank.
+
+    Args:
+        trials: of the search.
+        space: its space for the model.
+        known: all trials so far.
+    """
+    unfit = [space.candidate(trial.params) for trial in known if trial.user_attrs.get("outcome") == "infeasible"]
+    while (trial := _propose(trials, space)) is not None:
+        rank = _lighter(trial, unfit, space)
+        if rank is None:
+            return trial
+        kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
+        trials.enqueue_trial({**trial.params, "rank": rank}, user_attrs=kept)
+        trials.tell(trial, state=TrialState.FAIL)
+    return None
+
+
+def _propose(trials: optuna.Study, space: SearchSpace) -> optuna.Trial | None:
     points = space.points()
     if points is not None and not trials.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        seen = list(_tried(trials))
+        seen = [trial.params for trial in trials.get_trials(deepcopy=False, states=(*COUNTED, TrialState.RUNNING))]
         unseen = [point for point in points if point not in seen]
         if not unseen:
             return None
@@ -100,7 +114,11 @@ def propose(trials: optuna.Study, space: SearchSpace) -> optuna.Trial | None:
     return trials.ask(space.distributions)
 
 
-def _tried(trials: optuna.Study) -> Iterator[dict[str, object]]:
-    for trial in trials.get_trials(deepcopy=False, states=(*COUNTED, TrialState.RUNNING)):
-        if trial.user_attrs.get("rule") != "qkv":
-            yield trial.params
+def _lighter(trial: optuna.Trial, unfit: Sequence[Candidate], space: SearchSpace) -> int | None:
+    """Return a rank that may fit the memory, if trials that did not fit say that the trial's own does not."""
+    if not unfit or "rank" not in trial.params:
+        return None
+    own = space.candidate(trial.params)
+    least = min((other.rank for other in unfit if own.is_as_large_as(other)), default=None)
+    ranks = getattr(space.distributions.get("rank"), "choices", ())
+    return None if least is None else max((rank for rank in ranks if rank < least), default=None)

@@ -1,17 +1,19 @@
-"""What a search writes down for each trial and each repeat of the confirmation."""
+"""What a search writes down for each trial, and for each training after the trials."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from autolr.candidate import Candidate
 from autolr.documents import Document
+from autolr.pack.divergence import is_number
 
 D = TypeVar("D", bound=Document)
 
@@ -20,12 +22,26 @@ Outcome = Literal["finished", "pruned", "diverged", "infeasible", "interrupted",
 ENDED: tuple[Outcome, ...] = ("finished", "pruned", "diverged", "infeasible")
 
 
+# Attribute of a trial in Optuna's storage: the worker that has it, and its clock when it took it. One without is just
+# being proposed.
+CLAIM = "claim"
+
+
+class Phase(Document):
+    """A visit to a stage of the search: what it took."""
+
+    phase: str
+    seconds: float
+    trained_tokens: int = 0
+    evaluated_tokens: int = 0
+
+
 class TrialRecord(Document):
     """One trial of the search.
 
     Attributes:
         number: Optuna's number of the trial.
-        rule: name of the rule of thumb the candidate comes from, if any.
+        rule: name of the baseline the candidate comes from, if any.
         outcome: how it ended.
         score: its select loss, the last one measured; None where it never reached a rung.
         rungs: select loss at each rung it reached, of the averaged weights.
@@ -47,50 +63,43 @@ class TrialRecord(Document):
     seconds: float = 0.0
 
 
-class SemifinalRecord(Document):
-    """A candidate of the search trained to half of the full run.
+class Record(Document):
+    """One training after the trials, of whatever stage.
+
+    Trials are not among them: their candidate, rungs and outcome lie in Optuna's storage, which decides what is tried
+    next, and `TrialRecord` adds only what that has no room for.
 
     Attributes:
-        label: `semifinalist 1`, ..., the best of the trials first.
-        loss: mean over the examples of `held_out.judges`, of the averaged weights.
-        examples: how many these are.
-        curve: training loss of each step, those of the trial that it went on with too.
-        tokens: trained tokens, padding not counted; those of the trial that it went on with are the trial's.
-    """
-
-    label: str
-    candidate: Candidate
-    seed: int
-    diverged: bool = False
-    loss: float
-    examples: int
-    curve: list[float] = Field([], repr=False)
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class RepeatRecord(Document):
-    """One candidate trained once more: in the finals to its end, in the confirmation with a seed of its own.
-
-    Attributes:
-        label: `finalist 1`, ..., or the rule's name; several where a candidate is both.
-        curve: training loss of each step, in the finals those of the trial that it went on with too.
-        tokens: trained tokens, padding not counted; those of the trial that it went on with are the trial's.
+        stage: its name; the same training is never recorded twice, whatever the stage.
+        id: `stages.training_id`.
+        label: `finalist 1`, ..., or the baseline's name; several where a candidate is both.
+        steps: where it ended.
+        infeasible: the candidate did not fit the device's memory; then there are no losses.
+        select_loss: mean over *select*, of the averaged weights.
+        confirm_loss: mean over *confirm*; None in a stage that does not look at it.
         losses: loss of each example of *confirm*, in the split's order.
-        select_losses: of each example of *select*; in the finals, of one seed, they tell who is as good as the best.
-        unseen_losses: training losses of the last steps of a full run, of examples it had not learned from.
-        unseen_examples: of all these steps.
+        select_losses: of each example of *select*; of one seed they tell who is as good as the best.
+        unseen_losses: of what else the training had not learned from: examples of *train*, or the last steps of a
+            full run before it learned them.
+        unseen_examples: of all these.
+        curve: training loss of each step, those that it resumed too.
+        tokens: trained tokens, padding not counted; those of what it resumed are not its own.
+        seconds: its share of the device's time.
     """
 
+    stage: str = ""
+    id: str = ""
     label: str
     candidate: Candidate
     seed: int
+    steps: int = 0
     diverged: bool = False
-    select_loss: float
-    select_metric: float
-    confirm_loss: float
-    confirm_metric: float
-    losses: list[float] = Field(repr=False)
+    infeasible: bool = False
+    select_loss: float = 0.0
+    select_metric: float = 0.0
+    confirm_loss: float | None = None
+    confirm_metric: float | None = None
+    losses: list[float] = Field([], repr=False)
     select_losses: list[float] = Field([], repr=False)
     unseen_losses: list[float] = Field([], repr=False)
     unseen_examples: int = 0
@@ -100,12 +109,41 @@ class RepeatRecord(Document):
 
     @property
     def held_out_loss(self) -> float:
-        """Mean loss of the examples it had not learned from: those of *select*, and of its last steps."""
+        """Mean loss of the examples it had not learned from: those of *select*, and others."""
         if not self.unseen_losses:
             return self.select_loss
         select, unseen = len(self.select_losses), self.unseen_examples
         mean = sum(self.unseen_losses) / len(self.unseen_losses)
         return (select * self.select_loss + unseen * mean) / (select + unseen)
+
+    @property
+    def held_out_examples(self) -> int:
+        """How many examples these are."""
+        return len(self.select_losses) + self.unseen_examples
+
+    @property
+    def confirmed(self) -> float:
+        """Mean loss over *confirm*, in a stage that looks at it."""
+        assert self.confirm_loss is not None
+        return self.confirm_loss
+
+
+def curve(losses: Sequence[float]) -> list[float]:
+    """Return losses of single steps as they are kept: those that are numbers, rounded."""
+    return [float(f"{loss:.5g}") for loss in losses if is_number(loss)]
+
+
+def by_candidate(trainings: Sequence[Record]) -> dict[Candidate, list[Record]]:
+    """Return the trainings of each candidate, in the order of their seeds."""
+    groups: dict[Candidate, list[Record]] = {}
+    for record in sorted(trainings, key=lambda record: record.seed):
+        groups.setdefault(record.candidate, []).append(record)
+    return groups
+
+
+def losses_of(group: Sequence[Record]) -> np.ndarray:
+    """Return the losses of trainings on *confirm*, [trainings, examples]."""
+    return np.array([record.losses for record in group])
 
 
 def append(path: Path, record: Document) -> None:

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolr import display
 from autolr.candidate import Candidate
-from autolr.documents import Document
 from autolr.errors import RunError
 from autolr.recipe import Recipe
 from autolr.search import records
-from autolr.search.claims import CLAIM
 from autolr.search.folder import RunFolder
-from autolr.search.records import RepeatRecord, SemifinalRecord, TrialRecord
+from autolr.search.records import CLAIM, Phase, Record, TrialRecord
 from autolr.study import Study
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-
-class Phase(Document):
-    """A visit to a phase of the search: what it took."""
-
-    phase: str
-    seconds: float
-    trained_tokens: int = 0
-    evaluated_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,21 +28,17 @@ class SearchResult:
         folder: where it is kept.
         study: what was searched.
         trials: every trial, in the order of their numbers.
-        repeats: every training of the confirmation.
-        phases: time and tokens, phase by phase.
-        recipe: the result; None until the confirmation is through.
-        finals: finalists and the rule of thumb, trained to the end of the full run.
-        semifinals: the best of the trials, trained to half of the full run.
+        trainings: every training after the trials, of all stages.
+        phases: time and tokens, one visit to a stage each.
+        recipe: the result; None until the last stage is through.
     """
 
     folder: Path
     study: Study
     trials: list[TrialRecord]
-    repeats: list[RepeatRecord]
+    trainings: list[Record]
     phases: list[Phase]
     recipe: Recipe | None
-    finals: list[RepeatRecord] = field(default_factory=list)
-    semifinals: list[SemifinalRecord] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: str | Path) -> SearchResult:
@@ -71,12 +56,27 @@ class SearchResult:
             folder=run.path,
             study=study,
             trials=_trials(run, {**study.usual(), **study.fixed()}),
-            repeats=records.parsed(run.confirm, RepeatRecord),
+            trainings=records.parsed(run.trainings, Record),
             phases=records.parsed(run.phases, Phase),
             recipe=Recipe.load(run.recipe) if run.recipe.is_file() else None,
-            finals=records.parsed(run.finals, RepeatRecord),
-            semifinals=records.parsed(run.semifinals, SemifinalRecord),
         )
+
+    @property
+    def ladder(self) -> dict[str, list[Record]]:
+        """The trainings with the search's own seed, by stage, the shortest first."""
+        own = [one for one in self.trainings if one.seed == self.study.seed and not one.infeasible]
+        names = dict.fromkeys(one.stage for one in sorted(own, key=lambda one: one.steps))
+        return {name: [one for one in own if one.stage == name] for name in names}
+
+    @property
+    def finals(self) -> list[Record]:
+        """The trainings of one seed that the winner was chosen by; none where several seeds chose it."""
+        return [one for stage in self.ladder.values() for one in stage if one.losses]
+
+    @property
+    def repeats(self) -> list[Record]:
+        """The trainings with seeds of their own, which the verdict rests on."""
+        return [one for one in self.trainings if one.seed != self.study.seed and not one.infeasible]
 
     def _repr_html_(self) -> str:
         """Return the search as a notebook shows it: the verdict, the counts, and who was confirmed."""
@@ -109,15 +109,13 @@ class SearchResult:
         return display.table(evidence.verdict, rows) + display.grid(heads, confirmed)
 
     def to_json(self) -> str:
-        """Return the search as JSON; of finals and repeats all but the losses of single examples and steps."""
+        """Return the search as JSON; of trainings all but the losses of single examples and steps."""
         single = {"losses", "select_losses", "unseen_losses"}
         content = {
             "folder": str(self.folder),
             "study": self.study.model_dump(mode="json"),
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
-            "semifinals": [one.model_dump(mode="json") for one in self.semifinals],
-            "finals": [final.model_dump(mode="json", exclude=single) for final in self.finals],
-            "repeats": [repeat.model_dump(mode="json", exclude=single) for repeat in self.repeats],
+            "trainings": [one.model_dump(mode="json", exclude=single) for one in self.trainings],
             "phases": [phase.model_dump(mode="json") for phase in self.phases],
             "recipe": self.recipe.model_dump(mode="json") if self.recipe else None,
         }
@@ -142,7 +140,6 @@ def _is_proposed(trial: FrozenTrial) -> bool:
 
 def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]) -> TrialRecord:
     attributes = trial.user_attrs
-    others = {**others, "targets": "qkv"} if attributes.get("rule") == "qkv" else others
     outcome = attributes.get("outcome", "interrupted") if trial.state.is_finished() else "running"
     steps = sorted(trial.intermediate_values)
     return TrialRecord.model_validate(

@@ -18,7 +18,7 @@ from autolr.problem import Problem, load_examples, load_unsplit
 from autolr.recipe import Recipe
 from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
 from autolr.search.loop import Watcher
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
 from autolr.study import Data, Study, Training
 from autolr.train.evaluation import outcomes
 
@@ -32,7 +32,7 @@ class Scores:
     source: str
     metric: str
     examples: int
-    repeats: dict[str, list[RepeatRecord]]
+    repeats: dict[str, list[Record]]
     notes: list[str]
 
 
@@ -68,7 +68,7 @@ def score(
     ordered = [
         examples.ordered(arm.recipe.classes, whose=arm.source) if arm.recipe is not None else None for arm in arms
     ]
-    repeats: dict[str, list[RepeatRecord]] = {}
+    repeats: dict[str, list[Record]] = {}
     watcher.phase("scoring", len(arms), 0)
     for arm, study, own in zip(arms, studies, ordered, strict=True):
         trusted = trust_remote_code and arm.recipe is not None
@@ -101,7 +101,7 @@ def _study(arm: Arm, reference: Recipe | None, other: Data | None, model: str | 
     )
 
 
-def _scored(arm: Arm, tuned: torch.nn.Module, problem: Problem) -> RepeatRecord:
+def _scored(arm: Arm, tuned: torch.nn.Module, problem: Problem) -> Record:
     """Score an adapter on *select* and *confirm*.
 
     Raises:
@@ -118,7 +118,7 @@ def _scored(arm: Arm, tuned: torch.nn.Module, problem: Problem) -> RepeatRecord:
                 f"adapter {arm.source}: example {index} of {name} has the loss {float(losses[name][index])}, which "
                 "cannot be compared. Its training has diverged: leave the adapter out"
             )
-    return RepeatRecord(
+    return Record(
         label=arm.label,
         candidate=arm.recipe.candidate if arm.recipe else UNKNOWN,
         seed=arm.recipe.seed if arm.recipe else 0,

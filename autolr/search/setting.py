@@ -7,19 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from autolr.candidate import Candidate
-from autolr.data.batches import CYCLE
 from autolr.model.device import choose_device as choose_device  # the one way to name a device
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
 from autolr.pack.slots import SlotConfig
 from autolr.problem import Problem, load_problem
+from autolr.search.baselines import targets_of
 from autolr.search.space import SearchSpace
+from autolr.search.stages import Stage, stages
 from autolr.study import MethodKind, Role, Study, Targets, roles_of
 
-# A trial is this part of the full run. Measured on the embedded study (studies/research/oracle): after a quarter,
-# averaged weights rank candidates nearly as the end does (Spearman 0.90); after an eighth less well (0.73).
-PART = 0.25
 # Long enough for all that is tried out on a device before a search, however short the full run is.
 PROBE_STEPS = 64
 
@@ -30,13 +28,21 @@ class Setting(Problem):
 
     Attributes:
         steps: the horizon, in optimizer steps.
-        length: steps of a trial; never more than the horizon.
     """
 
     study: Study
     space: SearchSpace
     steps: int
-    length: int
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The table of the search's stages."""
+        return stages(self.study, self.steps)
+
+    @property
+    def length(self) -> int:
+        """Steps of a trial."""
+        return self.stages[0].steps
 
     @property
     def full_run_tokens(self) -> float:
@@ -45,20 +51,9 @@ class Setting(Problem):
         return mean * self.study.training.batch_size * self.steps
 
     @property
-    def has_finals(self) -> bool:
-        """Whether the winner is chosen at the end of the full run."""
-        return self.study.search.has_finals(self.length, self.steps)
-
-    @property
-    def semifinal_steps(self) -> int:
-        """Where semifinals end, in steps of the full run; 0 where there are none."""
-        half, search = round(self.steps / 2 / CYCLE) * CYCLE, self.study.search
-        return half if self.has_finals and search.semifinalists > search.finalists and half > self.length else 0
-
-    @property
     def largest(self) -> SlotConfig:
         """A trial that takes as much memory as any of the study."""
-        targets = max(self._targets, key=lambda targets: len(roles_of(targets)))
+        targets = max(targets_of(self.study), key=lambda targets: len(roles_of(targets)))
         kinds = self.study.method.kind
         return self._probe(self._max_rank, targets, "dora" if "dora" in kinds else kinds[0])
 
@@ -77,14 +72,9 @@ class Setting(Problem):
     def _max_rank(self) -> int:
         return 0 if self.study.method.full else max(self.study.space.rank)
 
-    @property
-    def _targets(self) -> list[Targets]:
-        """What any candidate trains."""
-        return [*self.study.space.targets, *(["qkv"] if "qkv" in self.study.baselines else [])]  # type: ignore[list-item]
-
     def pack(self, capacity: int, passes: int | None = None, graphs: bool = False) -> Pack:
         """Return an empty pack that takes any candidate of the study."""
-        trained = {role for targets in self._targets for role in roles_of(targets)} | {"head"}
+        trained = {role for targets in targets_of(self.study) for role in roles_of(targets)} | {"head"}
         roles: tuple[Role, ...] = tuple(role for role in ROLES if role in trained)
         return Pack(
             self.backbone,
@@ -120,11 +110,4 @@ def read_setting(
     per_epoch = len(problem.data.train) // study.training.batch_size
     steps = horizon.steps or max(1, round((horizon.epochs or 0) * per_epoch))
     space = SearchSpace.of(study, problem.backbone, steps)
-    return Setting(**vars(problem), study=study, space=space, steps=steps, length=_length(study, steps))
-
-
-def _length(study: Study, steps: int) -> int:
-    length = study.search.length
-    if length == "auto":
-        length = max(1, round(steps * PART / CYCLE)) * CYCLE
-    return min(length, steps)
+    return Setting(**vars(problem), study=study, space=space, steps=steps)

@@ -1,4 +1,4 @@
-"""The space as Optuna sees it, and the rules of thumb as points in it."""
+"""The space as Optuna sees it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autolr.errors import ModelError
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
-from autolr.study import BaselineName, Range, Study, has_ratio
+from autolr.study import Range, Study, has_ratio
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
 RULE_EXPONENTS = {"qwen": 0.0775}
@@ -23,9 +23,7 @@ RULE_EXPONENT = 0.781
 FULL_SHARE = 0.1
 # An automatic range reaches this factor below and above the rule's rate.
 AUTO_FACTOR = 10.0
-RULE_RANK = 8
 HEAD_STEP = 2.0
-PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0
 
 
 def rule_rate(hidden_size: int, model_type: str, *, full: bool = False) -> float:
@@ -50,7 +48,7 @@ class SearchSpace:
         distributions: Optuna's, for `lr_v` and, unless matrices train whole, `rank`; for `ratio` where anything
             has one; for `targets`, `kind` and `rho` where there is a choice.
         fixed: what every candidate has where there is no choice.
-        usual: `targets` and `kind` of the rules of thumb: the first choices.
+        usual: `targets` and `kind` of baselines: the first choices.
         rate: the rule of thumb's rate for the model.
         lr_head: rate of the head, the same for all candidates; 0 where the model has none.
         max_lr_b: the largest rate of any B.
@@ -146,26 +144,6 @@ class SearchSpace:
             else:
                 return None
         return [dict(zip(self.distributions, point, strict=True)) for point in itertools.product(*choices)]
-
-    def rule(self, name: BaselineName, winner: Candidate | None = None) -> Candidate:
-        """Return a rule of thumb as a candidate.
-
-        Args:
-            name: `rule`: λ = 1 at the rule's rate; `paper`: η_Q = 1e-4 and λ = 4; `qkv`: as
-                `rule`, W_k trained as well; `winner_lr`: λ = 1 at the winner's lr_v and rank.
-            winner: needed for `winner_lr`.
-        """
-        if name == "winner_lr":
-            assert winner is not None
-            return winner.model_copy(update={"ratio": 1.0})
-        ranks = getattr(self.distributions.get("rank"), "choices", (0,))
-        point = {**self.usual, "rank": min(ranks, key=lambda r: (abs(r - RULE_RANK), r))}
-        if name == "paper":
-            paper = Candidate(lr_v=PAPER_LR_Q * PAPER_RATIO, ratio=PAPER_RATIO, **point)
-            return paper.model_copy(update={"lr_v": paper.rate, "ratio": 1.0}) if "ratio" in self.fixed else paper
-        if name == "qkv":
-            point["targets"] = "qkv"
-        return Candidate(lr_v=self.rate, ratio=1.0, **point)
 
 
 def _largest(distribution: BaseDistribution) -> float:

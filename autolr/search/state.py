@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from autolr import display, documents
 from autolr.documents import Document
 from autolr.errors import RunError
+from autolr.search.claims import process_is_there
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Running, Watcher
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 # Losses of a slot that are kept for its line, and seconds between writes.
 CURVE, EVERY = 200, 1.0
 NOTES = 20
-# Of a search, in their order.
-PHASES = ("search", "semifinals", "finals", "confirmation")
 
 Ended = Literal["finished", "stopped"]
 
@@ -113,10 +112,7 @@ class State(Document):
         """Tell whether the process that searches is there; None: it runs on another machine."""
         if self.host != socket.gethostname():
             return None
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.born) < 1
-        except psutil.Error:
-            return False
+        return process_is_there(self.pid, self.born)
 
 
 class Progress(Watcher):

@@ -37,8 +37,8 @@ MAX_UNDER_WAY = 64
 # Two rungs whose steps differ by this factor are one unit apart on the step axis.
 STEP_UNIT = math.log(8.0)
 # Log-normal prior on the kernel: length scale over candidates, length scale over log-steps, noise share; and their
-# standard deviations. With it, searches on the design part of studies.benchmarks.search_quality.replay end 0.14 % above the best;
-# with freely learned length scales, 0.17 %.
+# standard deviations. With it, searches on the design part of studies.benchmarks.search_quality.replay end 0.14 %
+# above the best; with freely learned length scales, 0.17 %.
 LENGTH, STEP_LENGTH, NOISE = 0.5, 2.0, 0.05
 LENGTH_SD, OTHER_SD = 0.5, 1.0
 

@@ -1,4 +1,4 @@
-"""The search's trials: Optuna asks and is told; rungs are scored on *select*."""
+"""The search's trials, as a source of jobs: Optuna proposes them, and each is scored and judged at its rungs."""
 
 from __future__ import annotations
 
@@ -7,287 +7,183 @@ import time
 import warnings
 
 import optuna
-from optuna.trial import TrialState
-from torch import Tensor
+from optuna.trial import FrozenTrial, TrialState
 
-from autolr.data.batches import TokenSet
-from autolr.data.prepared import Prepared
-from autolr.pack.divergence import WINDOW, first_without_number, is_number
-from autolr.pack.pack import Pack
-from autolr.search import proposals, pruning, records
-from autolr.search.claims import CLAIM, Claims
-from autolr.search.confirm import trial_key
-from autolr.search.folder import RunFolder
-from autolr.search.held_out import judges
-from autolr.search.loop import Job, Keeper, Running, Source, Watcher
-from autolr.search.proposals import COUNTED
+from autolr.pack import divergence
+from autolr.search import baselines, proposals, pruning, records
+from autolr.search.loop import Job, Keeper, Running, Source
+from autolr.search.optuna_trials import COUNTED, END, OptunaTrials, claim
 from autolr.search.records import TrialRecord
-from autolr.search.space import SearchSpace
-from autolr.search.subset import Subset
-from autolr.study import Study
+from autolr.search.scoring import RungScorer, Score
+from autolr.search.stages import resumable, training_id
+from autolr.search.work import Work
 
-# Attribute of the Optuna study: examples that each rung is scored on.
-EXAMPLES = "rung_examples"
-# Attribute of a trial: its worker's clock when it ended.
-END = "end"
-# Of so many trials for each that goes on the ends are kept, the best by their own scores: who goes on is chosen by
-# all curves, and one whose end was not kept is trained from the start.
+# Of so many trials for each that is promoted the ends are kept, the best by their own scores: who is promoted is
+# decided by all curves, and one whose end was not kept is trained from the start.
 ENDS_KEPT = 3
 
 
 class Trials(Source):
-    """The trials of a search, as a source of jobs for the loop.
+    """The trials of a search.
 
-    A new search enqueues the rules first. One that goes on counts what has ended, and goes on with what was under
+    A new search enqueues the baselines first. One that is resumed counts what has ended, and resumes what was under
     way. Workers propose, claim and record one after another, each of them knowing what the others did.
 
     Args:
-        study: what is searched.
-        space: its space for the model.
-        length: steps of a trial.
-        folder: where trials are kept.
-        pack: scores them.
-        data: its *select* split judges them, and what they do not come to of *train*.
-        watcher: is told what happens.
-        claims: on the search's trials.
+        work: what is searched.
+        scorer: scores trials at rungs and at their end.
         spent: seconds that earlier sittings of this search took.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        space: SearchSpace,
-        length: int,
-        folder: RunFolder,
-        pack: Pack,
-        data: Prepared,
-        watcher: Watcher,
-        claims: Claims,
-        spent: float = 0.0,
-    ) -> None:
-        self.study = study
-        self.space = space
-        self.length = length
-        self.folder = folder
-        self.pack = pack
-        self.data = data
-        self.watcher = watcher
-        self.claims = claims
-        self.rungs = study.search.rung_steps(length)
-        self.evaluated_tokens = 0
+    def __init__(self, work: Work, scorer: RungScorer, spent: float = 0.0) -> None:
+        self.work = work
+        self.study = work.study
+        self.scorer = scorer
+        self.claims = work.claims
+        self.stage = work.stages[0]
+        self.rungs = work.study.search.rung_steps(self.stage.steps)
         self.trained_tokens = 0
-        self.deadline = math.inf if study.budget.time is None else time.monotonic() + study.budget.time - spent
-        self.optuna = claims.study
-        self.sampler = proposals.equip(self.optuna, study, space, length)
-        self.subset = Subset(judges(study, data, length), study.training.batch_size, study.seed)
+        time_left = math.inf if self.study.budget.time is None else self.study.budget.time - spent
+        self.deadline = time.monotonic() + time_left
+        self.trials = OptunaTrials(work.claims, work.space)
+        self.optuna = work.claims.study
+        self.sampler = proposals.equip(self.optuna, self.study, work.space, self.stage.steps)
         self._live: dict[int, optuna.Trial] = {}
         self._unscored: dict[Running, int] = {}  # the place of an example that has no loss
-        with claims.lock():
+        with self.claims.lock():
             self._name_axis()
-            proposals.enqueue(self.optuna, study, space, watcher)
+            proposals.enqueue(self.optuna, self.study, work.space, work.watcher)
 
-    def counted(self) -> list[optuna.trial.FrozenTrial]:
-        """Return the trials that count towards the budget: finished, pruned, diverged."""
-        return self.optuna.get_trials(deepcopy=False, states=COUNTED)
+    @property
+    def evaluated_tokens(self) -> int:
+        """Tokens that were scored."""
+        return self.scorer.evaluated_tokens
 
     def resumed(self, keeper: Keeper) -> list[tuple[int, Job | None]]:
         """Return the trials that this worker had under way, and those that were claimed by nobody yet."""
         found: list[tuple[int, Job | None]] = []
-        proposed = []
         with self.claims.lock():
-            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                owner, clock = _claim(trial)
-                if owner == self.claims.me:
-                    job = self._job(optuna.Trial(self.optuna, trial._trial_id))
-                    found.append((max(clock, keeper.clock(job) or 0), job))
-                elif owner is None:
-                    proposed.append(trial)
-            mine = [trial for trial in self.counted() if _claim(trial)[0] == self.claims.me]
-            if mine:
-                found.append((max(int(trial.user_attrs.get(END, 0)) for trial in mine), None))
+            under_way = self.trials.under_way()
+            for trial in (trial for trial in under_way if claim(trial)[0] == self.claims.me):
+                job = self._job(self.trials.resume(trial))
+                found.append((max(claim(trial)[1], keeper.clock(job) or 0), job))
+            ended = [trial for trial in self.trials.counted() if claim(trial)[0] == self.claims.me]
+            if ended:
+                found.append((max(int(trial.user_attrs.get(END, 0)) for trial in ended), None))
             # One that is unclaimed was just being proposed, after all that is claimed and all that has ended.
             last = max((clock for clock, _ in found), default=0)
-            return found + [(last, self._job(self._claimed(trial, last))) for trial in proposed]
+            proposed = [trial for trial in under_way if claim(trial)[0] is None]
+            return found + [(last, self._job(self.trials.take(trial, last))) for trial in proposed]
 
     def waiting(self) -> bool:
-        """Tell whether there are trials under way."""
-        return bool(self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        """Return True if there are trials under way."""
+        return bool(self.trials.under_way())
 
     def next(self) -> Job | None:
         """Take a trial that a worker has left behind, or ask for the next candidate.
 
-        None when the budget is spent, or the space is used up.
+        None if the budget is spent, or the space is used up.
         """
         with self.claims.lock():
-            there = self.optuna.get_trials(deepcopy=False)  # once: with many workers it is most of what asking takes
+            there = self.trials.all()
             under_way = [trial for trial in there if trial.state == TrialState.RUNNING]
-            signs = self.optuna.user_attrs
-            for trial in under_way:
-                if trial.number not in self._live and not self.claims.alive(_claim(trial)[0], signs):
-                    return self._job(self._claimed(trial))
-            ended = [trial for trial in there if trial.state in COUNTED]
-            if len(ended) + len(under_way) >= self.study.budget.trials or time.monotonic() > self.deadline:
-                return None
-            with self.sampler.knowing(there):
-                asked = self._ask(ended)
-            if asked is None:
-                return None
-            asked.set_user_attr(CLAIM, [self.claims.me, self.clock])
-            return self._job(asked)
-
-    def _claimed(self, trial: optuna.trial.FrozenTrial, clock: int | None = None) -> optuna.Trial:
-        """Claim a trial under way; one that died while it was being proposed gets the rest of its parameters."""
-        claimed = optuna.Trial(self.optuna, trial._trial_id)
-        for name, distribution in self.space.distributions.items():
-            claimed._suggest(name, distribution)
-        claimed.set_user_attr(CLAIM, [self.claims.me, self.clock if clock is None else clock])
-        return claimed
-
-    def _job(self, trial: optuna.Trial) -> Job:
-        rule = trial.user_attrs.get("rule")
-        candidate = proposals.candidate_of(trial, self.space)
-        self._live[trial.number] = trial
-        config = self.space.slot(candidate, self.study.seed, self.length)
-        return Job(rule or f"trial {trial.number}", candidate, config, trial.number, trial_key(trial.number))
+            left = self.trials.left_behind([trial for trial in under_way if trial.number not in self._live])
+            if left:
+                return self._job(self.trials.take(left[0], self.clock))
+            return None if self._is_over(there, len(under_way)) else self._proposed(there)
 
     def reached(self, running: list[Running]) -> None:
         """Score those at a rung or at their end; all report before any is judged."""
-        # A high rate makes weights noisy; their running average predicts the end of the full run better.
         for step in sorted({one.slot.step for one in running}):
-            self._score([one for one in running if one.slot.step == step])
-        scored = [one for one in running if one.outcome is None]
-        ended = [one for one in scored if one.slot.done]
-        going = [one for one in scored if not one.slot.done]
-        for one in ended:
-            one.outcome = "finished"
-        for one in going:
-            if self._live[one.job.number].should_prune():
+            group = [one for one in running if one.slot.step == step]
+            for one, score in zip(group, self.scorer.score(group), strict=True):
+                self._report(one, step, score)
+        for one in [one for one in running if one.outcome is None]:
+            if one.slot.done:
+                one.outcome = "finished"
+            elif self._live[one.job.number].should_prune():
                 one.outcome = "pruned"
 
     def ended(self, running: Running) -> bool:
         """Keep a trial's curve, then tell Optuna. One that diverged, or did not fit the memory, counts as pruned."""
-        trial = self._live.pop(running.job.number)
-        outcome = running.outcome
+        trial, outcome = self._live.pop(running.job.number), running.outcome
         assert outcome is not None
         self.trained_tokens += running.trained_tokens
         with self.claims.lock():
-            now = self.optuna._storage.get_trial(trial._trial_id)
-            if now.state.is_finished() or _claim(now)[0] != self.claims.me:
+            if self.trials.is_lost(trial):
                 return False  # this worker was silent for so long that another has taken the trial over
             record = TrialRecord(
                 number=trial.number,
                 candidate=running.job.candidate,
                 rule=trial.user_attrs.get("rule"),
                 outcome=outcome,
-                curve=[float(f"{loss:.5g}") for loss in running.slot.losses if is_number(loss)],
+                curve=records.curve(running.slot.losses),
                 tokens=running.trained_tokens,
                 seconds=running.seconds,
             )
-            records.append(self.folder.curves, record)
+            records.append(self.work.folder.curves, record)
             trial.set_user_attr(END, self.clock)
             trial.set_user_attr("outcome", outcome)
-            if outcome != "finished":
-                trial.set_user_attr("reason", self._reason(running))
             if outcome == "finished":
                 self.optuna.tell(trial, running.score)
             else:
+                trial.set_user_attr("reason", self._reason(running))
                 self.optuna.tell(trial, state=TrialState.PRUNED)
         if outcome == "infeasible":
-            self.watcher.note(f"{running.job.label} ({running.job.candidate.describe()}): {running.slot.unfit}")
+            self.work.watcher.note(f"{running.job.label} ({running.job.candidate.describe()}): {running.slot.unfit}")
         return True
 
     def is_beginning(self, running: Running) -> bool:
-        """Tell whether a trial may go on after the search: the rule of thumb's, or one of the best so far."""
-        search = self.study.search
-        if not search.has_finals(self.length, self.space.steps):
+        """Return True if a later stage may resume a trial: the default's, or one of the best so far."""
+        kept = ENDS_KEPT * resumable(self.work.stages, self.stage.steps)
+        if not resumable(self.work.stages, self.stage.steps):
             return False
+        is_default = running.job.candidate == baselines.default(self.work.space)
         if running.outcome != "finished":
-            return running.outcome == "pruned" and running.job.label == "rule"
+            return running.outcome == "pruned" and is_default
         score = running.score if running.score is not None else math.inf
         done = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        better = sum(trial.value is not None and trial.value < score for trial in done)
-        return running.job.label == "rule" or better < ENDS_KEPT * max(search.semifinalists, search.finalists)
+        return is_default or sum(trial.value is not None and trial.value < score for trial in done) < kept
+
+    def _is_over(self, there: list[FrozenTrial], under_way: int) -> bool:
+        ended = sum(trial.state in COUNTED for trial in there)
+        return ended + under_way >= self.study.budget.trials or time.monotonic() > self.deadline
+
+    def _proposed(self, there: list[FrozenTrial]) -> Job | None:
+        with self.sampler.knowing(there):
+            asked = proposals.propose(self.optuna, self.work.space, there)
+        if asked is None:
+            return None
+        self.trials.claim(asked, self.clock)
+        return self._job(asked)
+
+    def _job(self, trial: optuna.Trial) -> Job:
+        candidate, seed, steps = self.work.space.candidate(trial.params), self.study.seed, self.stage.steps
+        self._live[trial.number] = trial
+        label = trial.user_attrs.get("rule") or f"trial {trial.number}"
+        config = self.work.space.slot(candidate, seed, steps)
+        return Job(label, candidate, config, trial.number, training_id(candidate, seed, steps))
+
+    def _report(self, one: Running, step: int, score: Score) -> None:
+        if score.without is not None:
+            one.outcome, self._unscored[one] = "diverged", score.without
+            return
+        one.score = score.loss
+        self.trials.report(self._live[one.job.number], step, score.loss, score.metric)
 
     def _reason(self, running: Running) -> str:
         """Say why a trial ended before its time."""
+        step = running.slot.step
         if running.slot.unfit:
             return running.slot.unfit
-        step, losses = running.slot.step, [loss for loss in running.slot.losses if is_number(loss)]
+        if running in self._unscored:
+            return f"example {self._unscored.pop(running)} of those held out had no finite loss at step {step}"
         if running.outcome == "diverged":
-            if running in self._unscored:
-                return f"example {self._unscored.pop(running)} of those held out had no finite loss at step {step}"
-            if len(losses) < len(running.slot.losses) or len(losses) < 2 * WINDOW:
-                return f"loss was no number at step {step}"
-            start, end = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
-            return f"training loss rose from {start:.4g} to {end:.4g} by step {step}"
-        return pruning.reason(self.optuna, self.optuna.get_trials(deepcopy=False)[running.job.number])
+            return divergence.describe(running.slot.losses, step)
+        return pruning.reason(self.optuna, self.trials.all()[running.job.number])
 
     def _name_axis(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if self.optuna.metric_names is None:
                 self.optuna.set_metric_names(["select loss"])
-
-    def _score(self, group: list[Running]) -> None:
-        slots = [one.slot for one in group]
-
-        def evaluate(data: TokenSet) -> tuple[Tensor, Tensor]:
-            self.evaluated_tokens += len(slots) * sum(data.lengths())
-            return self.pack.evaluate(slots, data, averaged=True)
-
-        step = slots[0].step
-        before = max((rung for rung in self.rungs if rung < step), default=0)
-        if step in self.subset.counts:
-            losses, said, labels = self.subset.score(evaluate, step, step - before)
-        else:  # the first to come here choose the examples, for all workers
-            with self.claims.lock():
-                known = self.optuna.user_attrs.get(EXAMPLES, {})
-                self.subset.counts |= {int(at): int(count) for at, count in known.items()}
-                losses, said, labels = self.subset.score(evaluate, step, step - before)
-                self.optuna.set_user_attr(EXAMPLES, {str(at): count for at, count in self.subset.counts.items()})
-        for one, own, predictions in zip(group, losses, said, strict=True):
-            place = first_without_number(own.tolist())
-            if place is not None:
-                one.outcome, self._unscored[one] = "diverged", place
-                continue
-            one.score = loss = float(own.mean())
-            self._report(self._live[one.job.number], step, loss, self.pack.task.score(predictions, labels))
-
-    def _report(self, trial: optuna.Trial, step: int, loss: float, metric: float) -> None:
-        """Report a trial's score; one that was reported before the worker was killed stays."""
-        try:
-            trial.set_user_attr("metric", metric)
-            if step not in self.optuna._storage.get_trial(trial._trial_id).intermediate_values:
-                trial.report(loss, step)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return  # another worker has taken the trial over, and ended it
-
-    def _ask(self, ended: list[optuna.trial.FrozenTrial]) -> optuna.Trial | None:
-        trial = proposals.propose(self.optuna, self.space)
-        while trial is not None and (lighter := self._lighter(trial, ended)) is not None:
-            # What needs no less memory than a trial that did not fit would not fit either.
-            kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
-            self.optuna.enqueue_trial({**trial.params, "rank": lighter}, user_attrs=kept)
-            self.optuna.tell(trial, state=TrialState.FAIL)
-            trial = proposals.propose(self.optuna, self.space)
-        return trial
-
-    def _lighter(self, trial: optuna.Trial, ended: list[optuna.trial.FrozenTrial]) -> int | None:
-        """Return a rank that may fit the memory, where trials that did not fit say that the trial's own does not."""
-        ranks = getattr(self.space.distributions.get("rank"), "choices", ())
-        unfit = [
-            self.space.candidate(t.params)
-            for t in ended
-            if t.user_attrs.get("outcome") == "infeasible" and t.user_attrs.get("rule") != "qkv"
-        ]
-        if not unfit or "rank" not in trial.params or trial.user_attrs.get("rule") == "qkv":
-            return None
-        own = self.space.candidate(trial.params)
-        least = min((other.rank for other in unfit if own.is_as_large_as(other)), default=None)
-        return None if least is None else max((rank for rank in ranks if rank < least), default=None)
-
-
-def _claim(trial: optuna.trial.FrozenTrial) -> tuple[str | None, int]:
-    """Return the worker that a trial belongs to, and its clock when it began; None: it was just being proposed."""
-    worker, clock = trial.user_attrs.get(CLAIM, (None, -1))
-    return worker, clock

@@ -1,4 +1,4 @@
-"""What the confirmation says: the winner, its gains with intervals, and one sentence."""
+"""What the last stages say: the winner, its gains with intervals, and one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from autolr import display
 from autolr.candidate import Candidate
 from autolr.recipe import Interval, Score
-from autolr.search.records import RepeatRecord
+from autolr.search.baselines import Baseline
+from autolr.search.records import Record, by_candidate, losses_of
 from autolr.search.spread import LEVEL, Spread
 from autolr.study import Targets
 
@@ -28,14 +29,14 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     return Spread.of(differences).interval(level)
 
 
-def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
+def choose(repeats: Sequence[Record], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
     """Return the candidate with the lowest mean loss on what is held out, or one of smaller rank that is as good.
 
     A candidate with fewer diverged trainings comes first. As good is what lies within one standard error of the
     best; of those with the smallest rank the best is taken (the one-standard-error rule). A comparison that trains
     other matrices than the study's is for the verdict only: `among` says which are the study's.
     """
-    groups = {c: group for c, group in _by_candidate(repeats).items() if c.targets in among}
+    groups = {c: group for c, group in by_candidate(repeats).items() if c.targets in among}
     loss = judged_by([record for group in groups.values() for record in group])
     ranked = sorted(groups, key=lambda c: (_diverged(groups[c]), np.mean([loss(r) for r in groups[c]]), c.describe()))
     best = ranked[0]
@@ -44,7 +45,7 @@ def choose(repeats: Sequence[RepeatRecord], among: Collection[Targets] = DEFAULT
     return min(as_good, key=lambda c: c.rank)  # the first of them, so the best
 
 
-def judged_by(repeats: Sequence[RepeatRecord]) -> Callable[[RepeatRecord], float]:
+def judged_by(repeats: Sequence[Record]) -> Callable[[Record], float]:
     """Return by what loss repeats are compared: the held-out one, where all have it of as many examples.
 
     A search that went on from an older one may have finals with and without; then it is *select* alone.
@@ -53,7 +54,7 @@ def judged_by(repeats: Sequence[RepeatRecord]) -> Callable[[RepeatRecord], float
     return (lambda record: record.held_out_loss) if len(counts) == 1 else (lambda record: record.select_loss)
 
 
-def standard_error(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> float | None:
+def standard_error(own: Sequence[Record], best: Sequence[Record]) -> float | None:
     """Return the standard error of the mean difference of losses, paired by seed; of one seed, by what is held out.
 
     That is by example of *select*, and by step where the last steps of a full run are held out too.
@@ -68,7 +69,7 @@ def standard_error(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) ->
     return float((values[0] - values[1]).std(ddof=1) / np.sqrt(len(values[0])))
 
 
-def _error_of_one_seed(own: RepeatRecord, best: RepeatRecord) -> float | None:
+def _error_of_one_seed(own: Record, best: Record) -> float | None:
     if not _alike(own.select_losses, best.select_losses):
         return None
     select = np.array(own.select_losses) - np.array(best.select_losses)
@@ -85,27 +86,27 @@ def _alike(own: Sequence[float], other: Sequence[float]) -> bool:
     return len(own) == len(other) >= 2
 
 
-def is_as_good(own: Sequence[RepeatRecord], best: Sequence[RepeatRecord]) -> bool:
+def is_as_good(own: Sequence[Record], best: Sequence[Record]) -> bool:
     """Tell whether losses lie within one standard error of the best."""
     error, loss = standard_error(own, best), judged_by([*own, *best])
     apart = np.mean([loss(r) for r in own]) - np.mean([loss(r) for r in best])
     return error is not None and bool(apart <= error)
 
 
-def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
+def scores(repeats: Sequence[Record], winner: Candidate) -> list[Score]:
     """Return the scores of all confirmed candidates, the winner first, with their distance to it."""
-    groups = _by_candidate(repeats)
-    reference = _losses(groups[winner])
+    groups = by_candidate(repeats)
+    reference = losses_of(groups[winner])
     found = []
     for candidate, group in groups.items():
-        gain = None if candidate == winner else paired_interval(_losses(group) - reference)
+        gain = None if candidate == winner else paired_interval(losses_of(group) - reference)
         found.append(
             Score(
                 label=group[0].label,
                 candidate=candidate,
                 select_loss=float(np.mean([r.select_loss for r in group])),
-                confirm_loss=float(np.mean([r.confirm_loss for r in group])),
-                confirm_metric=float(np.mean([r.confirm_metric for r in group])),
+                confirm_loss=float(np.mean([r.confirmed for r in group])),
+                confirm_metric=float(np.mean([r.confirm_metric or 0.0 for r in group])),
                 diverged=_diverged(group),
                 gain=gain,
             )
@@ -113,7 +114,7 @@ def scores(repeats: Sequence[RepeatRecord], winner: Candidate) -> list[Score]:
     return sorted(found, key=lambda score: (score.gain is not None, score.diverged, score.confirm_loss))
 
 
-def final_scores(finals: Sequence[RepeatRecord]) -> list[Score]:
+def final_scores(finals: Sequence[Record]) -> list[Score]:
     """Return the scores of the finals, the best first."""
     shown, loss = set(Score.model_fields), judged_by(finals)
     by_select = all(loss(record) == record.select_loss for record in finals)
@@ -127,47 +128,52 @@ def final_scores(finals: Sequence[RepeatRecord]) -> list[Score]:
     return sorted(found, key=lambda score: (score.diverged, score.chosen_by))
 
 
-def at_the_end(finals: Sequence[RepeatRecord], winner: Candidate, length: int, steps: int) -> str:
-    """Say where the finals have ended; nothing where there were none."""
+def at_the_end(finals: Sequence[Record], winner: Candidate, length: int, steps: int) -> str:
+    """Say where the trainings that chose the winner have ended; nothing if several seeds chose it.
+
+    Args:
+        finals: of one seed each.
+        winner: the best of them.
+        length: steps of the trainings that the verdict rests on.
+        steps: of the full run.
+    """
     if not finals:
         return ""
     told = {
         record.candidate: "diverges"
         if record.diverged
-        else f"comes to a confirm loss of {display.loss(record.confirm_loss)}"
+        else f"comes to a confirm loss of {display.loss(record.confirmed)}"
         for record in finals
     }
     others = ", ".join(f"{one.describe()} {end}" for one, end in told.items() if one != winner)
+    end = f"step {finals[0].steps}" if 0 < finals[0].steps < steps else "the end"
     return (
-        f" All this after {length} of {steps} steps. Trained to the end, one seed each, the winner {told[winner]}"
-        f"{', ' + others if others else ''}."
+        f" All this after {length} of {steps} steps. Trained to {end}, one seed each, "
+        f"the winner {told[winner]}{', ' + others if others else ''}."
     )
 
 
 def sentence(found: Sequence[Score]) -> str:
-    """Say what the confirmation has shown, and what it has not."""
+    """Say what the comparison has shown, and what it has not."""
     winner = next(score for score in found if score.gain is None)
-    by_label = {label: score for score in found for label in score.label.split(" + ")}
+    by_baseline = {one: score for score in found for one in Baseline if one.is_in(score.label)}
+    default, same_rate = by_baseline.get(Baseline.DEFAULT), by_baseline.get(Baseline.SAME_LR)
     what = f"{winner.candidate.describe()} (confirm loss {display.loss(winner.confirm_loss)}{_gone_wrong(winner)})"
-    rule = by_label.get("rule")
-    if rule is None:
+    if default is None:
         text = f"{what} was best; the rule of thumb does not fit this device's memory, so it was not tried."
-    elif rule is winner:
+    elif default is winner:
         text = f"No gain over the rule of thumb: the rule itself, {what}, was best{_next(found)}."
     else:
-        text = _against(what, "the rule of thumb", rule)
-    same_rate = by_label.get("winner_lr")
-    rules = {"paper": "the paper's λ=4 at η_Q=1e-4", "qkv": "training W_k too (λ=1)"}
-    if not winner.candidate.has_ratio:
-        rules = {"paper": "the paper's rate", "qkv": "training W_q, W_k and W_v (λ=1)"}
-    elif winner.candidate.ratio == 1.0:
+        text = _against(what, Baseline.DEFAULT.title(), default)
+    has_ratio = winner.candidate.has_ratio
+    if has_ratio and winner.candidate.ratio == 1.0:
         text += " The winner's ratio is 1, that of ordinary LoRA."
-    elif same_rate is not None and same_rate is not rule and same_rate.gain is not None:
-        text += " The ratio by itself, against λ=1 at the same lr_v: " + _worth(same_rate.gain)
-    for label, name in rules.items():
-        other = by_label.get(label)
+    elif has_ratio and same_rate is not None and same_rate is not default and same_rate.gain is not None:
+        text += f" The ratio by itself, against {Baseline.SAME_LR.title()}: " + _worth(same_rate.gain)
+    for baseline in (Baseline.PAPER, Baseline.WITH_K):
+        other = by_baseline.get(baseline)
         if other is not None and other.gain is not None:
-            text += f" Against {name}: {_worth(other.gain)}"
+            text += f" Against {baseline.title(has_ratio=has_ratio)}: {_worth(other.gain)}"
     return text
 
 
@@ -207,17 +213,6 @@ def _worth(gain: Interval) -> str:
     return f"{said} ({display.gap(gain.mean)}, {display.gap(gain.low)} to {display.gap(gain.high)})."
 
 
-def _by_candidate(repeats: Sequence[RepeatRecord]) -> dict[Candidate, list[RepeatRecord]]:
-    groups: dict[Candidate, list[RepeatRecord]] = {}
-    for record in sorted(repeats, key=lambda record: record.seed):
-        groups.setdefault(record.candidate, []).append(record)
-    return groups
-
-
-def _diverged(group: Sequence[RepeatRecord]) -> int:
+def _diverged(group: Sequence[Record]) -> int:
     """Return how many trainings diverged: a recipe that may diverge is worse than any that does not."""
     return sum(record.diverged for record in group)
-
-
-def _losses(group: Sequence[RepeatRecord]) -> np.ndarray:
-    return np.array([record.losses for record in group])

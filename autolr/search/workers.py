@@ -17,8 +17,9 @@ from autolr.errors import AutoLRError, RunError
 from autolr.search import records
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
-from autolr.search.state import PHASES, State, StateFile, read_state
+from autolr.search.stages import TRIALS
 from autolr.search.state import Ended as StateEnded
+from autolr.search.state import State, StateFile, read_state
 
 # Seconds between looks at the workers, and for which one that is told to end may take to do so.
 LOOK, GRACE = 0.5, 15.0
@@ -236,7 +237,7 @@ class Together(StateFile):
     def progress(self) -> tuple[int, ...]:
         """Return what changes whenever something gets done."""
         folder = self.folder
-        files = [folder.curves, folder.confirm, *folder.slots.glob("*.safetensors")]
+        files = [folder.curves, folder.trainings, *folder.slots.glob("*.safetensors")]
         found = []
         for path in files:
             try:
@@ -255,8 +256,8 @@ class Together(StateFile):
         there = [state for state in there if state.phase]
         if not there:
             return self.state
-        # A worker enters a phase when the one before is through.
-        phase = next((name for name in reversed(PHASES) if any(s.phase == name for s in there)), "")
+        # A worker enters a stage when the one before is through.
+        phase = max(there, key=lambda state: state.started).phase
         those = [state for state in there if state.phase == phase]
         at_work = [state for state in those if state.ended is None and state.is_alive() is not False]
         outcomes, best = self._outcomes(phase), [state.best for state in those if state.best is not None]
@@ -276,13 +277,12 @@ class Together(StateFile):
 
     def _outcomes(self, phase: str) -> dict[str, int]:
         """Count what has ended, by outcome, from the records."""
-        if phase == "search":
+        if phase == TRIALS:
             ended = {line.get("number"): str(line.get("outcome")) for line in records.lines(self.folder.curves)}
             found = list(ended.values())
         else:
-            folder = self.folder
-            files = {"semifinals": folder.semifinals, "finals": folder.finals, "confirmation": folder.confirm}
-            found = ["diverged" if line.get("diverged") else "finished" for line in records.lines(files[phase])]
+            lines = [line for line in records.lines(self.folder.trainings) if line.get("stage") == phase]
+            found = ["diverged" if line.get("diverged") else "finished" for line in lines]
         return {name: found.count(name) for name in dict.fromkeys(found)}
 
 

@@ -26,20 +26,22 @@ from autolr import documents
 from autolr.data.tables import OWN
 from autolr.errors import RunError
 from autolr.model.device import choose_device
-from autolr.recipe import Rates, Recipe
-from autolr.search import provenance
-from autolr.search.contest import Contest
+from autolr.search.claims import MAIN, Claims
+from autolr.search.engine import Engine
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
+from autolr.search.recipes import build_recipe
 from autolr.search.result import SearchResult
 from autolr.search.run import default_folder
 from autolr.search.space import SearchSpace
+from autolr.search.stages import stages
 from autolr.search.state import observed
+from autolr.search.work import Work
 from autolr.study import Study
-from autolr.tune.trials import TrainFunction, Tuning
+from autolr.tune.driver import FunctionDriver, TrainFunction
 
-# Trainings are not packed here, so fewer are spent on the verdict than `autolr search` spends.
-FINALISTS, BASELINES = 2, ["rule", "winner_lr"]
+# Trainings are not packed here, and begin anew at each stage. So fewer are spent than `autolr search` spends.
+BASELINES = ["default", "same_lr"]
 
 
 def tune(
@@ -52,11 +54,12 @@ def tune(
     watcher: Watcher | None = None,
     **study: Any,
 ) -> SearchResult:
-    """Search λ, η_V and the rank around your own training function, confirm the best, and write the recipe.
+    """Search λ, η_V and the rank around your own training function, and write the recipe of the best.
 
-    The same sampler, pruner, confirmation, run folder and report as `autolr search`, but one training at a time, and
-    all of it yours: model, data, loop. Given again, a search goes on where it stopped; whether the function has
-    changed since is not looked at.
+    The same engine as `autolr search`: sampler, pruner, stages, run folder and report. But one training at a time,
+    and all of it yours: model, data, loop. Each stage calls the function anew: AutoLR cannot resume what it trained.
+    So the default is two stages: trials of `steps`, and the best two to the end of the full run, if that is longer.
+    Called again, a search resumes where it stopped; whether the function has changed since is not checked.
 
     Args:
         function: is called with a `Candidate` (`lr_q`, `lr_v`, `ratio`, `rank`, `rho`, `targets`, `kind`) and a
@@ -65,15 +68,15 @@ def tune(
             `report.should_stop()` says so. At its end it returns the losses of examples that nothing is chosen by,
             one for each or their mean, at least where `report.confirms`; None: the verdict rests on the losses
             reported, which have chosen the winner.
-        lr: the rate you train with now: λ = 1 at this rate is the rule of thumb in the comparison, and the search
+        lr: the rate you train with now: λ = 1 at this rate is the default in the comparison, and the search
             looks a factor of ten around it.
-        steps: of a training.
+        steps: of a trial.
         trials: a total: a search that goes on counts what it has.
         out: the run folder; None: `runs/<name>-<identity>`.
         watcher: is told what happens.
         study: anything else of a study, such as `space={"rank": [8, 16], "ratio": [1, 2, 4, 8]}`,
             `method={"alpha": 32}`, `search={"rungs": [100, 200]}`, `training={"horizon": {"steps": 1600}}` (the full
-            run is longer than these trainings), `name=`, `seed=`, `task=` and `model=`, which the recipe then names.
+            run is longer than the trials), `name=`, `seed=`, `task=` and `model=`, which the recipe then names.
 
     Returns:
         The result, with its recipe.
@@ -89,22 +92,23 @@ def tune(
     space = SearchSpace.around(found, lr, 0.0 if head == "auto" else head, horizon)
     with folder.lock(), observed(folder, choose_device(None), watcher) as watcher:
         folder.open(found)
-        work = Tuning(function, found, space, steps, folder, watcher)
-        work.search()
-
-        def contest() -> Contest:
-            return Contest(SearchResult.load(folder.path), found, space)
-
-        first = contest().contenders
-        if not first:
-            raise RunError(
-                f"{folder.path}: no trial gave a score: none reported a finite loss at its end. Lower lr or "
-                "space.lr_v, or leave out examples that have no finite loss"
-            )
-        work.confirm(first)
-        work.confirm(contest().confirmed)
-        _recipe(contest(), steps).save(folder.recipe)
+        claims = Claims(folder, folder.optuna(found), MAIN)
+        work = Work(found, space, stages(found, horizon), folder, claims, watcher)
+        with claims.working():
+            folder.mend()
+            contest = Engine(work, FunctionDriver(function)).run().read_again()
+        result, more = contest.result, ""
+        if all(record.losses == [record.select_loss] for record in contest.repeats if not record.diverged):
+            more = " Judged by the losses that also chose the winner: the function returned none of other examples."
+        trained = sum(max(trial.rungs, default=0) for trial in result.ended())
+        trained += sum(record.steps for record in result.trainings)
+        build_recipe(contest, trained / horizon, more=more).save(folder.recipe)
     return SearchResult.load(folder.path)
+
+
+def stages_for(steps: int) -> list[dict[str, float]]:
+    """Return the stages around a function: trials, and the best two to the end of the full run."""
+    return [{"to": steps}, {"to": 1.0, "promote": 2}]
 
 
 def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[str, Any]) -> Study:
@@ -124,7 +128,7 @@ def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[
         "data": given.get("data", own),
         "space": {"lr_v": around, **given.get("space", {})},
         "training": {"horizon": {"steps": steps}, **given.get("training", {})},
-        "search": {"finalists": FINALISTS, "length": steps, "slots": 1, **given.get("search", {})},
+        "search": {"stages": stages_for(steps), "slots": 1, **given.get("search", {})},
         "budget": {"trials": trials, **given.get("budget", {})},
     }
     if content["data"] != own:
@@ -136,29 +140,3 @@ def study_around(function: Any, lr: float, steps: int, trials: int, given: dict[
             f"training.horizon {horizon.model_dump()}: must be steps, no fewer than those trained ({steps})"
         )
     return found
-
-
-def _recipe(contest: Contest, length: int) -> Recipe:
-    result, study, space = contest.result, contest.study, contest.space
-    winner, more = contest.winner, ""
-    if all(record.losses == [record.select_loss] for record in contest.repeats if not record.diverged):
-        more = " Judged by the losses that also chose the winner: the function returned none of other examples."
-    rates = {role: rate for role, rate in winner.rates(space.lr_head).items() if rate > 0}
-    trained = sum(max(trial.rungs, default=0) for trial in result.ended()) + len(result.repeats) * length
-    return Recipe(
-        name=study.name,
-        model=study.model,
-        data=study.data,
-        classes=[],
-        task=study.task,
-        metric=study.metric or "loss",
-        method=study.method.model_copy(update={"max_lr_b": space.max_lr_b, "kind": [winner.kind]}),
-        candidate=winner,
-        rates=Rates.model_validate({**rates, "b": winner.rates_b(space.max_lr_b)}),
-        training=study.training,
-        steps=space.steps,
-        split_seed=study.seed,
-        seed=study.seed,
-        evidence=contest.evidence(trained / space.steps, more),
-        versions=provenance.versions(),
-    )

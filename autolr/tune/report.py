@@ -24,6 +24,12 @@ class Steps:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
+    unfit: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the training is at its end."""
+        return self.step >= self.config.length
 
 
 class Report:
@@ -34,7 +40,8 @@ class Report:
         steps: optimizer steps to train.
         horizon: optimizer steps of the full run, whose schedule this training begins.
         rates: of each role, as `autolr.with_rates` takes them.
-        confirms: whether this training is one of the confirmation, so that what the function returns counts.
+        confirms: whether this training is compared on examples that no choice has seen, so that what the function
+            returns counts.
     """
 
     def __init__(self, slot: Steps, reached: Callable[[float], None], *, confirms: bool = False) -> None:
@@ -73,7 +80,7 @@ class Report:
 
     def should_stop(self) -> bool:
         """Tell whether to return now: the trial is pruned, has diverged, or is at its end."""
-        return self._stopped or self._slot.step >= self.steps
+        return self._stopped or self._slot.done
 
 
 def judged(returned: Any, select: float) -> list[float]:

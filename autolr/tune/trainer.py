@@ -15,13 +15,13 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from autolr.candidate import Candidate
-from autolr.data.batches import CYCLE
 from autolr.errors import AutoLRError
 from autolr.foreign import trl
 from autolr.foreign.adopt import study_of
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
-from autolr.search.setting import PART
+from autolr.search.stages import steps_of
+from autolr.study import StageSetting
 from autolr.train.trainers import with_rates
 from autolr.tune import given
 from autolr.tune.function import tune
@@ -48,8 +48,9 @@ def tune_trainer(
     """Search λ, η_V and the rank around a trainer that you have: its arguments in, a recipe out.
 
     The rule of thumb in the comparison is what you have now: λ = 1 at `args.learning_rate`. The search looks at a
-    factor of ten around it, and at half and twice the adapter's rank; a trial is the first quarter of the run that
-    the arguments describe. Take the recipe home with `autolr.with_rates(trainer, result.recipe)`.
+    factor of ten around it, and at half and twice the adapter's rank. A trial is the first quarter of the run that
+    the arguments describe; the best two and yours then train from the start to its end. Take the recipe home with
+    `autolr.with_rates(trainer, result.recipe)`.
 
     Args:
         trainer: transformers.Trainer or a subclass, such as TRL's SFTTrainer or DPOTrainer.
@@ -79,7 +80,7 @@ def tune_trainer(
     select, confirm = given.halves(eval_dataset)
     horizon = given.steps(args, train_dataset)
     callbacks = options.pop("callbacks", None)
-    steps = min(horizon, max(1, round(horizon * PART / CYCLE)) * CYCLE)
+    steps = steps_of(StageSetting(to=0.25), horizon)
     content, left = _content(args, peft_config, source, horizon)
     notes = [*(f"not taken over: {line}" for line in left), *given.callbacks_of(callbacks)[1]]
     for name, section in (study or {}).items():
@@ -89,7 +90,6 @@ def tune_trainer(
             watcher.note(line)
         else:
             warnings.warn(f"tune_trainer: {line}", stacklevel=2)
-    steps = int(content.get("search", {}).get("length", steps))
 
     def train(candidate: Candidate, report: Report) -> float | None:
         set_seed(report.seed)

@@ -142,7 +142,12 @@ def test_bad_input_gets_one_clear_message_and_code_2(name, study_file, in_folder
 def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_folder):
     out = in_folder / "run"
     command = [sys.executable, "-m", "autolr", "search", str(study_file), "--out", str(out), "--plain"]
-    command += ["budget.trials=40", "search.length=40", "training.horizon={steps: 60}", "search.rungs=[8,16]"]
+    command += [
+        "budget.trials=40",
+        "search.stages=[{to: 40}, {to: 1.0, promote: 2}]",
+        "training.horizon={steps: 60}",
+        "search.rungs=[8,16]",
+    ]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

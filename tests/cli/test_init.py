@@ -120,15 +120,15 @@ def run(small_study, tmp_path_factory):
 def test_every_reading_verb_has_json(run, small_study):
     report = json.loads(autolr("report", run, "--json").stdout)
     assert len(report["trials"]) >= 9 and report["recipe"]["evidence"]["verdict"]
-    assert report["study"]["name"] == "small" and "losses" not in report["repeats"][0]
+    assert report["study"]["name"] == "small" and "losses" not in report["trainings"][0]
     predicted = autolr("predict", run, "--lr-v", "3e-3", "--ratio", 2, "--rank", 4, "--json")
     found = json.loads(predicted.stdout)
     assert found["low"] < found["loss"] < found["high"] and found["nearest"]["rank"] in (2, 4, 8)
     watched = json.loads(autolr("watch", run, "--json").stdout)
-    assert watched["ended"] == "finished" and watched["phase"] == "confirmation"
+    assert watched["ended"] == "finished" and watched["phase"] == "seeds"
     assert json.loads(autolr("runs", run, "--json").stdout)[0]["name"] == "small"
     plan = json.loads(autolr("search", run / "study.yaml", "--dry-run", "--json", "--device", "cpu").stdout)
-    assert plan["plan"]["length"] == 12 and plan["study"]["budget"]["trials"] == 9
+    assert plan["plan"]["stages"][0]["stage"]["steps"] == 12 and plan["study"]["budget"]["trials"] == 9
     assert autolr("search", run / "study.yaml", "--json").returncode == 2
 
 

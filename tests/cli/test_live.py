@@ -33,7 +33,7 @@ SLOTS = [
     for n in range(8)
 ]
 STATE = State(
-    phase="search", total=24, done=9, slots=SLOTS, capacity=10, best=Best(score=0.4, candidate="λ=4 lr_v=2e-3 r=8"),
+    phase="trials", total=24, done=9, slots=SLOTS, capacity=10, best=Best(score=0.4, candidate="λ=4 lr_v=2e-3 r=8"),
     outcomes={"pruned": 5},
 )  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_terminals_without_greek_letters(encoding):
 
 def test_before_the_first_trial_and_after_the_last_there_is_no_table():
     raw = io.StringIO()
-    Console(file=raw, width=80).print(View(State()), View(State(phase="search", capacity=4, ended="finished")))
+    Console(file=raw, width=80).print(View(State()), View(State(phase="trials", capacity=4, ended="finished")))
     assert raw.getvalue().split("\n") == ["preparation", "search 0/0", ""]
 
 
@@ -116,13 +116,13 @@ def finished(small_study, tmp_path_factory):
 
 def test_a_finished_search_is_said_so(finished, capsys):
     state = json.loads((finished.folder / "live.json").read_text())
-    assert state["ended"] == "finished" and state["phase"] == "confirmation" and state["done"] == state["total"]
+    assert state["ended"] == "finished" and state["phase"] == "seeds" and state["done"] == state["total"]
     assert state["pid"] == os.getpid()
     with pytest.raises(SystemExit) as stop:
         cli.main(["watch", str(finished.folder)])
     assert stop.value.code in (0, None)
     said = capsys.readouterr().out
-    assert said.splitlines()[-1].startswith("finished: ") and "confirmation" in said
+    assert said.splitlines()[-1].startswith("finished: ") and "seeds" in said
 
 
 def test_a_search_in_another_process_is_watched_to_its_end(small_study, tmp_path):

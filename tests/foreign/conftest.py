@@ -66,7 +66,7 @@ def recipe_of(rows, model_folders, reviews) -> Callable[..., Recipe]:
                 "repeats": 2,
                 "scores": [
                     {
-                        "label": "winner_lr",
+                        "label": "same_lr",
                         "candidate": other,
                         "select_loss": 1.0,
                         "confirm_loss": 1.0,

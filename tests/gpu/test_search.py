@@ -18,7 +18,7 @@ def study(small_study):
     update = {
         "training": small_study.training.model_copy(update={"precision": "fp32"}),
         "budget": small_study.budget.model_copy(update={"trials": 6}),
-        "baselines": ["rule", "winner_lr"],
+        "baselines": ["default", "same_lr"],
     }
     return small_study.model_copy(update=update)
 
@@ -61,7 +61,7 @@ def test_a_search_in_bf16_chooses_its_slots_and_says_what_it_took(gpu, small_stu
     update = {
         "search": small_study.search.model_copy(update={"slots": "auto"}),
         "budget": small_study.budget.model_copy(update={"trials": 4}),
-        "baselines": ["rule"],
+        "baselines": ["default"],
     }
     found = autolr.search(small_study.model_copy(update=update), tmp_path / "run", device="cuda")
     machine = machine_of(found)
@@ -77,7 +77,7 @@ def test_a_search_of_a_language_model(gpu, small_study, model_folders, tmp_path)
         "task": "lm",
         "budget": small_study.budget.model_copy(update={"trials": 4}),
     }
-    study = small_study.model_copy(update={**update, "baselines": ["rule"]})
+    study = small_study.model_copy(update={**update, "baselines": ["default"]})
     found = autolr.search(study, tmp_path / "run", device="cuda")
     machine = machine_of(found)
     assert not machine["graphs"] and machine["peak_bytes"] <= 1.1 * machine["predicted_bytes"]

@@ -216,7 +216,7 @@ def test_a_search_ends_candidates_that_do_not_fit_and_the_sampler_learns_it(smal
     monkeypatch.setattr(Pack, "forward", forward)
     space = small_study.space.model_copy(update={"rank": [4, 16]})
     budget = small_study.budget.model_copy(update={"trials": 12})
-    study = small_study.model_copy(update={"space": space, "budget": budget, "baselines": ["rule", "winner_lr"]})
+    study = small_study.model_copy(update={"space": space, "budget": budget, "baselines": ["default", "same_lr"]})
     notes = Notes()
     result = search(study, tmp_path / "run", device="cpu", watcher=notes)
     outcomes = [trial.outcome for trial in result.ended()]
@@ -231,6 +231,24 @@ def test_a_search_ends_candidates_that_do_not_fit_and_the_sampler_learns_it(smal
     assert any("does not fit the device's memory" in line for line in notes.said)
     trial = SearchResult.load(result.folder).trials[unfit[0].number]
     assert trial.score is None and trial.outcome == "infeasible"
+
+
+def test_a_baseline_outside_the_space_that_does_not_fit_is_left_out(small_study, tmp_path, monkeypatch):
+    own = Pack.forward
+
+    def forward(pack, batch):
+        if any("key" in name for part in pack.hooks.now.parts for name in part.bound):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return own(pack, batch)
+
+    monkeypatch.setattr(Pack, "forward", forward)
+    study = small_study.model_copy(update={"baselines": ["default", "with_k"]})
+    result = search(study, tmp_path / "run", device="cpu")
+    unfit = [one for one in result.trainings if one.infeasible]
+    assert [one.label for one in unfit] == ["with_k"] * study.search.seeds
+    assert "with_k" not in [score.label for score in result.recipe.evidence.scores]
+    again = search(study, tmp_path / "run", device="cpu")  # and not tried again
+    assert again.trainings == result.trainings
 
 
 def test_which_candidates_take_at_least_as_much():

@@ -9,8 +9,8 @@ import numpy as np
 from autolr.candidate import Candidate
 from autolr.recipe import Cost, Evidence, Rates, Recipe
 from autolr.search import verdict
-from autolr.search.records import RepeatRecord, TrialRecord
-from autolr.search.result import Phase, SearchResult
+from autolr.search.records import Phase, Record, TrialRecord
+from autolr.search.result import SearchResult
 from autolr.study import Study
 
 LENGTH = 50
@@ -25,7 +25,7 @@ def trial(number: int, curve=(), lr_v=1e-3, ratio=1.0, **fields) -> TrialRecord:
 
 
 def result(folder: Path, *trials: TrialRecord, **fields) -> SearchResult:
-    kept = {"study": Study(model="m", data="d"), "repeats": [], "phases": [], "recipe": None}
+    kept = {"study": Study(model="m", data="d"), "trainings": [], "phases": [], "recipe": None}
     return SearchResult(folder, **{**kept, "trials": list(trials), **fields})
 
 
@@ -53,7 +53,7 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
         candidate = Candidate(lr_v=lr_v, ratio=ratio, rank=int(rng.choice([4, 8, 16])), targets=targets)
         rule = None
         if number == 0:
-            candidate, rule = Candidate(lr_v=1e-3, ratio=1.0, rank=8, targets=targets), "rule"
+            candidate, rule = Candidate(lr_v=1e-3, ratio=1.0, rank=8, targets=targets), "default"
         end = loss_of(candidate)
         length = LENGTH if number < 3 or rng.random() < 0.4 else int(rng.choice(RUNGS[:2]))
         outcome = "finished" if length == LENGTH else "pruned"
@@ -72,7 +72,7 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
             )
         )  # fmt: skip
     told = Study(model="m", data="d", space={"targets": targets}, budget={"trials": count}, **study)
-    phases = [Phase(phase="search", seconds=61.5, trained_tokens=90_000, evaluated_tokens=20_000)]
+    phases = [Phase(phase="trials", seconds=61.5, trained_tokens=90_000, evaluated_tokens=20_000)]
     found = SearchResult(folder, told, trials, [], phases, None)
     if not finished:
         return found
@@ -80,11 +80,11 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
     line_up = {
         best: "finalist 1",
         best.model_copy(update={"rank": 16}): "finalist 2",
-        best.model_copy(update={"ratio": 1.0}): "winner_lr",
-        trials[0].candidate: "rule",
+        best.model_copy(update={"ratio": 1.0}): "same_lr",
+        trials[0].candidate: "default",
     }
     repeats = [
-        RepeatRecord(
+        Record(
             label=label, candidate=candidate, seed=seed, select_loss=loss_of(candidate) + noise,
             select_metric=0.8, confirm_loss=loss_of(candidate), confirm_metric=0.8,
             losses=(loss_of(candidate) + 0.01 * rng.standard_normal(30)).tolist(),
@@ -106,5 +106,5 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
             cost=Cost(device_seconds=61.5, trained_tokens=90_000, evaluated_tokens=20_000, full_run_equivalents=1.5),
         ),
     )  # fmt: skip
-    phases.append(Phase(phase="confirmation", seconds=30.0, trained_tokens=40_000, evaluated_tokens=9_000))
+    phases.append(Phase(phase="seeds", seconds=30.0, trained_tokens=40_000, evaluated_tokens=9_000))
     return SearchResult(folder, told, trials, repeats, phases, recipe)

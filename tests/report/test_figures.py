@@ -30,7 +30,8 @@ from autolr.report.figures import (
 )
 from autolr.report.figures.style import Colours
 from autolr.report.page import render
-from autolr.search.records import RepeatRecord, SemifinalRecord
+from autolr.search.baselines import Baseline
+from autolr.search.records import Record
 from autolr.search.result import SearchResult
 from autolr.study import Study
 from tests.report import made
@@ -74,7 +75,7 @@ def test_steps_to_target_in_units_of_the_rule(tmp_path):
     slow = np.linspace(1, 0, 100)
     fast = np.linspace(1, -1, 100)
     found = steps_to_target.targets(
-        result(tmp_path, trial(0, slow, rule="rule"), trial(1, fast, ratio=8), trial(2, [1.0] * 100, ratio=2))
+        result(tmp_path, trial(0, slow, rule="default"), trial(1, fast, ratio=8), trial(2, [1.0] * 100, ratio=2))
     )
     assert found is not None
     _, rows = found
@@ -84,8 +85,8 @@ def test_steps_to_target_in_units_of_the_rule(tmp_path):
     assert steps_to_target.targets(result(tmp_path, trial(0, slow))) is None
 
 
-def repeat(label: str, candidate: Candidate, seed: int, losses, select=0.5) -> RepeatRecord:
-    return RepeatRecord(
+def repeat(label: str, candidate: Candidate, seed: int, losses, select=0.5) -> Record:
+    return Record(
         label=label, candidate=candidate, seed=seed, select_loss=select, select_metric=0, confirm_loss=select,
         confirm_metric=0, losses=[0.0], curve=list(losses),
     )  # fmt: skip
@@ -94,17 +95,17 @@ def repeat(label: str, candidate: Candidate, seed: int, losses, select=0.5) -> R
 def test_reaching_is_paired_by_seed(tmp_path):
     rule, other = Candidate(lr_v=1e-3, ratio=1, rank=8), Candidate(lr_v=1e-3, ratio=8, rank=8)
     repeats = [
-        repeat("rule", rule, 1, np.linspace(1, 0, 100)),
-        repeat("rule", rule, 2, np.linspace(2, 1, 100)),
+        repeat("default", rule, 1, np.linspace(1, 0, 100)),
+        repeat("default", rule, 2, np.linspace(2, 1, 100)),
         repeat("finalist 1", other, 2, np.linspace(2, 0, 100)),
         repeat("finalist 1", other, 1, [1.0] * 100),
     ]
-    found = steps_to_target.reaches(result(tmp_path, repeats=repeats), "rule")
+    found = steps_to_target.reaches(result(tmp_path, trainings=repeats), Baseline.DEFAULT)
     assert len(found) == 1 and found[0].candidate == other
     never, half = found[0].fractions
     assert never is None and half == pytest.approx(0.5, abs=0.06)
     assert found[0].median is None  # half of the seeds never reached it
-    assert steps_to_target.reaches(result(tmp_path, repeats=repeats), "paper") == []
+    assert steps_to_target.reaches(result(tmp_path, trainings=repeats), Baseline.PAPER) == []
 
 
 def test_a_band_is_the_middle_half_of_an_octave(tmp_path):
@@ -159,7 +160,7 @@ def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     whole = made.searched(tmp_path)
     assert steps_to_target.headline(whole).startswith("λ=5 reaches the λ=1 rule's training loss in 0.")
     scores = whole.recipe.evidence.scores
-    rule, best = (next(s for s in scores if s.label == label) for label in ("rule", "finalist 1"))
+    rule, best = (next(s for s in scores if s.label == label) for label in ("default", "finalist 1"))
     swapped = [
         s.model_copy(
             update={
@@ -206,8 +207,8 @@ def test_one_standard_error_is_what_the_verdict_chose(tmp_path):
     best, small = Candidate(lr_v=1e-3, ratio=1, rank=16), Candidate(lr_v=1e-3, ratio=1, rank=4)
     worse = Candidate(lr_v=1e-4, ratio=1, rank=2)
     losses = {best: (0.50, 0.52, 0.54), small: (0.49, 0.53, 0.545), worse: (0.70, 0.72, 0.75)}
-    repeats = [repeat("x", c, seed, [], loss) for c, group in losses.items() for seed, loss in enumerate(group)]
-    found = choice_effect.confirmed(result(tmp_path, repeats=repeats))
+    repeats = [repeat("x", c, seed, [], loss) for c, group in losses.items() for seed, loss in enumerate(group, 1)]
+    found = choice_effect.confirmed(result(tmp_path, trainings=repeats))
     assert [(one.candidate, one.as_good) for one in found] == [(best, True), (small, True), (worse, False)]
     difference = np.array(losses[small]) - np.array(losses[best])
     assert found[1].error == pytest.approx(difference.std(ddof=1) / np.sqrt(3))
@@ -305,11 +306,11 @@ def test_foresight_compares_ranks(tmp_path):
     # Those that went on to half of the full run tell more than other rungs of a trial.
     those = [trial(n, lr_v=1e-3 * (n + 1), rungs={10: n / 10}, score=n / 10) for n in range(6)]
     halves = [
-        SemifinalRecord(label="semifinalist", candidate=one.candidate, seed=0, loss=1 - one.score, examples=9)
+        Record(stage="50%", label="promoted", candidate=one.candidate, seed=0, select_loss=1 - one.score)
         for one in those
     ]
-    (half,) = early_vs_late.foresights(dataclasses.replace(result(tmp_path, *those), semifinals=halves))
-    assert (half.early, half.late, half.correlation) == ("step 10", "half of the full run", pytest.approx(-1.0))
+    (half,) = early_vs_late.foresights(dataclasses.replace(result(tmp_path, *those), trainings=halves))
+    assert (half.early, half.late, half.correlation) == ("step 10", "50% of the full run", pytest.approx(-1.0))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.json").write_text(json.dumps({"select": {"loss": 0.123}}))
     assert "the full run came to a select loss of 0.1230" in early_vs_late.headline(made.searched(tmp_path))

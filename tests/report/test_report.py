@@ -48,7 +48,7 @@ def test_an_unfinished_search_has_a_page(finished, kept):
     part = SearchResult(finished.folder.parent, finished.study, finished.trials[:kept], [], [], None)
     page = render(part)
     assert "This search is not finished" in page
-    assert "The confirmation is not through yet" in page
+    assert "The last stage is not through yet" in page
 
 
 def test_the_verdict_comes_first_and_its_details_after(tmp_path):

@@ -19,7 +19,7 @@ from autolr.search import records
 from autolr.search.arms import Arm, read_arms, varied
 from autolr.search.compare import Pair, _pair, compare, sentence
 from autolr.search.loop import Watcher
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
 from autolr.train.run import train
 
 
@@ -54,7 +54,7 @@ def test_all_are_trained_with_the_same_seeds_and_measured_against_the_first(foun
     assert frozen.level == pytest.approx(0.95)  # two intervals, which hold together with 90 %
     assert frozen.gain.mean == pytest.approx(result.arms[0].confirm_loss - result.arms[1].confirm_loss, abs=1e-6)
     assert json.loads((folder / "comparison.json").read_text())["verdict"] == result.verdict
-    kept = records.parsed(folder / "confirm.jsonl", RepeatRecord)
+    kept = records.parsed(folder / "trainings.jsonl", Record)
     assert {(r.label, r.seed) for r in kept} == {(arm.label, seed) for arm in result.arms for seed in (1, 2, 3)}
     # Same seed, same data: the trainings of a seed have seen the same tokens.
     assert len({(r.seed, r.tokens) for r in kept}) == 3
@@ -85,7 +85,7 @@ def test_a_training_is_that_of_stock_peft(found, recipe):
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
-    kept = records.parsed(folder / "confirm.jsonl", RepeatRecord)
+    kept = records.parsed(folder / "trainings.jsonl", Record)
     packed = next(r for r in kept if r.label.endswith("kind=dora") and r.seed == 1)
     np.testing.assert_allclose(packed.curve, losses, rtol=2e-3)
 
@@ -157,7 +157,7 @@ def test_the_outcome_of_a_pair(recipe, mean, worth, outcome):
 
     def repeats(label, gain):
         return [
-            RepeatRecord(
+            Record(
                 label=label, candidate=recipe.candidate, seed=seed, select_loss=0.5, select_metric=0.8,
                 confirm_loss=0.5, confirm_metric=0.8, losses=(common - gain + rng.normal(0, 0.03, 200)).tolist(),
             )

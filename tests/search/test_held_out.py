@@ -11,7 +11,7 @@ from autolr.data.batches import batch_order, joined
 from autolr.pack.slots import Slot, SlotConfig
 from autolr.search import verdict
 from autolr.search.held_out import LAST, TIMES, judges, last_steps
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
 from autolr.search.run import search
 from autolr.search.setting import choose_device, read_setting
 from autolr.study import Study
@@ -94,8 +94,8 @@ def test_the_loss_of_a_step_is_that_before_it_is_learned(setting):
             assert slot.losses[step] == pytest.approx(float(before.mean()), rel=1e-4)
 
 
-def final(rank: int, select: np.ndarray, steps: np.ndarray, size: int = 16, **fields) -> RepeatRecord:
-    return RepeatRecord(
+def final(rank: int, select: np.ndarray, steps: np.ndarray, size: int = 16, **fields) -> Record:
+    return Record(
         **{
             "label": "finalist 1",
             "candidate": Candidate(lr_v=1e-3, ratio=1, rank=rank),
@@ -154,14 +154,18 @@ def test_the_standard_error_is_that_of_a_mean_over_both(seed=0):
 
 
 def test_a_search_of_one_epoch_is_decided_by_it(small_study, tmp_path):
-    study = changed(small_study, training={"horizon": {"steps": 16}}, search={"length": 8, "rungs": [4]})
+    study = changed(
+        small_study,
+        training={"horizon": {"steps": 16}},
+        search={"stages": [{"to": 8}, {"to": 1.0, "promote": 2}], "rungs": [4]},
+    )
     result = search(study, tmp_path / "run", device="cpu")
     evidence = result.recipe.evidence
     for one in result.finals:
         assert one.unseen_losses == pytest.approx(one.curve[-4:], rel=1e-4) and one.unseen_examples == 4 * 8
     assert [score.held_out_loss for score in evidence.finals] == sorted(one.held_out_loss for one in result.finals)
-    own = [one for one in result.finals if one.label != "rule"]
-    rule = next(one for one in result.finals if one.label == "rule")
+    own = [one for one in result.finals if one.label != "default"]
+    rule = next(one for one in result.finals if one.label == "default")
     best = next(one for one in own if one.candidate == verdict.choose(own))
     assert result.recipe.candidate == min(rule, best, key=lambda one: one.held_out_loss).candidate
     # What ends after a trial's steps, at a high rate, has no such steps.

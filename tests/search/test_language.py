@@ -70,7 +70,7 @@ def test_whole_texts(small_study, model_folders, reviews, tmp_path):
 
 
 def test_the_shipped_study_runs(model_folders, in_folder, capsys):
-    short = ["search.length=4", "search.rungs=[2]", "budget.trials=3", "training.horizon={steps: 8}"]
+    short = ["search.stages=[{to: 4}]", "search.rungs=[2]", "budget.trials=3", "training.horizon={steps: 8}"]
     short += ["data.select=0.003", "data.confirm=0.003", "search.slots=2", "--out", "run", "--device", "cpu"]
     with pytest.raises(SystemExit) as end:
         cli.main(["search", "sft", "--model", model_folders["lm"], *short])

@@ -71,7 +71,7 @@ def test_methods_are_compared_in_one_search(small_study, tmp_path):
     study = with_method(small_study, "dora", "lora", "rslora", budget={"trials": 12})
     result = search(study, tmp_path / "run", device="cpu")
     kinds = {trial.rule or trial.number: trial.candidate.kind for trial in result.trials}
-    assert kinds["rule"] == kinds["qkv"] == "dora"
+    assert kinds["default"] == kinds["with_k"] == "dora"
     assert len(set(kinds.values())) > 1
     winner = result.recipe.candidate
     assert result.recipe.method.kind == [winner.kind]
@@ -82,11 +82,11 @@ def test_methods_are_compared_in_one_search(small_study, tmp_path):
 
 def test_loraplus_is_a_choice_whose_rates_the_recipe_spells_out(small_study, tmp_path):
     space = {"rho": [4.0, 16.0], "lr_v": [2e-3], "targets": ["all-linear"]}
-    study = with_method(small_study, "lora", space=space, budget={"trials": 4}, baselines=["rule"])
+    study = with_method(small_study, "lora", space=space, budget={"trials": 4}, baselines=["default"])
     result = search(study, tmp_path / "run", device="cpu")
     assert {trial.candidate.rho for trial in result.trials} == {4.0, 16.0}  # the rule has 1: it is confirmed alone
     scores = {score.label: score.candidate for score in result.recipe.evidence.scores}
-    assert scores["rule"].rho == 1.0
+    assert scores["default"].rho == 1.0
     recipe = result.recipe
     found = recipe.candidate
     assert set(recipe.rates.trained()) == {"q", "k", "v", "o", "mlp", "head"}

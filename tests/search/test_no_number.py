@@ -16,7 +16,7 @@ from autolr.study import Study
 def study(small_study) -> Study:
     content = small_study.model_dump(mode="json")
     content["space"] |= {"lr_v": [1e-3, 1e-2], "ratio": [1, 4], "rank": [2]}
-    return Study.model_validate({**content, "budget": {"trials": 4}, "baselines": ["rule"]})
+    return Study.model_validate({**content, "budget": {"trials": 4}, "baselines": ["default"]})
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])

@@ -43,16 +43,16 @@ class Slots(Watcher):
         self.name = name
 
     def stepped(self, running, capacity) -> None:
-        if self.name == "search":
+        if self.name == "trials":
             self.busy.append(len(running))
 
 
 def facts(result: SearchResult):
     """All that must not differ between two equal searches."""
     trials = [(t.candidate, t.rule, t.outcome, t.rungs, t.curve, t.tokens) for t in result.trials]
-    retrained = [*result.finals, *result.repeats]
-    repeats: list = sorted((s.label, s.seed, s.loss, s.examples, s.curve) for s in result.semifinals)
-    repeats += sorted((r.label, r.seed, r.select_loss, r.confirm_loss, r.losses) for r in retrained)
+    repeats = sorted(
+        (r.id, r.stage, r.label, r.seed, r.held_out_loss, r.confirm_loss or 0.0, r.losses) for r in result.trainings
+    )
     evidence = result.recipe.evidence.model_copy(update={"cost": None})
     return trials, repeats, result.recipe.model_copy(update={"evidence": evidence})
 
@@ -65,7 +65,7 @@ def finished(tmp_path_factory, small_study):
 
 def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     result, slots = finished
-    assert [trial.rule for trial in result.trials[:4]] == ["rule", "paper", "qkv", None]
+    assert [trial.rule for trial in result.trials[:4]] == ["default", "paper", None, None]
     assert len(result.ended()) == 9
     outcomes = [trial.outcome for trial in result.trials]
     assert "pruned" in outcomes and "finished" in outcomes
@@ -82,18 +82,16 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     evidence = recipe.evidence
     assert evidence.trials == {"total": 9, **{n: outcomes.count(n) for n in ("finished", "pruned", "diverged")}}
     labels = " + ".join(score.label for score in evidence.scores)
-    assert all(name in labels for name in ("finalist 1", "rule", "winner_lr", "paper", "qkv"))
+    assert all(name in labels for name in ("finalist 1", "default", "same_lr", "paper", "with_k"))
     assert len(result.repeats) == 2 * len(evidence.scores)
-    assert evidence.cost.trained_tokens == sum(
-        one.tokens for one in (*result.trials, *result.semifinals, *result.finals, *result.repeats)
-    )
+    assert evidence.cost.trained_tokens == sum(one.tokens for one in (*result.trials, *result.trainings))
 
 
 def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
     result, _ = finished
     finals, evidence = result.finals, result.recipe.evidence
     labels = sorted(" + ".join(one.label for one in finals).split(" + "))
-    assert [label for label in labels if label != "paper"] == ["finalist 1", "finalist 2", "rule"]
+    assert [label for label in labels if label != "paper"] == ["default", "finalist 1", "finalist 2"]
     assert len(finals) == 3  # the rule of thumb takes nobody's place
     assert all(len(one.curve) == result.recipe.steps == 24 and one.seed == 0 for one in finals)
     assert [(s.candidate, s.confirm_loss) for s in evidence.finals] == [
@@ -101,11 +99,12 @@ def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
     ]
     best = verdict.choose([one for one in finals if "finalist" in one.label])
     losses = {one.candidate: one.held_out_loss for one in finals}
-    rule = next(one for one in finals if "rule" in one.label)
+    rule = next(one for one in finals if "default" in one.label)
     assert result.recipe.candidate == (best if losses[best] <= rule.held_out_loss else rule.candidate)
-    # A final is the training that the trial of the same candidate has begun, and its semifinal gone on with.
-    for one in (*result.semifinals, *finals):
-        for before in (*result.ended(), *result.semifinals):
+    # A final is the training that the trial of the same candidate has begun, and that at half the full run resumes.
+    half = result.ladder["66.7%"]
+    for one in (*half, *finals):
+        for before in (*result.ended(), *half):
             if before.candidate == one.candidate:
                 assert one.curve[: len(before.curve)] == before.curve
     for one in finals:
@@ -114,7 +113,7 @@ def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"search": {"finalists": 1}}, {"training": {"horizon": {"steps": 12}}}], ids=["one", "whole"]
+    "changed", [{"search": {"stages": [{"to": 12}]}}, {"training": {"horizon": {"steps": 12}}}], ids=["one", "whole"]
 )
 def test_without_finals_the_confirmation_chooses(changed, small_study, tmp_path):
     content = small_study.model_dump()
@@ -123,12 +122,12 @@ def test_without_finals_the_confirmation_chooses(changed, small_study, tmp_path)
     result = search(Study.model_validate(content), tmp_path / "run", device="cpu")
     evidence = result.recipe.evidence
     assert not result.finals and not evidence.finals and "All this" not in evidence.verdict
-    finalists = content["search"]["finalists"]
+    finalists = 1 if "search" in changed else 2
     labels = " + ".join(score.label for score in evidence.scores).split(" + ")
     assert [f"finalist {n}" for n in (1, 2, 3) if f"finalist {n}" in labels] == [
         f"finalist {n}" for n in range(1, finalists + 1)
     ]
-    own = [record for record in result.repeats if record.candidate.targets == "qv" and record.label != "winner_lr"]
+    own = [record for record in result.repeats if record.candidate.targets == "qv" and record.label != "same_lr"]
     assert result.recipe.candidate == verdict.choose(own)
 
 
@@ -148,10 +147,8 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path,
     assert len(resumed.ended()) == 9
     ended = {trial.number: trial for trial in resumed.ended()}
     assert all(ended[trial.number] == trial for trial in before.ended())
-    assert all(record in resumed.repeats for record in before.repeats)
-    assert all(record in resumed.finals for record in before.finals)
-    assert all(record in resumed.semifinals for record in before.semifinals)
-    assert {trial.rule for trial in resumed.ended()} == {"rule", "paper", "qkv", None}
+    assert all(record in resumed.trainings for record in before.trainings)
+    assert {trial.rule for trial in resumed.ended()} == {"default", "paper", None}
     assert resumed.recipe is not None
 
 
@@ -205,7 +202,7 @@ def test_a_candidate_that_diverges_ends_and_counts(small_study, tmp_path):
         {
             **small_study.model_dump(),
             "space": space,
-            "search": {"length": 24, "slots": 4, "rungs": [12], "repeats": 2},
+            "search": {"stages": [{"to": 24}, {"to": 1.0, "promote": 2}], "slots": 4, "rungs": [12], "seeds": 2},
         }
     )
     study = study.model_validate({**study.model_dump(), "training": {"batch_size": 8, "clip_norm": None}})
@@ -225,10 +222,10 @@ def test_a_plan_writes_nothing(small_study, in_folder):
     found = plan(small_study, "cpu")
     assert found.coverage == "q and v in 2 of 2 layers"
     assert found.parameters["r=4"] == {"adapter": 4 * 2 * 2 * 64, "head": 66}
-    assert found.rules["paper"] == Candidate(lr_v=4e-4, ratio=4, rank=8)
+    assert found.baselines["paper"] == Candidate(lr_v=4e-4, ratio=4, rank=8)
     assert found.seconds > 0 and found.trained_tokens > 0
     # Nine trials and ten repeats of 12 steps; six trials go on to 16, two of these to 24, and that of the rule.
-    assert found.semifinals == 6 and found.finals == 3
+    assert [(one.stage.promote, len(one.stage.baselines)) for one in found.stages] == [(9, 0), (6, 0), (2, 1), (1, 4)]
     assert found.full_run_equivalents == pytest.approx((9 * 12 + 10 * 12 + 6 * 4 + 2 * 8 + 12) / 24)
     assert list(in_folder.iterdir()) == []
 
@@ -237,7 +234,7 @@ def test_the_shortest_of_studies(small_study, tmp_path):
     study = small_study.model_copy(
         update={
             "training": small_study.training.model_copy(update={"horizon": Horizon(steps=2)}),
-            "search": Search(slots="auto", finalists=1, repeats=2),
+            "search": Search(slots="auto", stages=[{"to": 0.25}], seeds=2),
             "budget": small_study.budget.model_copy(update={"trials": 4}),
         }
     )
@@ -245,7 +242,7 @@ def test_the_shortest_of_studies(small_study, tmp_path):
     assert len(result.ended()) == 4
     assert {len(trial.curve) for trial in result.ended()} == {2}
     assert result.recipe.steps == 2
-    assert plan(study).length == 2
+    assert plan(study).stages[0].stage.steps == 2
 
 
 def test_the_rule_of_thumb_is_tried_at_the_largest_rank_too(small_study):
@@ -261,7 +258,7 @@ def test_the_rule_of_thumb_is_tried_at_the_largest_rank_too(small_study):
         assert all(one["lr_v"] == 1e-2 for one, named in zip(fixed, waiting, strict=True) if named["rule"] != "paper")
         return [(named["rule"], one.get("rank")) for one, named in zip(fixed, waiting, strict=True)]
 
-    rules = [("rule", 8), ("paper", 8), ("qkv", 8)]
-    assert enqueued(rank=[4, 8, 64, 16]) == [*rules, ("rule at the largest rank", 64)]
+    rules = [("default", 8), ("paper", 8)]
+    assert enqueued(rank=[4, 8, 64, 16]) == [*rules, ("default at the largest rank", 64)]
     assert enqueued(rank=[2, 4, 8]) == rules
-    assert [rank for _, rank in enqueued(rank=[64])] == [64, 64, 64]
+    assert [rank for _, rank in enqueued(rank=[64])] == [64, 64]

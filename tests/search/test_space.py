@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from autolr.candidate import Candidate
-from autolr.search.confirm import best_of
+from autolr.search import baselines
+from autolr.search.baselines import Baseline
+from autolr.search.contest import best_of
 from autolr.search.records import TrialRecord
 from autolr.search.space import SearchSpace, rule_rate
 from autolr.study import Study
@@ -27,16 +29,16 @@ def space(**dimensions) -> SearchSpace:
 
 def test_rules():
     found = space()
-    assert found.rule("rule") == Candidate(lr_v=found.rate, ratio=1, rank=8)
-    assert found.rule("paper").lr_q == pytest.approx(1e-4)
-    assert found.rule("qkv").rates(1e-3) == {
+    assert baselines.default(found) == Candidate(lr_v=found.rate, ratio=1, rank=8)
+    assert Baseline.PAPER.candidate(found).lr_q == pytest.approx(1e-4)
+    assert Baseline.WITH_K.candidate(found).rates(1e-3) == {
         **dict.fromkeys("qkv", found.rate),
         "o": 0,
         "mlp": 0,
         "head": 1e-3,
     }
     winner = Candidate(lr_v=3e-3, ratio=6, rank=16)
-    assert found.rule("winner_lr", winner) == Candidate(lr_v=3e-3, ratio=1, rank=16)
+    assert Baseline.SAME_LR.candidate(found, winner) == Candidate(lr_v=3e-3, ratio=1, rank=16)
     assert winner.rates(1e-3)["k"] == 0
 
 
@@ -67,10 +69,10 @@ def test_the_best_are_those_of_whom_all_curves_expect_most():
 
 
 def test_which_rules_lie_in_the_space():
-    assert space().holds(space().rule("rule"))
+    assert space().holds(baselines.default(space()))
     narrow = space(lr_v=[1e-3], ratio={"low": 2, "high": 8}, rank=[4, 6])
-    assert not narrow.holds(narrow.rule("rule"))
-    assert narrow.rule("rule").rank == 6
+    assert not narrow.holds(baselines.default(narrow))
+    assert baselines.default(narrow).rank == 6
     assert narrow.points() is None
     assert len(space(lr_v=[1e-3, 2e-3], ratio=4, rank=[2, 4]).points()) == 4
 
@@ -80,7 +82,7 @@ def test_without_both_rates_there_is_no_ratio(targets):
     found = space(targets=targets, lr_v={"low": 1e-5, "high": 1e-2})
     assert set(found.distributions) == {"lr_v", "rank"}
     assert found.candidate({"lr_v": 2e-3, "rank": 4}) == Candidate(lr_v=2e-3, ratio=1, rank=4, targets=targets)
-    paper = found.rule("paper")
+    paper = Baseline.PAPER.candidate(found)
     assert found.holds(paper) and paper.rate == pytest.approx(4e-4 if targets == "vo" else 1e-4)
     assert "ratio" in space(targets=["vo", "qv"]).distributions
 

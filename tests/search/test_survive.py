@@ -28,6 +28,7 @@ from autolr.search.folder import RunFolder
 from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.run import search
+from autolr.search.stages import training_id
 from autolr.study import Study, Training
 from tests import tiny
 from tests.search.test_search import Stop, facts
@@ -200,7 +201,7 @@ class StopInTheFinals(Stop):
         self.phase_now = name
 
     def stepped(self, running, capacity) -> None:
-        if self.phase_now == "finals":
+        if self.phase_now == "100%":
             super().stepped(running, capacity)
 
 
@@ -209,7 +210,7 @@ def test_what_has_no_rungs_is_kept_as_often_as_trials_are(undisturbed, small_stu
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         search(small_study, run, device="cpu", watcher=StopInTheFinals(7))
-    kept = sorted((run / "slots").glob("final-*.safetensors"))
+    kept = sorted((run / "slots").glob("*-step24.safetensors"))
     assert kept
     for file in kept:
         with safe_open(file, framework="pt") as tensors:
@@ -226,22 +227,22 @@ def test_finals_go_on_where_their_trials_ended(undisturbed, small_study, tmp_pat
         search(small_study, tmp_path / "damaged", device="cpu", watcher=StopInTheFinals(1))
     for file in (tmp_path / "damaged" / "slots").glob("*.safetensors"):
         file.write_bytes(b"no tensors")
-    notes = Notes()
+    notes, first = Notes(), f"{training_id(undisturbed.trials[0].candidate, 0, 12)}.safetensors"
     from_the_start = search(small_study, tmp_path / "damaged", device="cpu", watcher=notes)
-    assert any("trial-0.safetensors: is damaged" in note for note in notes.said)
+    assert any(f"{first}: is damaged" in note for note in notes.said)
     assert same(from_the_start, undisturbed)
-    # So do semifinals whose trials' ends were not among those kept: the rule's alone is.
+    # So do trainings whose trials' ends were not among those kept: the default's alone is.
     monkeypatch.setattr(trials, "ENDS_KEPT", 0)
     with pytest.raises(KeyboardInterrupt):
         search(small_study, tmp_path / "few", device="cpu", watcher=StopInTheFinals(1))
-    assert [file.stem for file in (tmp_path / "few" / "slots").glob("trial-*.safetensors")] == ["trial-0"]
+    assert [file.name for file in (tmp_path / "few" / "slots").glob("*-step12.safetensors")] == [first]
     assert same(search(small_study, tmp_path / "few", device="cpu"), undisturbed)
     tried = {trial.candidate: trial for trial in undisturbed.ended()}
-    half = {one.candidate: one for one in undisturbed.semifinals}
+    half = {one.candidate: one for one in undisturbed.ladder["66.7%"]}
     saved = 0
     for whole, final in zip(from_the_start.finals, undisturbed.finals, strict=True):
         stages = [tried[final.candidate], *([half[final.candidate]] if final.candidate in half else [])]
-        assert stages[0].outcome == "finished" or final.label == "rule"
+        assert stages[0].outcome == "finished" or "default" in final.label
         begun = sum(stage.tokens for stage in stages)
         assert final.tokens == whole.tokens - begun
         assert len(final.curve) == 24 and final.curve[: len(stages[-1].curve)] == stages[-1].curve
@@ -277,14 +278,14 @@ def test_a_search_killed_with_signal_9_goes_on_with_the_same_command(undisturbed
 def test_half_a_last_line_is_dropped_and_said(undisturbed, small_study, tmp_path):
     shutil.copytree(undisturbed.folder, tmp_path / "run")
     folder, notes = RunFolder(tmp_path / "run"), Notes()
-    for path in (folder.curves, folder.confirm, folder.phases, folder.journal):
+    for path in (folder.curves, folder.trainings, folder.phases, folder.journal):
         with path.open("ab") as file:
             file.write(b'{"number": 1, "candi')
     more = small_study.model_copy(update={"budget": small_study.budget.model_copy(update={"trials": 10})})
     result = search(more, folder.path, device="cpu", watcher=notes)
     assert len(result.ended()) == 10
     assert [t for t in result.trials if t.number < 9] == undisturbed.trials
-    for name in ("curves.jsonl", "confirm.jsonl", "phases.jsonl"):
+    for name in ("curves.jsonl", "trainings.jsonl", "phases.jsonl"):
         assert any(note.startswith(f"{name}: its last line was cut off") for note in notes.said)
     assert all(line.startswith(b"{") and line.endswith(b"}") for line in folder.journal.read_bytes().splitlines())
 
@@ -294,7 +295,8 @@ def test_a_damaged_checkpoint_is_said_and_its_trial_starts_anew(undisturbed, sma
     with pytest.raises(KeyboardInterrupt):
         search(small_study, tmp_path / "run", device="cpu", watcher=Stop(7))
     kept = sorted((tmp_path / "run" / "slots").glob("*.safetensors"))
-    assert [path.stem for path in kept] == ["trial-0", "trial-1", "trial-2", "trial-3"]
+    first = [trial.candidate for trial in undisturbed.trials[:4]]
+    assert {path.stem for path in kept} == {training_id(candidate, 0, 12) for candidate in first}
     kept[0].write_bytes(kept[0].read_bytes()[:1000])
     kept[1].write_bytes(b"no tensors")
     notes = Notes()

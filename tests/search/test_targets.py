@@ -21,14 +21,14 @@ def with_targets(study: Study, *targets: str, **more) -> Study:
 
 @pytest.mark.parametrize(("targets", "modules"), [("v", {"value"}), ("qk", {"query", "key"}), ("vo", None)])
 def test_a_search_and_its_full_run_train_what_is_asked_and_nothing_else(small_study, tmp_path, targets, modules):
-    study = with_targets(small_study, targets, budget={"trials": 5}, baselines=["rule", "winner_lr"])
+    study = with_targets(small_study, targets, budget={"trials": 5}, baselines=["default", "same_lr"])
     recipe = search(study, tmp_path / "run", device="cpu").recipe
     assert recipe.candidate.targets == targets
     assert set(recipe.rates.trained()) == {*targets, "head"}
     # One rate: there is no ratio to search, to confirm, or to tell of.
     evidence = recipe.evidence
     assert recipe.candidate.ratio == 1 and all(score.candidate.ratio == 1 for score in evidence.scores)
-    assert any("winner_lr" in score.label and score.gain is None for score in evidence.scores)
+    assert any("same_lr" in score.label and score.gain is None for score in evidence.scores)
     assert "λ" not in evidence.verdict and "atio" not in evidence.verdict and "λ" not in recipe._repr_html_()
     done = train(recipe, tmp_path / "full", device="cpu")
     trained = set(PeftConfig.from_pretrained(done.adapter).target_modules)
@@ -42,13 +42,13 @@ def test_targets_are_a_choice_of_the_space(small_study, tmp_path):
     study = with_targets(small_study, "qv", "kv", "v", budget={"trials": 12})
     result = search(study, tmp_path / "run", device="cpu")
     trials = {trial.rule or trial.number: trial.candidate.targets for trial in result.trials}
-    assert trials["rule"] == "qv"
+    assert trials["default"] == "qv"
     assert {t for name, t in trials.items() if isinstance(name, int)} <= {"qv", "kv", "v"}
     assert len(set(trials.values())) > 1
-    # The comparison with W_k trained as well is not in this space: it is confirmed, and cannot win.
-    assert "qkv" not in trials
+    # The comparison with W_k trained as well is not in this space: it is compared, and cannot win.
+    assert "with_k" not in trials
     scores = {score.label: score.candidate for score in result.recipe.evidence.scores}
-    assert scores["qkv"].targets == "qkv"
+    assert scores["with_k"].targets == "qkv"
     assert result.recipe.candidate.targets in ("qv", "kv", "v")
 
 

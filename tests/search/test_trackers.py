@@ -30,7 +30,7 @@ def scalars(path) -> dict[str, list[tuple[int, float]]]:
 
 def trainings(result: SearchResult) -> int:
     """Count what a search has trained."""
-    return sum(map(len, (result.trials, result.semifinals, result.finals, result.repeats)))
+    return sum(map(len, (result.trials, result.trainings)))
 
 
 def test_tensorboard_has_every_trial_and_the_full_run(small_study, tmp_path):
@@ -63,7 +63,7 @@ def test_mlflow_has_every_trial(small_study, tmp_path, monkeypatch):
     found = client.search_runs([experiment], max_results=500)
     assert len(found) == trainings(result)
     trial = result.trials[0]
-    one = next(run for run in found if run.data.params["label"] == "rule" and run.data.tags["phase"] == "search")
+    one = next(run for run in found if run.data.params["label"] == "default" and run.data.tags["phase"] == "trials")
     assert float(one.data.params["lr_v"]) == trial.candidate.lr_v
     assert one.data.metrics["select_loss"] == pytest.approx(trial.score)
     curve = client.get_metric_history(one.info.run_id, "train_loss")

@@ -8,7 +8,7 @@ from scipy import stats
 
 from autolr.candidate import Candidate
 from autolr.search import verdict
-from autolr.search.records import RepeatRecord
+from autolr.search.records import Record
 
 A, B = Candidate(lr_v=1e-3, ratio=4, rank=8), Candidate(lr_v=1e-3, ratio=1, rank=8)
 K = Candidate(lr_v=1e-3, ratio=1, rank=8, targets="qkv")
@@ -33,9 +33,9 @@ def test_without_differences_between_seeds_it_is_the_paired_t_interval():
     assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-6)
 
 
-def record(candidate: Candidate, seed: int, select: float, confirm: float, label: str) -> RepeatRecord:
+def record(candidate: Candidate, seed: int, select: float, confirm: float, label: str) -> Record:
     rng = np.random.default_rng(seed)
-    return RepeatRecord(
+    return Record(
         label=label,
         candidate=candidate,
         seed=seed,
@@ -49,8 +49,8 @@ def record(candidate: Candidate, seed: int, select: float, confirm: float, label
 
 def test_the_winner_is_chosen_on_select_and_w_k_stays_frozen():
     repeats = [record(A, s, 0.40, 0.50, "finalist 1") for s in (1, 2)]
-    repeats += [record(B, s, 0.41, 0.30, "rule") for s in (1, 2)]
-    repeats += [record(K, s, 0.20, 0.20, "qkv") for s in (1, 2)]
+    repeats += [record(B, s, 0.41, 0.30, "default") for s in (1, 2)]
+    repeats += [record(K, s, 0.20, 0.20, "with_k") for s in (1, 2)]
     winner = verdict.choose(repeats)
     assert winner == A
     scores = verdict.scores(repeats, winner)
@@ -78,7 +78,7 @@ def test_of_one_seed_the_examples_say_what_is_as_good():
     best = rng.normal(0.5, 0.2, 400)
     small = best + rng.normal(0.002, 0.1, 400)
 
-    def final(rank: int, losses: np.ndarray) -> RepeatRecord:
+    def final(rank: int, losses: np.ndarray) -> Record:
         one = record(A.model_copy(update={"rank": rank}), 0, float(losses.mean()), 0.5, "finalist 1")
         return one.model_copy(update={"select_losses": losses.tolist()})
 
@@ -96,22 +96,24 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     close = [record(A, s, 0.40, 0.400, "finalist 1") for s in (1, 2, 3)]
     rule = [
         r.model_copy(
-            update={"candidate": B, "label": "rule", "losses": (np.array(r.losses) + rng.normal(0, 0.1, 50))}
+            update={"candidate": B, "label": "default", "losses": (np.array(r.losses) + rng.normal(0, 0.1, 50))}
         )
         for r in close
     ]
     text = verdict.sentence(verdict.scores([*close, *rule], A))
     assert text.startswith("No gain of λ=4")
-    alone = verdict.sentence(verdict.scores([r.model_copy(update={"label": "finalist 1 + rule"}) for r in close], A))
+    alone = verdict.sentence(
+        verdict.scores([r.model_copy(update={"label": "finalist 1 + default"}) for r in close], A)
+    )
     assert alone.startswith("No gain over the rule of thumb: the rule itself")
     both = [r.model_copy(update={"label": "finalist 1"}) for r in rule]
-    rules = [r.model_copy(update={"label": "rule + winner_lr", "candidate": A}) for r in close]
+    rules = [r.model_copy(update={"label": "default + same_lr", "candidate": A}) for r in close]
     gain = verdict.scores([*rules, *both], A)[1].gain
     said = verdict.sentence(verdict.scores([*rules, *both], A)).partition(". ")[0]
     where = f"{abs(gain.mean):.4f} {'above' if gain.mean >= 0 else 'below'}"
     assert f"lies {where} it, 90% interval {gain.low:+.4f} to {gain.high:+.4f}" in said
     better = [record(A, s, 0.40, 0.3, "finalist 1") for s in (1, 2, 3)]
-    worse = [record(B, s, 0.45, 0.4, "rule") for s in (1, 2, 3)]
+    worse = [record(B, s, 0.45, 0.4, "default") for s in (1, 2, 3)]
     assert "beats the rule" in verdict.sentence(verdict.scores([*better, *worse], A))
 
 
@@ -119,7 +121,7 @@ def test_a_recipe_that_diverges_is_chosen_last_however_low_its_other_losses():
     wild = [record(A, 1, 0.1, 0.1, "finalist 1"), record(A, 2, 0.1, 0.1, "finalist 1")]
     wild[1] = wild[1].model_copy(update={"diverged": True, "select_loss": 0.3})
     small = A.model_copy(update={"rank": 2, "lr_v": 5e-3})  # of a smaller rank, and as good but for what diverged
-    repeats = [*wild, *(record(B, s, 0.41, 0.5, "rule") for s in (1, 2))]
+    repeats = [*wild, *(record(B, s, 0.41, 0.5, "default") for s in (1, 2))]
     repeats += [r.model_copy(update={"candidate": small, "label": "finalist 2"}) for r in wild]
     assert verdict.choose(repeats) == B
     scores = verdict.scores(repeats, B)

@@ -79,7 +79,7 @@ def check(result: SearchResult, alone: SearchResult) -> None:
     assert len(result.trials) == len(result.ended()) == study.budget.trials
     candidates = [trial.candidate for trial in result.trials]
     assert len(set(candidates)) == len(candidates)
-    assert {trial.rule for trial in result.trials} == {"rule", "paper", "qkv", None}
+    assert {trial.rule for trial in result.trials} == {"default", "paper", None}
     lines = [json.loads(line) for line in RunFolder(result.folder).curves.read_text().splitlines()]
     assert {line["number"] for line in lines} == set(range(study.budget.trials))
     for trial in result.trials:
@@ -92,7 +92,7 @@ def check(result: SearchResult, alone: SearchResult) -> None:
     repeats = [(one.candidate, one.seed) for one in result.repeats]
     assert len(repeats) == len(set(repeats))
     assert len(repeats) == 2 * len(result.recipe.evidence.scores)
-    for stage in (result.semifinals, result.finals):
+    for stage in result.ladder.values():
         assert len({one.candidate for one in stage}) == len(stage)
     finals = [one.candidate for one in result.finals]
     assert len(finals) == len(set(finals)) == len(result.recipe.evidence.finals)
@@ -124,7 +124,7 @@ def test_two_workers_one_of_which_dies(alone, small_study, tmp_path):
         killer.join()
     check(result, alone)
     assert [note for note in told.notes if "signal 9" in note and "another takes its place" in note]
-    assert told.states[-1].phase == "confirmation" and told.states[-1].done == len(result.repeats)
+    assert told.states[-1].phase == "seeds" and told.states[-1].done == len(result.repeats)
     assert read_state(folder).ended == "finished"
     assert not folder.slots.exists()
     assert len(list(folder.workers.glob("*.log"))) == 2

@@ -55,7 +55,7 @@ def test_negative_losses(usual, tmp_path):
     found = autolr.tune(training(shift=-1000.0), out=tmp_path / "run", **SMALL)
     assert found.recipe.evidence.scores[0].confirm_loss < -990
     assert found.recipe.candidate.lr_v == pytest.approx(usual.recipe.candidate.lr_v, rel=0.2)
-    assert gains(found)["rule"] == pytest.approx(gains(usual)["rule"], rel=0.1)
+    assert gains(found)["default"] == pytest.approx(gains(usual)["default"], rel=0.1)
 
 
 def test_losses_that_are_all_equal(tmp_path):
@@ -130,6 +130,6 @@ def test_a_repeat_that_diverges_is_as_bad_as_the_worst_and_said(tmp_path):
     repeats = [r for r in result.repeats if r.diverged]
     assert len(repeats) == 1 and set(repeats[0].losses) == {highest} and highest < 0
     scores = result.recipe.evidence.scores
-    assert [score.diverged for score in scores if "rule" in score.label.split(" + ")] == [1]
+    assert [score.diverged for score in scores if "default" in score.label.split(" + ")] == [1]
     assert "1 of its trainings diverged" in result.recipe.evidence.verdict
     assert result.recipe.candidate.describe() != repeats[0].candidate.describe()

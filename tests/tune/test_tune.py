@@ -63,7 +63,7 @@ def test_finds_what_is_best_and_says_so(in_folder):
     seeds = {seed for _, seed, _ in training.calls}
     assert seeds == {0, 1, 2, 3}
     labels = {label for record in result.repeats for label in record.label.split(" + ")}
-    assert labels == {"finalist 1", "finalist 2", "rule", "winner_lr"}
+    assert labels == {"finalist 1", "finalist 2", "default", "same_lr"}
     assert result.repeats[0].confirm_loss == pytest.approx(np.mean(result.repeats[0].losses), abs=1e-5)
     page = write_report(result).read_text(encoding="utf-8")
     assert "beats the rule of thumb" in page
@@ -81,8 +81,10 @@ def test_goes_on_where_it_stopped(in_folder):
     at_once = autolr.tune(Training(), out="other", **OPTIONS)
     first = [[trial.candidate for trial in one.ended()[:5]] for one in (begun, resumed, at_once)]
     assert first[0] == first[1] == first[2] and len(resumed.ended()) == 12
-    cut_short = next(trial.candidate for trial in resumed.trials if trial.outcome == "interrupted")
-    assert cut_short in [trial.candidate for trial in resumed.ended()]
+    # What was cut short is trained again, and it is the same trial.
+    cut_short = next(trial for trial in begun.trials if trial.outcome == "running")
+    assert resumed.trials[cut_short.number].candidate == cut_short.candidate
+    assert {trial.outcome for trial in resumed.trials} <= {"finished", "pruned"}
     assert resumed.recipe.evidence.verdict.startswith("λ=")
     again = Training()
     autolr.tune(again, out="run", **OPTIONS)
@@ -95,7 +97,7 @@ def test_one_number_or_none_judges_over_seeds_alone(in_folder):
     one = autolr.tune(lambda c, r: Training(1)(c, r)[0] if r.confirms else Training(None)(c, r), out="one", **OPTIONS)
     none = autolr.tune(Training(None), out="none", **OPTIONS)
     for result in (one, none):
-        rule = next(s for s in result.recipe.evidence.scores if "rule" in s.label.split(" + "))
+        rule = next(s for s in result.recipe.evidence.scores if "default" in s.label.split(" + "))
         assert rule.gain.low <= rule.gain.mean <= rule.gain.high and math.isfinite(rule.gain.low)
     assert "returned none of other examples" in none.recipe.evidence.verdict
     assert "returned none of other examples" not in one.recipe.evidence.verdict
@@ -150,7 +152,7 @@ def test_what_is_wrong_is_said(in_folder, capsys):
     with pytest.raises(TypeError, match="not str"):
         autolr.tune(lambda c, r: (r(40, 1.0), "good")[1], out="t", **OPTIONS)
     autolr.tune(Training(), out="run", watcher=PlainWatcher(), **OPTIONS)
-    assert "search: 12 to do" in capsys.readouterr().out
+    assert "trials: 12 to do" in capsys.readouterr().out
     study = SearchResult.load("run").study
     with pytest.raises(DataError, match="only autolr.tune searches it"):
         autolr.search(study, "elsewhere")

@@ -15,9 +15,9 @@ from tests import tiny
 from tests.conftest import tokenizer_with
 
 SMALL = {
-    "search": {"length": 4, "rungs": [2], "finalists": 1, "repeats": 2},
+    "search": {"stages": [{"to": 4}], "rungs": [2], "seeds": 2},
     "space": {"rank": [2, 4], "ratio": [1, 8], "lr_v": [1e-3, 1e-2]},
-    "baselines": ["rule"],
+    "baselines": ["default"],
 }
 
 
@@ -60,7 +60,7 @@ def test_a_trainers_arguments_in_a_recipe_out(tmp_path):
     assert recipe.training.weight_decay == 0.01 and recipe.training.warmup == 0.125 and recipe.method.alpha == 8
     assert (recipe.task, recipe.name, recipe.candidate.targets) == ("sft", "Trainer", "qv")
     assert [note for note in watcher.notes if "cosine" in note and note.startswith("not taken over")]
-    rule = next(trial for trial in result.trials if trial.rule == "rule")
+    rule = next(trial for trial in result.trials if trial.rule == "default")
     assert (rule.candidate.lr_v, rule.candidate.ratio) == (1e-3, 1.0)
     trained = len(result.ended()) + len(result.repeats)
     assert len(built) == trained and len(result.ended()) == 4

@@ -55,7 +55,7 @@ def values(result: SearchResult, name: str) -> list[Value]:
     """Return the trials of each value of a dimension, in the order of the values."""
     scores = data.comparable_scores(result)
     groups: dict[Any, list[TrialRecord]] = defaultdict(list)
-    for trial in data.searched(result):
+    for trial in result.trials:
         if trial.number in scores:
             groups[getattr(trial.candidate, name)].append(trial)
     usual = data.own_winner(result)

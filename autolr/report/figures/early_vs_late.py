@@ -38,7 +38,7 @@ class Foresight(NamedTuple):
 
 def foresights(result: SearchResult) -> list[Foresight]:
     """Return how early scores compare with late ones: rungs with a trial's end, and that with all that followed."""
-    finished = [t for t in data.searched(result) if t.outcome == "finished" and t.rungs]
+    finished = [t for t in result.trials if t.outcome == "finished" and t.rungs]
     if not finished:
         return []
     last = max(max(trial.rungs) for trial in finished)
@@ -48,10 +48,8 @@ def foresights(result: SearchResult) -> list[Foresight]:
         there = [trial for trial in finished if rung in trial.rungs]
         pairs = [(trial, trial.rungs[rung], trial.rungs[last]) for trial in there]
         found.append(_compared(f"step {rung}", f"step {last}", pairs))
-    for late, losses in (
-        ("half of the full run", {record.candidate: record.loss for record in result.semifinals}),
-        ("the end of the full run", {record.candidate: record.select_loss for record in result.finals}),
-    ):
+    for stage, records in result.ladder.items():
+        late, losses = f"{stage} of the full run", {record.candidate: record.select_loss for record in records}
         through = [(t, t.rungs[last], losses[t.candidate]) for t in finished if t.candidate in losses]
         if through:
             found.append(_compared(f"step {last}", late, through))
@@ -92,7 +90,7 @@ def headline(result: SearchResult) -> str | None:
     "Select losses of the same candidates early and late; ρ: Spearman's correlation of ranks. Only finished trials "
     "can be compared: trials that were pruned for bad early losses are not among them.",
     "No trial has finished yet.",
-    look_for="a low ρ says: trials were too short, give `search.length` more",
+    look_for="a low ρ says: trials were too short, let the first of the `search.stages` go further",
     headline=headline,
 )
 def early_vs_late(result: SearchResult) -> go.Figure | None:

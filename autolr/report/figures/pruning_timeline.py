@@ -58,9 +58,9 @@ def climbed(result: SearchResult) -> Ladder | None:
     trials = [trial for trial in result.trials if trial.number in reached]
     if not trials:
         return None
-    told = result.study.search.length
+    told = result.study.search.stages[0].to
     ends = [reached[t.number] for t in trials if t.outcome == "finished"]
-    length = max(ends) if ends else told if isinstance(told, int) else max(reached.values())
+    length = max(ends) if ends else int(told) if told > 1 else max(reached.values())
     climbs = []
     for trial in trials:
         is_cut = trial.outcome in ("pruned", "diverged", "infeasible")

@@ -26,7 +26,7 @@ def _one_rate(result: SearchResult) -> str:
 def rate_effect(result: SearchResult) -> go.Figure | None:
     """Score against the one rate there is; None if no trial has a score."""
     scores = data.comparable_scores(result)
-    trials = [trial for trial in data.searched(result) if trial.number in scores]
+    trials = [trial for trial in result.trials if trial.number in scores]
     drawn = blank("learning rate", "select loss, brought to the last rung")
     drawn.update_xaxes(type="log", exponentformat="e", dtick="D2")
     colours = {outcome: ACCENT if outcome == "finished" else GREY for outcome in OUTCOMES}

@@ -39,7 +39,7 @@ def surface(result: SearchResult, points: int = 60) -> Surface | None:
     fitted = data.fit(result)
     if fitted is None or not {"lr_v", "ratio"} <= set(fitted.encoding.space):
         return None
-    trials = [trial for trial in data.searched(result) if trial.candidate.has_ratio]
+    trials = [trial for trial in result.trials if trial.candidate.has_ratio]
     scores = data.comparable_scores(result)
     best = min((t for t in trials if t.number in scores), key=lambda t: scores[t.number], default=None)
     likes = [data.own_winner(result), best.candidate if best else None]
@@ -80,7 +80,7 @@ def _text(result: SearchResult) -> str:
 )
 def rate_map(result: SearchResult) -> go.Figure | None:
     """η_Q against η_V: trials by outcome, contours of the surrogate, lines of equal λ; None without trials."""
-    trials = [trial for trial in data.searched(result) if trial.candidate.has_ratio]
+    trials = [trial for trial in result.trials if trial.candidate.has_ratio]
     if not trials:
         return None
     drawn = blank("η_Q", "η_V", 520)

@@ -14,6 +14,7 @@ from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, FAINT, GREY, INK, blank, describe, error_bars
+from autolr.search.baselines import Baseline
 from autolr.search.records import TrialRecord
 from autolr.search.result import SearchResult
 
@@ -53,22 +54,22 @@ def targets(result: SearchResult) -> tuple[float, list[Target]] | None:
     The target is the lowest smoothed loss of the rule's trial, the unit the step it came at.
     """
     curves = data.curves(result)
-    rule = next((curve for curve in curves if curve.trial.rule == "rule"), None)
+    rule = next((curve for curve in curves if curve.trial.rule == Baseline.DEFAULT), None)
     if rule is None:
         return None
     target, unit = _goal(rule.losses)
     return target, [Target(curve.trial, _fraction(curve.losses, target, unit)) for curve in curves]
 
 
-def reaches(result: SearchResult, label: str) -> list[Reach]:
+def reaches(result: SearchResult, baseline: Baseline) -> list[Reach]:
     """Return how soon each confirmed candidate reached another's loss, both with the same seed and batches.
 
     Args:
         result: the search.
-        label: of the other, such as `rule`; the list is empty if it was not confirmed.
+        baseline: the other; empty if it was not compared.
     """
     groups = data.repeats(result)
-    other = next((group for group in groups.values() if label in group[0].label.split(" + ")), None)
+    other = next((group for group in groups.values() if baseline.is_in(group[0].label)), None)
     if other is None:
         return []
     goals = {record.seed: _goal(data.smooth(record.curve)) for record in other if record.curve}
@@ -124,7 +125,7 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
     drawn = blank("λ = η_V / η_Q", "share of the λ=1 rule's steps")
     ticks = ratio_ticks([row.trial.candidate.ratio for row in rows])
     drawn.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
-    again = [reach for reach in reaches(result, "rule") if reach.candidate.has_ratio]
+    again = [reach for reach in reaches(result, Baseline.DEFAULT) if reach.candidate.has_ratio]
     top = 1.15 * max([row.fraction or 0 for row in rows] + [f for r in again for f in r.known] + [1.0])
     for there in (True, False):
         group = [row for row in rows if (row.fraction is not None) == there]
@@ -160,11 +161,11 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
 
 def _reached(result: SearchResult, candidate: Candidate) -> str | None:
     parts = []
-    goals = {"rule": "the λ=1 rule's training loss"}
+    goals = {Baseline.DEFAULT: "the λ=1 rule's training loss"}
     if candidate == data.own_winner(result) and candidate.ratio != 1.0:
-        goals["winner_lr"] = "the loss of λ=1 at its own lr_v"
-    for label, what in goals.items():
-        reach = next((reach for reach in reaches(result, label) if reach.candidate == candidate), None)
+        goals[Baseline.SAME_LR] = "the loss of λ=1 at its own lr_v"
+    for baseline, what in goals.items():
+        reach = next((reach for reach in reaches(result, baseline) if reach.candidate == candidate), None)
         if reach is None:
             continue
         seeds = f"{len(reach.known) or 'none'} of {len(reach.fractions)} seeds"

@@ -73,9 +73,9 @@ def cases(*, simulated: bool) -> list[Case]:
     if simulated:
         few = {
             "training": {"batch_size": 2, "horizon": {"steps": 6}},
-            "search": {"length": 4, "rungs": [2], "finalists": 1, "repeats": 2, "slots": 2},
+            "search": {"stages": [{"to": 4}], "rungs": [2], "seeds": 2, "slots": 2},
             "space": {"rank": [2]},
-            "baselines": ["rule"],
+            "baselines": ["default"],
             "budget": {"trials": 2},
         }
         return [

@@ -30,7 +30,7 @@ from studies.benchmarks.common.document import ROOT
 # the share of the kills that hit the process that starts the others.
 BETWEEN, FIRST = (10, 700), 0.1
 # The share of the kills that waits for what follows the trials.
-LATE, LATE_PHASES = 0.2, ("semifinals", "finals", "confirmation")
+LATE, LATE_PHASES = 0.2, ("100%", "seeds")
 # Bytes of a step's line in a trace, about.
 LINE = 26
 LENGTH, RUNG = 320, 40
@@ -99,7 +99,12 @@ def small_study(work: Path, trials: int) -> Study:
         data={"source": str(work / "data.jsonl"), "select": 0.2, "confirm": 0.2},
         space={"lr_v": {"low": 2e-4, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
         training={"batch_size": 8, "horizon": {"steps": 2 * LENGTH}},
-        search={"length": LENGTH, "rungs": list(range(RUNG, LENGTH, RUNG)), "slots": 4, "finalists": 2, "repeats": 4},
+        search={
+            "stages": [{"to": LENGTH}, {"to": 1.0, "promote": 2}],
+            "rungs": list(range(RUNG, LENGTH, RUNG)),
+            "slots": 4,
+            "seeds": 4,
+        },
         budget={"trials": trials},
     )
 
@@ -249,11 +254,10 @@ def _judged(folder: RunFolder, study: Study) -> dict[str, Any]:
     """Count what is there more than once or not at all, and train some trials again, undisturbed."""
     result = SearchResult.load(folder.path)
     ended = result.ended()
-    stages = (result.semifinals, result.finals, result.repeats)
-    trained = [Counter((one.candidate, one.seed) for one in stage) for stage in stages]
+    trained = Counter(one.id for one in result.trainings)
     searched = Counter(trial.candidate for trial in ended if trial.rule is None)
     duplicated = max(0, len(ended) - study.budget.trials)
-    duplicated += sum(count - 1 for counts in (*trained, searched) for count in counts.values())
+    duplicated += sum(count - 1 for counts in (trained, searched) for count in counts.values())
     return {
         "trials": len(ended),
         "duplicated": duplicated,

@@ -26,8 +26,10 @@ from autolr.search.claims import Claims
 from autolr.search.folder import RunFolder
 from autolr.search.loop import Job, Running, Watcher
 from autolr.search.sampler import CurveSampler
+from autolr.search.scoring import SubsetScorer
 from autolr.search.setting import Setting, read_setting
 from autolr.search.trials import Trials
+from autolr.search.work import Work
 from studies.benchmarks.common import servers
 from studies.benchmarks.robustness import kills
 
@@ -103,8 +105,9 @@ class _Play:
             claims = Claims(folder, studies[number % len(studies)], f"worker-{number}")
             claims._beat(0)
             data: Any = setting.data
-            trials = Trials(setting.study, setting.space, setting.length, folder, pack, data, Watcher(), claims)  # type: ignore[arg-type]
-            self.workers.append(_Worker(trials))
+            work = Work(setting.study, setting.space, setting.stages, folder, claims, Watcher())
+            scorer = SubsetScorer(pack, data, setting.study, setting.length, claims)  # type: ignore[arg-type]
+            self.workers.append(_Worker(Trials(work, scorer)))
         self.free = 0.0  # when the search's lock is
         self.ended = 0
         self.asks: list[tuple[int, float, float]] = []

@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from autolr.search.records import RepeatRecord, SemifinalRecord
+from autolr.search.records import Record
 from autolr.search.result import SearchResult
 from studies import SENTIMENT
 from studies.benchmarks.common import document
 from studies.benchmarks.search_quality import fitted_surfaces
 
-SHORT = ["search.length=8", "search.rungs=[4]", "search.finalists=1", "search.repeats=2", "budget.trials=2"]
+SHORT = ["search.stages=[{to: 8}]", "search.rungs=[4]", "search.seeds=2", "budget.trials=2"]
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         found, cost = recipe.candidate, recipe.evidence.cost
         trials = {trial.candidate: trial.score for trial in searched.ended() if trial.score is not None}
 
-        def about(one: RepeatRecord | SemifinalRecord) -> dict[str, Any]:
+        def about(one: Record) -> dict[str, Any]:
             return {
                 "seed": seed,  # noqa: B023 (called in this round alone)
                 "label": one.label,
@@ -66,11 +66,12 @@ def main() -> None:
                 "trial_loss": trials.get(one.candidate),  # noqa: B023
             }
 
-        for one in searched.semifinals:
-            result.row("semifinal", **about(one), half_loss=one.loss)
-        for first, second in itertools.combinations(searched.semifinals, 2):
+        promoted = [one for stage in searched.ladder.values() for one in stage if not one.losses]
+        for one in promoted:
+            result.row("semifinal", **about(one), half_loss=one.held_out_loss)
+        for first, second in itertools.combinations(promoted, 2):
             halves["trial"].append(trials[first.candidate] - trials[second.candidate])
-            halves["half"].append(first.loss - second.loss)
+            halves["half"].append(first.held_out_loss - second.held_out_loss)
             halves["oracle"].append(oracle.excess(first.candidate) - oracle.excess(second.candidate))
         for final in searched.finals:
             result.row(
@@ -83,7 +84,7 @@ def main() -> None:
         for one, other in itertools.combinations(searched.finals, 2):
             apart["select"].append(one.select_loss - other.select_loss)
             apart["held_out"].append(one.held_out_loss - other.held_out_loss)
-            apart["confirm"].append(one.confirm_loss - other.confirm_loss)
+            apart["confirm"].append(one.confirmed - other.confirmed)
             apart["oracle"].append(oracle.excess(one.candidate) - oracle.excess(other.candidate))
         excess.append(oracle.excess(found))
         result.row(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ def packed(
     length = max(1, round(OWN_PART * steps / CYCLE)) * CYCLE if own_decay else trial_length(steps)
     rungs = settings.rung_steps(length)
     ends = [*rungs, length]
-    half, semifinalists, finalists = round(steps / 2), settings.semifinalists, settings.finalists
+    later = [(round(steps * stage.to), stage.promote or 1) for stage in settings.stages[1:]]
 
     def seen(candidate: Candidate, step: int) -> float:
         if not own_decay:
@@ -181,7 +182,7 @@ def packed(
         ahead = min(one.since + ends[one.passed] for one in running) - now
         kept = 0.0
         if finals:
-            on = semifinalists * (half - length) + finalists * (steps - half)
+            on = sum(count * (end - before) for (before, _), (end, count) in pairwise([(length, 0), *later]))
             kept = on / steps + left(surface.bounds.rule_candidate)
         if ledger.spent + len(running) * ahead / steps > budget - kept:
             break
@@ -206,11 +207,14 @@ def packed(
         ledger.recommend(pick(surface, study.get_trials(deepcopy=False))[0])
     if finals:
         rule = surface.bounds.rule_candidate
-        best = [one for one in pick(surface, study.get_trials(deepcopy=False)) if one != rule][:semifinalists]
-        best = [one for one in best if ledger.spend(left(one, half))]
-        reached |= dict.fromkeys(best, half)
-        best.sort(key=lambda one: surface.loss(one, half, seed, averaged=True))
-        last = {one: surface.loss(one, steps, seed) for one in [*best[:finalists], rule] if ledger.spend(left(one))}
+        best = [one for one in pick(surface, study.get_trials(deepcopy=False)) if one != rule]
+        *between, (_, count) = later
+        for end, promoted in between:
+            best = [one for one in best[:promoted] if ledger.spend(left(one, end))]
+            reached |= dict.fromkeys(best, end)
+            losses = {one: surface.loss(one, end, seed, averaged=True) for one in best}
+            best.sort(key=losses.__getitem__)
+        last = {one: surface.loss(one, steps, seed) for one in [*best[:count], rule] if ledger.spend(left(one))}
         ledger.recommend(min(last, key=last.__getitem__))
     return ledger
 

@@ -48,17 +48,16 @@ from studies.benchmarks.common.document import Result
 QUICK = [
     "training.horizon={steps: 12}",
     "data.most=32",
-    "search.length=4",
+    "search.stages=[{to: 4}]",
     "search.rungs=null",
-    "search.finalists=1",
-    "search.repeats=2",
-    "baselines=[rule]",
+    "search.seeds=2",
+    "baselines=[default]",
     "budget.trials=2",
 ]
 # Our searches: overrides of the study.
 OURS: dict[str, list[str]] = {
     "main": [],
-    "small": ["budget.trials=6", "search.finalists=1", "search.repeats=2", "baselines=[rule]"],
+    "small": ["budget.trials=6", "search.stages=[{to: 128}]", "search.seeds=2", "baselines=[default]"],
 }
 # Losses this close, relatively, count as equal quality.
 EQUAL = 1.005

@@ -367,11 +367,10 @@ def memory_error(result: Result, device: torch.device, *, quick: bool) -> None:
     """Compare the peak memory that a search predicts with the one it reaches, in a process of its own."""
     length = 8 if quick else 64
     words = [
-        f"search.length={length}",
+        f"search.stages=[{{to: {length}}}]",
         "search.rungs=[4]",
-        "search.finalists=1",
-        "search.repeats=2",
-        "baselines=[rule]",
+        "search.seeds=2",
+        "baselines=[default]",
     ]
     words += [*document.FEW, "training.horizon={steps: 16}"] if quick else []
     trials = 2 if quick else 8

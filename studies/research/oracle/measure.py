@@ -55,7 +55,7 @@ GRIDS: dict[str, dict[str, Any]] = {
             "name=sections",
             "data={source: sections.csv, select: 0.1, confirm: 0.15}",
             "training.horizon={steps: 216}",
-            "search={finalists: 2}",
+            "search={}",
         ],
         "lr_v": [3e-4, 8e-4, 2e-3, 4e-3, 8e-3, 1.6e-2],
         "ratio": [0.5, 1.0, 2.0, 4.0, 8.0, 32.0],

@@ -32,12 +32,12 @@ QUICK = [
     "data={source: demo:rotten-tomatoes, select: 0.003, confirm: 0.003, max_length: 96}",
     "training.batch_size=2",
     "training.horizon={steps: 8}",
-    "search.length=4",
+    "search.stages=[{to: 4}]",
     "search.rungs=[2]",
     "search.slots=2",
     "space.rank=[4]",
     "budget.trials=2",
-    "baselines=[rule]",
+    "baselines=[default]",
 ]
 
 

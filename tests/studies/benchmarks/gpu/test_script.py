@@ -197,7 +197,7 @@ def test_whole_searches_are_compared_with_stock_trials(tmp_path):
         kinds = [line["kind"] for line in own]
         assert kinds == ["built", "phase", "phase", "search", "full run", "stock", "stock"]
         phases = {line["phase"]: line for line in own if line["kind"] == "phase"}
-        assert set(phases) == {"search", "confirmation"}
+        assert set(phases) == {"trials", "seeds"}
         (search,) = [line for line in own if line["kind"] == "search"]
         assert search["trained_tokens"] == sum(line["trained_tokens"] for line in phases.values()) > 0
         assert search["seconds"] > sum(line["seconds"] for line in phases.values())

@@ -13,7 +13,7 @@ from studies.benchmarks.search_quality import fitted_surfaces, real_searches
 
 def test_recipes_of_real_searches_are_judged_by_the_oracle(monkeypatch, small_study, tmp_path, capsys):
     monkeypatch.setattr(real_searches, "SENTIMENT", tmp_path / "study.yaml")
-    few = {"baselines": ["rule"], "budget": small_study.budget.model_copy(update={"trials": 4})}
+    few = {"baselines": ["default"], "budget": small_study.budget.model_copy(update={"trials": 4})}
     small_study.model_copy(update=few).save(real_searches.SENTIMENT)
     monkeypatch.setattr(fitted_surfaces, "oracle", lambda name: fitted_surfaces.crossing(0))
     words = ["real_searches.py", "--searches", "2", "--device", "cpu", "--out", str(tmp_path / "results")]

@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from autolr.study import StageSetting
 from studies.benchmarks.common import document
 from studies.benchmarks.speed import end_to_end
 
@@ -63,8 +64,8 @@ def test_end_to_end_measures_both_sides_and_goes_on_where_it_stopped(small_study
     study = small_study.model_copy(
         update={
             "training": small_study.training.model_copy(update=update),
-            "search": small_study.search.model_copy(update={"length": 8, "rungs": [4], "finalists": 1}),
-            "baselines": ["rule"],
+            "search": small_study.search.model_copy(update={"stages": [StageSetting(to=8)], "rungs": [4]}),
+            "baselines": ["default"],
             "budget": small_study.budget.model_copy(update={"trials": 2}),
         }
     )

@@ -18,7 +18,7 @@ def test_a_search_on_a_decoder_leaves_its_document(model_folders, tmp_path, caps
     assert document["name"] == f"smollm2_{task}"
     metric = "exact_match" if task == "sft" else "accuracy"
     labels = " + ".join(row["label"] for row in document["rows"] if row["kind"] == "score").split(" + ")
-    assert sorted(labels) == ["finalist 1", "rule"]
+    assert sorted(labels) == ["default", "finalist 1"]
     assert any(name.startswith(f"confirm_{metric}_") for name in document["figures"])
     assert document["settings"]["study"]["task"] == task
     assert ("untrained_confirm_loss" in document["figures"]) == (task == "sft")
