@@ -120,8 +120,8 @@ def parse(text: str, source: str) -> Any:
         # Constructors raise what they like on values such as 2020-99-99.
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        said = getattr(error, "problem", None) or next(iter(str(error).splitlines()), "")
-        problem = f"{where}is not YAML: {said or type(error).__name__}"
+        reason = getattr(error, "problem", None) or next(iter(str(error).splitlines()), "")
+        problem = f"{where}is not YAML: {reason or type(error).__name__}"
     raise DocumentError(source, [problem])
 
 

@@ -141,7 +141,7 @@ def rate_of_thumb(model: str, *, full: bool = False) -> float:
 
 
 def _targets(names: str | Iterable[str] | None, left: list[str]) -> Targets:
-    """Return the targets that names of modules mean; what cannot be said is told."""
+    """Return the targets that names of modules mean; names without a meaning are listed."""
     if names is None:
         return "qv"
     if isinstance(names, str):

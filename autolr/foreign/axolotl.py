@@ -50,7 +50,7 @@ _ASIDE = (
 def export(recipe: Recipe) -> Export:
     """Return `axolotl.yaml`, as Axolotl's schema accepts it, and the data.
 
-    `lr_groups` are found by parts of parameters' names; the first that fits counts, so ρ is said by groups of each B.
+    `lr_groups` are found by parts of parameters' names. The first that fits counts, so each B has its own for ρ.
 
     Raises:
         ModelError: the recipe is no language model's; or see `autolr.foreign.terms.lora_config`.
@@ -134,7 +134,7 @@ def read(content: dict[str, Any], path: Path) -> tuple[Terms, list[str]]:
 
 
 def _data(reading: Reading, found: list[Any], terms: Terms) -> list[str]:
-    """Take over the first data set; what is left of it, and all others, is told by the reading."""
+    """Take over the first data set; the reading lists what is left of it, and all others."""
     if not found:
         return []
     left = [f"datasets: {len(found) - 1} more than the first"] if len(found) > 1 else []

@@ -28,7 +28,7 @@ def export(recipe: Recipe, tool: str, out: str | Path) -> tuple[Export, list[Pat
         out: the folder; one that holds an earlier export of this tool is written over.
 
     Returns:
-        What was written and what the tool cannot say, and the files.
+        What was written, with what the tool cannot express, and the files.
 
     Raises:
         AutoLRError: the tool is not known.

@@ -49,7 +49,7 @@ def lora_config(recipe: Recipe, model: str | None = None) -> Any:
 
     Args:
         recipe: names the model, and what is trained of it.
-        model: where the model is found here; None: where the recipe says.
+        model: where the model is found here; None: the recipe's place.
 
     Raises:
         ModelError: the model's configuration cannot be read; the recipe trains matrices whole; or the model keeps
@@ -125,7 +125,7 @@ def named(terms: Terms, names: Mapping[str, str]) -> dict[str, Any]:
     """Return terms under a tool's names.
 
     Args:
-        terms: what is to be said.
+        terms: to be written.
         names: the tool's name of each term it has.
     """
     return {name: terms[term] for name, term in names.items() if term in terms}

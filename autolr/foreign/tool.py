@@ -1,4 +1,4 @@
-"""What is written for another tool, and what that tool cannot say."""
+"""What is written for another tool, and what that tool cannot express."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Export:
     lost: tuple[str, ...] = field(default=())
 
     def note(self, recipe: Recipe) -> str:
-        """Return what stands above each file: where it is from, how it is used, what it cannot say."""
+        """Return the comment above each file: its source, its use, and what it cannot express."""
         lines = [
             f"Recipe {recipe.name} of AutoLR for {self.tool}: {recipe.candidate.describe()}",
             f"Rates: {recipe.rates.describe()}",
             f"Use it in this folder: {self.command}",
         ]
         if self.lost:
-            lines += [f"What {self.tool} cannot say, or does otherwise:", *(f"- {one}" for one in self.lost)]
+            lines += [f"What {self.tool} cannot express, or does otherwise:", *(f"- {one}" for one in self.lost)]
         else:
             lines.append(f"{self.tool} does all of it.")
         return "\n".join(lines)
@@ -80,7 +80,7 @@ def one_rate(recipe: Recipe) -> float:
 
 
 def lost_rates(recipe: Recipe, *, rho: bool = False) -> list[str]:
-    """Say what one rate for all roles loses, and what the search has measured of that.
+    """Return what one rate for all roles loses, and what the search has measured of that.
 
     Args:
         recipe: with its rates.
@@ -91,8 +91,8 @@ def lost_rates(recipe: Recipe, *, rho: bool = False) -> list[str]:
     others = {role: rate for role, rate in trained.items() if rate != lr}
     lines = []
     if others:
-        said = ", ".join(f"{role} at {rate:.3g}" for role, rate in others.items())
-        lines.append(f"one rate for all, {lr:.3g}: the recipe has {said}" + _measured(recipe))
+        rates = ", ".join(f"{role} at {rate:.3g}" for role, rate in others.items())
+        lines.append(f"one rate for all, {lr:.3g}: the recipe has {rates}" + _measured(recipe))
     if recipe.rates.b and not rho:
         lines.append(f"one rate for A and B: the recipe's B learn ρ = {recipe.candidate.rho:.3g} times as fast")
     return lines
@@ -118,7 +118,7 @@ def _dropout(config: Mapping[str, Any]) -> list[str]:
 
 
 def _measured(recipe: Recipe) -> str:
-    """Say what λ = 1 at the winner's lr_v has lost in the confirmation, where that was measured."""
+    """Return what λ = 1 at the winner's lr_v lost in the confirmation; empty if that was not measured."""
     scores = recipe.evidence.scores if recipe.evidence else []
     same = next((score for score in scores if Baseline.SAME_LR.is_in(score.label) and score.gain), None)
     if same is None or same.gain is None:
@@ -174,7 +174,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
 
 
 def has_chats(files: Mapping[str, str]) -> bool:
-    """Tell whether the examples in `data_files` are chats."""
+    """Return True if the examples in `data_files` are chats."""
     return "messages" in json.loads(files[TRAIN].partition("\n")[0])
 
 

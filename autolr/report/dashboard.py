@@ -294,24 +294,26 @@ def _table(heads: list[str], rows: list[list[Any]]) -> Iterator[str]:
 
 
 def _trial_notes(result: SearchResult) -> dict[int, str]:
-    """Return what is to be said on the trials whose candidates went on or were confirmed, by their numbers."""
+    """Return notes on the trials whose candidates were promoted or confirmed, by trial number."""
     evidence = result.recipe.evidence if result.recipe else None
     if evidence is None:
         return {}
-    said: dict[Candidate, list[str]] = {}
+    notes: dict[Candidate, list[str]] = {}
     for stage, group in result.ladder.items():
         for one in (one for one in group if not one.losses):
             what = f"{one.label}: at {stage} of the full run held-out loss {display.loss(one.held_out_loss)}"
-            said.setdefault(one.candidate, []).append(what)
+            notes.setdefault(one.candidate, []).append(what)
     for score in evidence.finals:
         what = f"{score.label}: at the end of the full run confirm loss {display.loss(score.confirm_loss)}"
-        said.setdefault(score.candidate, []).append(what)
+        notes.setdefault(score.candidate, []).append(what)
     for score in evidence.scores:
         what = "the winner" if score.gain is None else f"{display.gap(score.gain.mean)} above the winner"
-        said.setdefault(score.candidate, [score.label])
-        said[score.candidate].append(f"confirm loss {display.loss(score.confirm_loss)} after a trial's steps, {what}")
+        notes.setdefault(score.candidate, [score.label])
+        notes[score.candidate].append(
+            f"confirm loss {display.loss(score.confirm_loss)} after a trial's steps, {what}"
+        )
     trials = {trial.candidate: trial.number for trial in reversed(result.trials)}
-    return {trials[one]: plain("; ".join(parts)) for one, parts in said.items() if one in trials}
+    return {trials[one]: plain("; ".join(parts)) for one, parts in notes.items() if one in trials}
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -320,4 +322,4 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a line for each request is for nobody."""
+        """Write nothing: nobody reads a line for each request."""

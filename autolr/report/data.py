@@ -45,7 +45,7 @@ class Fit(NamedTuple):
     surrogate: Surrogate
 
     def knows(self, candidate: Candidate) -> bool:
-        """Tell whether the candidate's choices are among those that were tried."""
+        """Return True if each choice of the candidate has been tried."""
         values = coordinates(candidate)
         choices = {n: d.choices for n, d in self.encoding.space.items() if isinstance(d, CategoricalDistribution)}
         return all(values[name] in tried for name, tried in choices.items())
@@ -87,12 +87,12 @@ def thinned(curve: Curve) -> Curve:
 
 
 def ratio_matters(result: SearchResult) -> bool:
-    """Tell whether any candidate of the study has a ratio."""
+    """Return True if any candidate of the study has a ratio."""
     return any(map(has_ratio, result.study.space.targets))
 
 
 def coordinates(candidate: Candidate) -> dict[str, Any]:
-    """Return a candidate as values of dimensions; where λ means nothing, `rate` instead of `lr_v` and `ratio`."""
+    """Return a candidate as values of dimensions; if λ means nothing, `rate` instead of `lr_v` and `ratio`."""
     values: dict[str, Any] = candidate.model_dump()
     return {**values, "rate": candidate.rate}
 
@@ -167,12 +167,12 @@ def resources(result: SearchResult) -> Any:
 
 
 def machine(result: SearchResult) -> dict[str, Any]:
-    """Return what the run folder says of its machine; empty where it says nothing."""
+    """Return the description of the run's machine; empty without one."""
     return _read(RunFolder(result.folder).machine)
 
 
 def full_run(result: SearchResult) -> dict[str, Any]:
-    """Return what the full run in the folder came to; empty where there is none."""
+    """Return the results of the full run in the folder; empty without one."""
     return _read(RunFolder(result.folder).train / "metrics.json")
 
 

@@ -1,4 +1,4 @@
-"""The adapter of a full run on the hub. Who may write there is made sure of before anything is trained."""
+"""The adapter of a full run on the hub; the right to write there is checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def claim(repo_id: str, *, private: bool = True) -> str:
         raise AutoLRError("--push-to-hub: HF_HUB_OFFLINE=1 keeps this machine off the hub; unset it")
     if not get_token():
         raise AutoLRError("--push-to-hub: nobody is logged in to the hub; log in with hf auth login, or set HF_TOKEN")
-    with _told(repo_id):
+    with _reported(repo_id):
         return str(HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id)
 
 
@@ -68,7 +68,7 @@ def upload(folder: str | Path, repo_id: str) -> str:
     """
     from huggingface_hub import HfApi, constants
 
-    with _told(repo_id), tempfile.TemporaryDirectory() as place:
+    with _reported(repo_id), tempfile.TemporaryDirectory() as place:
         shared = shutil.copytree(folder, Path(place) / "adapter")
         _forget_folder(shared / "adapter_config.json")
         HfApi().upload_folder(repo_id=repo_id, folder_path=shared, commit_message="Adapter trained by AutoLR")
@@ -83,8 +83,8 @@ def _forget_folder(config: Path) -> None:
 
 
 @contextmanager
-def _told(repo_id: str) -> Iterator[None]:
-    """Say in one line what the hub has said."""
+def _reported(repo_id: str) -> Iterator[None]:
+    """Raise in one line what the hub answers."""
     from huggingface_hub.errors import HfHubHTTPError
 
     errors: tuple[Any, ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)  # those of its HTTP library as well
@@ -92,6 +92,6 @@ def _told(repo_id: str) -> Iterator[None]:
         yield
     except errors as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = _REFUSED.get(status or 0, f"{said}; give the same command again when that is mended")
+        answer = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = _REFUSED.get(status or 0, f"{answer}; give the same command again when that is mended")
         raise AutoLRError(f"--push-to-hub {repo_id}: {reason}") from None

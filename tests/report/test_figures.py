@@ -313,7 +313,7 @@ def test_foresight_compares_ranks(tmp_path):
     assert (half.early, half.late, half.correlation) == ("step 10", "50% of the full run", pytest.approx(-1.0))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.json").write_text(json.dumps({"select": {"loss": 0.123}}))
-    assert "the full run came to a select loss of 0.1230" in early_vs_late.headline(made.searched(tmp_path))
+    assert "the full run reached a select loss of 0.1230" in early_vs_late.headline(made.searched(tmp_path))
 
 
 def test_memory_over_time(tmp_path):

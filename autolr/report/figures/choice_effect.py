@@ -25,7 +25,7 @@ class Value(NamedTuple):
 
     Attributes:
         scores: select loss brought to the last rung, trial by trial.
-        parameters: what the adapters of a winner with this value train; None where the run does not say.
+        parameters: what the adapters of a winner with this value train; None if the run does not know.
     """
 
     value: Any
@@ -35,11 +35,11 @@ class Value(NamedTuple):
 
 
 class Confirmed(NamedTuple):
-    """A candidate of the study's own that was in the finals; where there were none, in the confirmation.
+    """A candidate of the study's own space that was in the finals, or in the confirmation if there were none.
 
     Attributes:
-        loss: by which it was compared with the others, the mean over seeds.
-        error: standard error of its difference to the best; None: it is the best, or nobody can say.
+        loss: the mean over seeds of what candidates were compared by.
+        error: standard error of its difference to the best; None: it is the best, or the error is unknown.
         as_good: whether that difference is within one standard error.
     """
 
@@ -67,7 +67,7 @@ def values(result: SearchResult, name: str) -> list[Value]:
 
 
 def parameters(result: SearchResult, candidate: Candidate) -> int | None:
-    """Return how many numbers the adapters of a candidate train; None where the run does not say."""
+    """Return how many numbers the adapters of a candidate train; None if the run does not know."""
     per_rank = data.machine(result).get("per_rank")
     trained = [role for role, value in candidate.rates(1.0).items() if value > 0 and role != "head"]
     if not isinstance(per_rank, dict) or not all(isinstance(per_rank.get(role), int) for role in trained):
@@ -155,7 +155,7 @@ def effect(result: SearchResult, name: str) -> go.Figure | None:
 
 
 def headline(result: SearchResult) -> str | None:
-    """Say what the one-standard-error rule chose; None before there is a winner."""
+    """Return what the one-standard-error rule chose, in a sentence; None before there is a winner."""
     judged = confirmed(result)
     chosen = next((one for one in judged if one.chosen), None)
     if chosen is None or not chosen.candidate.rank:

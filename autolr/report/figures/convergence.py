@@ -17,12 +17,12 @@ from autolr.report.figures.style import Colours, blank, describe
 from autolr.search.result import SearchResult
 
 BAND = (0.25, 0.75)
-# Of so many curves the single one matters less than where they lie.
+# From so many curves on, lines are thin: a single curve matters less than the whole.
 MANY = 60
 
 
 class Band(NamedTuple):
-    """Where the middle half of the losses of a group of trials lies, while at least two of them train.
+    """The range of the middle half of a group's losses, while at least two of its trials train.
 
     Attributes:
         centre: the group's λ (or rate), a power of 2 (or of 10^¼).

@@ -1,4 +1,4 @@
-"""How well early scores foretell late ones."""
+"""How well early scores predict late ones."""
 
 from __future__ import annotations
 
@@ -65,21 +65,21 @@ def foresights(result: SearchResult) -> list[Foresight]:
 
 
 def headline(result: SearchResult) -> str | None:
-    """Say how well early ranks foretell late ones, of three rungs at the most; None where nothing can be said."""
+    """Return how well early ranks predict late ones, for at most three rungs; None if nothing is known."""
     found = [one for one in foresights(result) if one.correlation is not None]
     rungs = [one for one in found if one.late.startswith("step")]
-    told = [rungs[0], rungs[len(rungs) // 2], rungs[-1]] if len(rungs) > 3 else rungs
-    said = [
+    shown = [rungs[0], rungs[len(rungs) // 2], rungs[-1]] if len(rungs) > 3 else rungs
+    parts = [
         f"from {one.early} to {one.late} ranks correlate with {one.correlation:.2f} ({len(one.x)} trials)"
-        for one in [*told, *(one for one in found if one not in rungs)]
+        for one in [*shown, *(one for one in found if one not in rungs)]
     ]
     full = _full(result)
     if full is not None:
-        said.append(
-            f"the full run came to a select loss of {display.loss(full[1])}, "
+        parts.append(
+            f"the full run reached a select loss of {display.loss(full[1])}, "
             f"its short trainings to {display.loss(full[0])}"
         )
-    text = "; ".join(said)
+    text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else None
 
 
@@ -102,12 +102,12 @@ def early_vs_late(result: SearchResult) -> go.Figure | None:
     drawn = blank("earlier select loss", "later select loss")
     colours = [ACCENT, OUTCOMES["finished"], SCALE[0][1], GREY, SCALE[-1][1], SCALE[1][1]]
     for place, one in enumerate(found):
-        said = "" if one.correlation is None else f", ρ={one.correlation:.2f}"
+        rho = "" if one.correlation is None else f", ρ={one.correlation:.2f}"
         drawn.add_scatter(
             x=one.x,
             y=one.y,
             mode="markers",
-            name=f"{one.early} → {one.late} ({len(one.x)}{said})",
+            name=f"{one.early} → {one.late} ({len(one.x)}{rho})",
             marker={"size": 9, "color": colours[place % len(colours)], "opacity": 0.85},
             text=[describe(trial) for trial in one.trials],
             hovertemplate=f"%{{text}}<br>{one.early}: %{{x:.4f}}<br>{one.late}: %{{y:.4f}}<extra></extra>",
@@ -134,7 +134,7 @@ def _compared(early: str, late: str, pairs: list[tuple[TrialRecord, float, float
 
 
 def _full(result: SearchResult) -> tuple[float, float, str] | None:
-    """Return the winner's select loss in short trainings, and that of the full run, where there is one."""
+    """Return the winner's select loss in short trainings, and the full run's; None without a full run."""
     winner = data.own_winner(result)
     group = data.repeats(result).get(winner) if winner else None
     select = data.full_run(result).get("select")

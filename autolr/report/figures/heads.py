@@ -16,7 +16,7 @@ CHANGE = [[0.0, "#3a76d8"], [0.5, "#8a8f98"], [1.0, "#f0912e"]]
 
 
 def pattern_map(look: Look, kind: Any, after: bool) -> Any:
-    """Activation of every head, layers upwards; None where there is no pattern after training."""
+    """Activation of every head, layers upwards; None if there is no pattern after training."""
     found = look.after if after else look.before
     if found is None:
         return None
@@ -30,7 +30,7 @@ def pattern_map(look: Look, kind: Any, after: bool) -> Any:
 
 
 def change_map(look: Look, kind: Any) -> Any:
-    """What training has changed in each head; None where nothing was trained."""
+    """What training has changed in each head; None if nothing was trained."""
     if look.change is None:
         return None
     values = look.change.of(kind)
@@ -39,7 +39,7 @@ def change_map(look: Look, kind: Any) -> Any:
 
 
 def entropy_map(look: Look) -> Any:
-    """Attention entropy of every head as a share of the most it could be, after training where there was one."""
+    """Attention entropy of every head as a share of the most it could be, after training if there was one."""
     values = look.entropy_before if look.entropy_after is None else look.entropy_after
     return _map(values, [[f"{value:.0%}" for value in row] for row in values], SCALE, "entropy", signed=False)
 

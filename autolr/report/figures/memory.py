@@ -34,7 +34,7 @@ class Memory(NamedTuple):
 
     @property
     def per_slot(self) -> list[float | None]:
-        """GiB a slot at work; None where none is."""
+        """GiB for each slot at work; None if none is."""
         return [round(used / count, 5) if count else None for used, count in zip(self.used, self.slots, strict=True)]
 
 

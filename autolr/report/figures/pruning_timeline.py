@@ -53,14 +53,14 @@ class Ladder(NamedTuple):
 
 
 def climbed(result: SearchResult) -> Ladder | None:
-    """Return how far each trial went; None where none has trained."""
+    """Return how far each trial went; None if no trial has trained."""
     reached = {t.number: max([len(t.curve), *t.rungs]) for t in result.trials if t.curve or t.rungs}
     trials = [trial for trial in result.trials if trial.number in reached]
     if not trials:
         return None
-    told = result.study.search.stages[0].to
+    given = result.study.search.stages[0].to
     ends = [reached[t.number] for t in trials if t.outcome == "finished"]
-    length = max(ends) if ends else int(told) if told > 1 else max(reached.values())
+    length = max(ends) if ends else int(given) if given > 1 else max(reached.values())
     climbs = []
     for trial in trials:
         is_cut = trial.outcome in ("pruned", "diverged", "infeasible")

@@ -1,4 +1,4 @@
-"""η_Q against η_V: where the search has looked, and what the surrogate expects there."""
+"""η_Q against η_V: the trials, and what the surrogate expects between them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Surface(NamedTuple):
 
 
 def surface(result: SearchResult, points: int = 60) -> Surface | None:
-    """Return what the surrogate of all curves expects at the last rung; None where it has too little."""
+    """Return what the surrogate of all curves expects at the last rung; None with too few trials."""
     fitted = data.fit(result)
     if fitted is None or not {"lr_v", "ratio"} <= set(fitted.encoding.space):
         return None

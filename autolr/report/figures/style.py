@@ -69,7 +69,7 @@ def blank(x: str, y: str, height: int = 420) -> go.Figure:
 
 
 class Colours:
-    """Colours of candidates by λ on a log scale; by their rate where λ means nothing.
+    """Colours of candidates by λ on a log scale; by their rate if λ means nothing.
 
     Args:
         result: the search that is drawn.
@@ -83,7 +83,7 @@ class Colours:
         self.low, self.high = min(logs), max(max(logs), min(logs) + 1e-9)
 
     def of(self, candidate: Candidate) -> str:
-        """Return the colour of a candidate; grey where it has no ratio in a search of ratios."""
+        """Return the colour of a candidate; grey if it has no ratio in a search of ratios."""
         log = self._log(candidate)
         if log is None:
             return GREY
