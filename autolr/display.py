@@ -39,3 +39,12 @@ def loss(value: float) -> str:
 def gap(value: float) -> str:
     """Return a difference of losses as text with its sign, such as `+0.0123`."""
     return ("+" if value >= 0 else "") + loss(value)
+
+
+def size(count: float) -> str:
+    """Return bytes in words, such as `86.65 MiB`."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"

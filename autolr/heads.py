@@ -31,7 +31,7 @@ from autolr.search.arms import ADAPTER, Arm, base_model, read_arm
 from autolr.study import Data, Study, TaskName, Training
 
 SAMPLES = 512
-SHOWN = 5
+SHOWN_HEADS = 5
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Look:
         pattern = self.last.of(kind)
         low, high = measures.bounds(self.last, kind)
         order = measures.ranked(pattern)
-        for name, places in (("most_used", order[:SHOWN]), ("least_used", order[: -SHOWN - 1 : -1])):
+        for name, places in (("most_used", order[:SHOWN_HEADS]), ("least_used", order[: -SHOWN_HEADS - 1 : -1])):
             found[name] = [
                 {"layer": i, "head": j, "mean": pattern[i, j], "low": low[i, j], "high": high[i, j]}
                 for i, j in places

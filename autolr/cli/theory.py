@@ -8,6 +8,7 @@ import typer
 
 from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
+from autolr.display import size
 from autolr.study import TaskName
 
 if TYPE_CHECKING:
@@ -76,16 +77,16 @@ def theory(
 
 def lines(found: Theory) -> list[str]:
     """Return the result in lines for a terminal."""
-    said = [f"model    {found.model}: {found.coverage}, {_size(found.base_bytes)} in the frozen base"]
+    said = [f"model    {found.model}: {found.coverage}, {size(found.base_bytes)} in the frozen base"]
     for one in found.choices:
         cost = one.cost
         name = f"{cost.targets} {cost.kind}" + (f" r={cost.rank}" if cost.rank else "")
         line = (
-            f"{name:<18} {cost.adapter:>12,} parameters, head {cost.head:,}; adapter {_size(cost.saved_bytes)}, "
-            f"to train {_size(cost.optimizer_bytes)}; bound {one.ratio:.4f} of the first's"
+            f"{name:<18} {cost.adapter:>12,} parameters, head {cost.head:,}; adapter {size(cost.saved_bytes)}, "
+            f"to train {size(cost.optimizer_bytes)}; bound {one.ratio:.4f} of the first's"
         )
         if one.peak is not None and one.predicted_peak is not None:
-            line += f"; peak {_size(one.peak)}, predicted {_size(one.predicted_peak)}"
+            line += f"; peak {size(one.peak)}, predicted {size(one.predicted_peak)}"
         said.append(line)
     first = found.choices[0].cost
     said.append(f"bound    {first.gap:.3g} for {first.targets} of {found.examples:,} examples: {CAVEAT}")
@@ -128,11 +129,3 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise DocumentError("command line", [f"--ranks {text!r}: must be numbers such as 8 or 8,16"]) from None
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"

@@ -9,6 +9,7 @@ import typer
 from autolr.cli import complete
 from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
+from autolr.display import size
 from autolr.errors import AutoLRError
 from autolr.study import TaskName
 
@@ -126,7 +127,7 @@ def describe(base: Backbone) -> list[str]:
 
     found = base.projections
     parameters = list(base.model.parameters())
-    held = sum(p.numel() * p.element_size() for p in parameters)
+    held = sum(p.numel() * p.elementsize() for p in parameters)
     precision = str(parameters[0].dtype).removeprefix("torch.")
     lines = [
         f"model       {base.source}: family {base.model_type}, {sum(p.numel() for p in parameters):,} parameters",
@@ -136,15 +137,15 @@ def describe(base: Backbone) -> list[str]:
         *(f"note        {what}" for what in base.notes),
         *(f"left out    {what}: one parameter for many matrices, trained by no targets" for what in found.left_out),
         f"head        {_head(base)}",
-        f"base        {_size(held)} in {precision}",
+        f"base        {size(held)} in {precision}",
     ]
 
     def cost(label: str, targets: Targets, rank: int, kind: MethodKind) -> str:
         count = adapters.parameters(base, targets, rank, kind)
         trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
         return (
-            f"{label:<11} {count['adapter']:,} parameters; with the head {_size(trained)} to train, "
-            f"with the base {_size(trained + held)}, without activations"
+            f"{label:<11} {count['adapter']:,} parameters; with the head {size(trained)} to train, "
+            f"with the base {size(trained + held)}, without activations"
         )
 
     ranks = [rank for rank in RANKS if rank <= found.largest_rank]
@@ -168,11 +169,3 @@ def _head(base: Backbone) -> str:
 
 def _line(check: Check) -> str:
     return f"{'passed' if check.passed else 'FAILED':<11} {check.name}: {check.found} ({check.seconds:.1f} s)"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"

@@ -79,7 +79,7 @@ def one_rate(recipe: Recipe) -> float:
 
 
 def lost_rates(recipe: Recipe, *, rho: bool = False) -> list[str]:
-    """Say what one rate for all roles loses, and what the search has measured of that.
+    """Return what one rate for all roles loses, and what the search measured of it.
 
     Args:
         recipe: with its rates.
@@ -98,7 +98,7 @@ def lost_rates(recipe: Recipe, *, rho: bool = False) -> list[str]:
 
 
 def lost_always(recipe: Recipe, *, dropout: bool = True) -> list[str]:
-    """Say what every other tool does otherwise than AutoLR's own full run.
+    """Return what every other tool does otherwise than AutoLR's own full run.
 
     Args:
         recipe: what is trained.
@@ -122,7 +122,7 @@ def _dropout(config: Mapping[str, Any]) -> list[str]:
 
 
 def _measured(recipe: Recipe) -> str:
-    """Say what λ = 1 at the winner's lr_v has lost in the confirmation, where that was measured."""
+    """Return what λ = 1 at the winner's lr_v cost in the confirmation, if that was measured."""
     scores = recipe.evidence.scores if recipe.evidence else []
     same = next((score for score in scores if "winner_lr" in score.label.split(" + ") and score.gain), None)
     if same is None or same.gain is None:
@@ -178,7 +178,7 @@ def data_files(recipe: Recipe) -> dict[str, str]:
 
 
 def has_chats(files: Mapping[str, str]) -> bool:
-    """Tell whether the examples in `data_files` are chats."""
+    """Return True if the examples in `data_files` are chats."""
     return "messages" in json.loads(files[TRAIN].partition("\n")[0])
 
 

@@ -263,7 +263,7 @@ def _on_cpu(module: Any) -> Any:
 
 @torch.no_grad()
 def _sees_ahead(model: Any) -> bool:
-    """Tell whether the last token of a text changes what is predicted before it."""
+    """Return True if the last token of a text changes what is predicted before it."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = torch.arange(8, device=model.device)[None] * 7 % vocabulary
     other = ids.clone()

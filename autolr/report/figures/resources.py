@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autolr.model.device import GIB
 from autolr.report.figures.style import ACCENT, GREY, SCALE, blank
 from autolr.search.folder import RunFolder
 from autolr.search.result import SearchResult
 
-GIB = 2**30
 # Between two sittings nothing runs: a longer pause is drawn as one so long, in seconds.
 PAUSE = 30.0
 MOST_SAMPLES = 400
