@@ -127,7 +127,7 @@ def describe(base: Backbone) -> list[str]:
 
     found = base.projections
     parameters = list(base.model.parameters())
-    held = sum(p.numel() * p.elementsize() for p in parameters)
+    held = sum(p.numel() * p.element_size() for p in parameters)
     precision = str(parameters[0].dtype).removeprefix("torch.")
     lines = [
         f"model       {base.source}: family {base.model_type}, {sum(p.numel() for p in parameters):,} parameters",
