@@ -165,11 +165,8 @@ def theory(
         AutoLRError: something of this is at fault.
     """
     problems = [f"rank {rank}: must be at least 1" for rank in ranks if rank < 1]
-    problems += [
-        f"{name} {value}: must be at least {low}"
-        for name, value, low in _least(examples, batch_size, tokens)
-        if value < low
-    ]
+    least = (("examples", examples, 1), ("batch_size", batch_size, 1), ("tokens", tokens, 2))
+    problems += [f"{name} {n}: must be at least {low}" for name, n, low in least if n is not None and n < low]
     if problems or not targets or not ranks:
         raise AutoLRError("; ".join(problems) or "theory needs at least one of targets and one of ranks")
     where = choose_device(device)
@@ -215,11 +212,6 @@ def theory(
                 seed=seed,
             )
     return Theory(model, base.projections.coverage, held, examples or DEFAULT_EXAMPLES, choices, found, candidate)
-
-
-def _least(examples: int | None, batch_size: int, tokens: int) -> list[tuple[str, int, int]]:
-    given = [] if examples is None else [("examples", examples, 1)]
-    return [*given, ("batch_size", batch_size, 1), ("tokens", tokens, 2)]
 
 
 def _peaks(

@@ -152,18 +152,12 @@ def _look(
     of_q = change(a - s for a, s in zip(q, still, strict=True))
     of_v = change(a - s for a, s in zip(v, still, strict=True))
     together = change(b - x - y + s for b, x, y, s in zip(both, q, v, still, strict=True))
-    # `outputs` puts the logits last.
+    *layers_q, logits_q = of_q  # `outputs` puts the logits last
+    *layers_v, logits_v = of_v
+    *layers_both, logits_both = together
+    updates, grown = (_sizes(weights, candidate, alpha, values, after) for values in (before, None))
     return Step(
-        step,
-        loss,
-        of_q[:-1],
-        of_v[:-1],
-        together[:-1],
-        of_q[-1],
-        of_v[-1],
-        together[-1],
-        _sizes(weights, candidate, alpha, before, after),
-        _sizes(weights, candidate, alpha, None, after),
+        step, loss, layers_q, layers_v, layers_both, logits_q, logits_v, logits_both, updates=updates, grown=grown
     )
 
 
