@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.device import choose_device
 from autolr.model.quiet import quiet
 from autolr.problem import Unsplit, load_examples, load_problem, load_unsplit
-from autolr.recipe import Recipe
+from autolr.recipe import Interval, Recipe
 from autolr.search import provenance, scored
 from autolr.search.arms import ADAPTER, Arm, base_model, read_arm
 from autolr.study import Data, Study, TaskName, Training
 
 SAMPLES = 512
-SHOWN = 5
+SHOWN_HEADS = 5
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,18 @@ class Look:
         return self.after or self.before
 
     @property
+    def moments(self) -> dict[str, Pattern]:
+        """Its patterns by name: `before`, and `after` if there are two."""
+        return {"before": self.before, **({"after": self.after} if self.after else {})}
+
+    @property
     def change(self) -> Change | None:
         """Both patterns, where there are two."""
         return Change(self.before, self.after) if self.after else None
 
     def summary(self, kind: Kind) -> dict[str, Any]:
         """Return the figures, plain numbers, intervals as [low, high]."""
-        moments = {"before": self.before, **({"after": self.after} if self.after else {})}
+        moments = self.moments
         found: dict[str, Any] = {
             "label": self.label,
             "model": self.model,
@@ -78,9 +84,7 @@ class Look:
             "loss": {name: float(one.losses.mean()) for name, one in moments.items()},
         }
         for name, statistic in measures.STATISTICS.items():
-            found[name] = {
-                moment: measures.interval([one], statistic, kind).model_dump() for moment, one in moments.items()
-            }
+            found[name] = _plain({m: measures.interval([one], statistic, kind) for m, one in moments.items()})
         entropies = {"before": self.entropy_before, "after": self.entropy_after}
         found["entropy"] = {name: float(one.mean()) for name, one in entropies.items() if one is not None}
         if self.after:
@@ -89,7 +93,7 @@ class Look:
         pattern = self.last.of(kind)
         low, high = measures.bounds(self.last, kind)
         order = measures.ranked(pattern)
-        for name, places in (("most_used", order[:SHOWN]), ("least_used", order[: -SHOWN - 1 : -1])):
+        for name, places in (("most_used", order[:SHOWN_HEADS]), ("least_used", order[: -SHOWN_HEADS - 1 : -1])):
             found[name] = [
                 {"layer": i, "head": j, "mean": pattern[i, j], "low": low[i, j], "high": high[i, j]}
                 for i, j in places
@@ -128,19 +132,9 @@ class Heads:
         if len(self.looks) > 1 and len({look.before.of().shape for look in self.looks}) == 1:
             found["distances"] = self.distances().tolist()
         if self.combination:
-            one = self.combination
-            found["combination"] = {
-                "weights": [
-                    {"task": w.task, "ordinary": w.ordinary.model_dump(), "share": w.share.model_dump()}
-                    for w in one.weights
-                ],
-                "r2": one.r2.model_dump(),
-                "r2_share": one.r2_share,
-                "null_heads": one.null_heads.model_dump(),
-                "null_unrelated": one.null_unrelated,
-                "p": one.p,
-                "advice": self.advice,
-            }
+            figures = self.combination._asdict()
+            figures["weights"] = [_plain(weight._asdict()) for weight in self.combination.weights]
+            found["combination"] = _plain(figures) | {"advice": self.advice}
         return {**found, "versions": provenance.versions(), "commit": provenance.commit()}
 
     def save(self, folder: str | Path) -> Path:
@@ -148,9 +142,8 @@ class Heads:
         target = Path(folder)
         documents.write_text(target / "heads.json", json.dumps(self.summary(), indent=1) + "\n")
         for number, look in enumerate(self.looks):
-            moments = {"before": look.before, **({"after": look.after} if look.after else {})}
-            for name, one in moments.items():
-                one.save(target / f"{number}-{name}.safetensors")
+            for name, moment in look.moments.items():
+                moment.save(target / f"{number}-{name}.safetensors")
         return target
 
     def _repr_html_(self) -> str:
@@ -161,6 +154,11 @@ class Heads:
             for name in ("gini", "variation", "kurtosis"):
                 rows.append((f"{look.label}: {name}", " → ".join(f"{v['mean']:.3f}" for v in found[name].values())))
         return display.table(f"Heads, {self.kind} activations", rows)
+
+
+def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return figures with intervals as mappings."""
+    return {name: value.model_dump() if isinstance(value, Interval) else value for name, value in figures.items()}
 
 
 def heads(
@@ -228,11 +226,13 @@ def heads(
 
 def _labelled(looks: Sequence[Look]) -> list[Look]:
     """Give looks of one name a number each."""
-    found: list[Look] = []
+    seen: Counter[str] = Counter()
+    numbered = []
     for look in looks:
-        count = sum(other.label.partition(" (")[0] == look.label for other in found)
-        found.append(Look(**{**look.__dict__, "label": f"{look.label} ({count + 1})"}) if count else look)
-    return found
+        seen[look.label] += 1
+        count = seen[look.label]
+        numbered.append(replace(look, label=f"{look.label} ({count})") if count > 1 else look)
+    return numbered
 
 
 def _arm(given: str | Path | Recipe) -> Arm | None:

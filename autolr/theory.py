@@ -29,8 +29,8 @@ from autolr.search.setting import read_setting
 from autolr.study import Data, MethodKind, Role, Study, Targets, TaskName, Training
 from autolr.train.optimizer import grouped
 
-EXAMPLES = 10_000
-BATCH, TOKENS = 16, 64
+DEFAULT_EXAMPLES = 10_000
+BATCH_SIZE, TOKENS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,16 @@ def theory(
     classes: int = 2,
     task: TaskName = "classification",
     measure: bool = False,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
     tokens: int = TOKENS,
     data: str | Data | None = None,
     lr_v: float | None = None,
     ratio: float = 1.0,
-    at: Sequence[int] = steps.AT,
+    at: Sequence[int] = steps.LOOKED_AT_STEPS,
     seed: int = 0,
     device: str | None = None,
 ) -> Theory:
-    """Say what each choice of matrices costs and how Theorem 1 ranks it; with data, what the first steps do.
+    """Compute what each choice of matrices costs and how Theorem 1 ranks it; with data, what the first steps do.
 
     Without data and `measure` the model's config.json is enough, and no weights are read.
 
@@ -165,11 +165,8 @@ def theory(
         AutoLRError: something of this is at fault.
     """
     problems = [f"rank {rank}: must be at least 1" for rank in ranks if rank < 1]
-    problems += [
-        f"{name} {value}: must be at least {low}"
-        for name, value, low in _least(examples, batch_size, tokens)
-        if value < low
-    ]
+    least = (("examples", examples, 1), ("batch_size", batch_size, 1), ("tokens", tokens, 2))
+    problems += [f"{name} {n}: must be at least {low}" for name, n, low in least if n is not None and n < low]
     if problems or not targets or not ranks:
         raise AutoLRError("; ".join(problems) or "theory needs at least one of targets and one of ranks")
     where = choose_device(device)
@@ -186,7 +183,7 @@ def theory(
             outputs = 1 if task == "regression" else classes
             base, judge = load_bare(model, outputs, where if measure else None, task)
         costs = [
-            bounds.cost(base, one, rank, kind, examples or EXAMPLES)
+            bounds.cost(base, one, rank, kind, examples or DEFAULT_EXAMPLES)
             for one, kind in itertools.product(targets, kinds)
             for rank in (ranks if kind != "full" else ranks[:1])
         ]
@@ -214,12 +211,7 @@ def theory(
                 at=at,
                 seed=seed,
             )
-    return Theory(model, base.projections.coverage, held, examples or EXAMPLES, choices, found, candidate)
-
-
-def _least(examples: int | None, batch_size: int, tokens: int) -> list[tuple[str, int, int]]:
-    given = [] if examples is None else [("examples", examples, 1)]
-    return [*given, ("batch_size", batch_size, 1), ("tokens", tokens, 2)]
+    return Theory(model, base.projections.coverage, held, examples or DEFAULT_EXAMPLES, choices, found, candidate)
 
 
 def _peaks(
@@ -242,25 +234,18 @@ def _peaks(
 def _peak(base: Backbone, task: Task, data: TokenSet, cost: Cost, seed: int) -> int:
     """Return the bytes that two training steps have in use at the highest, beside the frozen base."""
     device = next(base.model.parameters()).device
-    kept = {name: p.detach().clone() for name, p in base.head_parameters().items()}
+    rates: dict[Role, float] = dict.fromkeys(("q", "k", "v", "o", "mlp", "head"), 1e-4)
 
     def work() -> None:
-        model = adapters.peft_model(base, cost.targets, cost.rank, 16.0, seed, cost.kind)
-        rates: dict[Role, float] = dict.fromkeys(("q", "k", "v", "o", "mlp", "head"), 1e-4)
-        optimizer = torch.optim.AdamW(grouped(model, rates))
-        batch = {key: value.to(device) for key, value in data.collate(range(len(data))).items()}
-        for _ in range(2):  # the second has Adam's moments
-            optimizer.zero_grad()
-            task.batch_losses(forward(model, batch), batch["labels"])[0].backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        base.model = model.unload().eval().requires_grad_(False)
+        with adapters.adapted(base, cost.targets, cost.rank, 16.0, seed, cost.kind) as model:
+            optimizer = torch.optim.AdamW(grouped(model, rates))
+            batch = {key: value.to(device) for key, value in data.collate(range(len(data))).items()}
+            for _ in range(2):  # the second has Adam's moments
+                optimizer.zero_grad()
+                task.batch_losses(forward(model, batch), batch["labels"])[0].backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
 
-    try:
-        return peaks.peak(work, device)
-    finally:
-        with torch.no_grad():
-            for name, parameter in base.head_parameters().items():
-                parameter.copy_(kept[name])
+    return peaks.peak(work, device)
 
 
 def _tokens(base: Backbone, task: Task, count: int, length: int, seed: int) -> TokenSet:

@@ -13,7 +13,7 @@ from autolr.study import MethodKind, Targets
 
 # Of Theorem 1, where the loss lies in [0, 1]: it is 1/2-sub-Gaussian.
 SUB_GAUSSIAN = 0.5
-BITS = 16
+BITS_PER_PARAMETER = 16
 # Adam in float32: weight, gradient and two moments.
 TRAINED_BYTES, SAVED_BYTES = 16, 4
 
@@ -40,7 +40,7 @@ class Cost:
     gap: float
 
 
-def gap(parameters: int, examples: int, bits: int = BITS, sub_gaussian: float = SUB_GAUSSIAN) -> float:
+def gap(parameters: int, examples: int, bits: int = BITS_PER_PARAMETER, sub_gaussian: float = SUB_GAUSSIAN) -> float:
     """Return the bound on the generalization gap: sqrt(2 R² q P / N) (Theorem 1, in its general form).
 
     With LoRA of one rank on W_q and W_v this is the paper's sqrt(4 R²/N q r Σ(d_in + d_out)), with W_k as well its

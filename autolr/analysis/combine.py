@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from autolr.analysis.measures import resampled
+from autolr.analysis.measures import bootstrap_weights, resampled
 from autolr.analysis.pattern import Array, Kind, Pattern
 from autolr.errors import AutoLRError
 from autolr.recipe import Interval
 
-DRAWS, NULL_DRAWS = 200, 1000
+RESAMPLES, NULL_DRAWS = 200, 1000
 
 
 class Change(NamedTuple):
@@ -28,8 +28,7 @@ class Change(NamedTuple):
 
     def drawn(self, kind: Kind, draws: int, rng: np.random.Generator) -> Array:
         """Return ΔAP of bootstrap draws over samples, [draws, layers, heads]."""
-        size = len(self.before.losses)
-        weights = rng.multinomial(size, np.full(size, 1 / size), draws) / size
+        weights = bootstrap_weights(len(self.before.losses), draws, rng)
         return resampled(self.after.each(kind) - self.before.each(kind), weights)
 
 
@@ -95,17 +94,12 @@ def combine(
     rng = np.random.default_rng(seed)
     alpha, r2 = least_squares(target, parts)
     share, r2_share = non_negative(target, parts)
-    draws = [
-        (complex_drawn, basics)
-        for complex_drawn, basics in zip(
-            complex_task.drawn(kind, DRAWS, rng),
-            np.stack([change.drawn(kind, DRAWS, rng) for change in basic.values()], 1),
-            strict=True,
-        )
-    ]
-    ordinary = [least_squares(one, list(own)) for one, own in draws]
-    shares = [non_negative(one, list(own))[0] for one, own in draws]
-    null = [least_squares(target, [_permuted(part, rng) for part in parts])[1] for _ in range(NULL_DRAWS)]
+    targets = complex_task.drawn(kind, RESAMPLES, rng)
+    basics = np.stack([change.drawn(kind, RESAMPLES, rng) for change in basic.values()], 1)
+    draws = [(target_drawn, list(drawn)) for target_drawn, drawn in zip(targets, basics, strict=True)]
+    ordinary = [least_squares(*draw) for draw in draws]
+    shares = [non_negative(*draw)[0] for draw in draws]
+    null = [least_squares(target, [rng.permuted(part, axis=1) for part in parts])[1] for _ in range(NULL_DRAWS)]
     others = [change.of(kind) for change in unrelated]
     count = min(len(parts), len(others))
     return Combination(
@@ -157,10 +151,6 @@ def mixture(shares: Mapping[str, float], total: int) -> dict[str, int]:
     for name in sorted(exact, key=lambda name: found[name] - exact[name])[:left]:
         found[name] += 1
     return found
-
-
-def _permuted(part: Array, rng: np.random.Generator) -> Array:
-    return rng.permuted(part, axis=1)
 
 
 def _r2(target: Array, matrix: Array, weights: Array) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import stats
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
 from autolr.analysis.pattern import Array, Kind, Pattern
 from autolr.recipe import Interval
 
-DRAWS = 400
+RESAMPLES = 400
 Statistic = Callable[[Array], float]
 
 
@@ -27,17 +28,13 @@ def gini(pattern: Array) -> float:
 
 def variation(pattern: Array) -> float:
     """Return the coefficient of variation σ/μ of absolute values (σ over all heads, not estimated from a sample)."""
-    values = np.abs(pattern).ravel()
-    mean = float(values.mean())
-    return float(values.std()) / mean if mean else 0.0
+    return float(stats.variation(np.abs(pattern), axis=None)) if pattern.any() else 0.0
 
 
 def kurtosis(pattern: Array) -> float:
     """Return the excess kurtosis of absolute values: μ4 / σ⁴ - 3, that of a normal distribution being 0."""
-    values = np.abs(pattern).ravel()
-    centred = values - values.mean()
-    square = float((centred**2).mean())
-    return float((centred**4).mean()) / square**2 - 3 if square else 0.0
+    values = np.abs(pattern)
+    return float(stats.kurtosis(values, axis=None)) if np.ptp(values) else 0.0
 
 
 def correlation(one: Array, other: Array) -> float:
@@ -59,7 +56,7 @@ def interval(
     patterns: Sequence[Pattern],
     statistic: Callable[..., float],
     kind: Kind = "absolute",
-    draws: int = DRAWS,
+    draws: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """Return a statistic of one or several patterns and its 90 % bootstrap interval over samples.
@@ -75,11 +72,16 @@ def interval(
     """
     sizes = [len(pattern.losses) for pattern in patterns]
     rng = np.random.default_rng(seed)
-    weights = {size: rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in sorted(set(sizes))}
+    weights = {size: bootstrap_weights(size, draws, rng) for size in sorted(set(sizes))}
     drawn = [resampled(pattern.each(kind), weights[size]) for pattern, size in zip(patterns, sizes, strict=True)]
-    found = [statistic(*(one[draw] for one in drawn)) for draw in range(draws)]
-    low, high = np.quantile(found, [0.05, 0.95])
+    values = [statistic(*(pattern[draw] for pattern in drawn)) for draw in range(draws)]
+    low, high = np.quantile(values, [0.05, 0.95])
     return Interval(mean=statistic(*(pattern.of(kind) for pattern in patterns)), low=float(low), high=float(high))
+
+
+def bootstrap_weights(samples: int, draws: int, rng: np.random.Generator) -> Array:
+    """Return the share of each sample in bootstrap draws, [draws, samples]."""
+    return rng.multinomial(samples, np.full(samples, 1 / samples), draws) / samples
 
 
 def resampled(each: Array, weights: Array) -> Array:
@@ -88,10 +90,9 @@ def resampled(each: Array, weights: Array) -> Array:
     return flat.reshape(len(weights), *each.shape[1:])
 
 
-def bounds(pattern: Pattern, kind: Kind = "absolute", draws: int = DRAWS, seed: int = 0) -> tuple[Array, Array]:
+def bounds(pattern: Pattern, kind: Kind = "absolute", draws: int = RESAMPLES, seed: int = 0) -> tuple[Array, Array]:
     """Return the ends of each head's 90 % bootstrap interval over samples, both [layers, heads]."""
-    size = len(pattern.losses)
-    weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), draws) / size
+    weights = bootstrap_weights(len(pattern.losses), draws, np.random.default_rng(seed))
     low, high = np.quantile(resampled(pattern.each(kind), weights), [0.05, 0.95], axis=0)
     return low, high
 
@@ -105,11 +106,11 @@ def ranked(pattern: Array) -> list[tuple[int, int]]:
 def distances(patterns: Sequence[Array]) -> Array:
     """Return how far patterns are apart: 1 - Pearson's correlation over heads, [patterns, patterns]."""
     count = len(patterns)
-    found = np.zeros((count, count))
+    distance = np.zeros((count, count))
     for i in range(count):
         for j in range(i):
-            found[i, j] = found[j, i] = 1 - correlation(patterns[i], patterns[j])
-    return found
+            distance[i, j] = distance[j, i] = 1 - correlation(patterns[i], patterns[j])
+    return distance
 
 
 def tree(distances: Array, labels: Sequence[str]) -> dict[str, list[list[float]] | list[str]]:

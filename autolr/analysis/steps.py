@@ -26,8 +26,8 @@ from autolr.study import Role, Training
 from autolr.train.optimizer import grouped
 
 # Steps that are looked at, and examples that outputs are compared on.
-AT = (1, 2, 4, 8, 16, 32)
-PROBED = 32
+LOOKED_AT_STEPS = (1, 2, 4, 8, 16, 32)
+PROBED_EXAMPLES = 32
 
 
 class Step(NamedTuple):
@@ -73,7 +73,7 @@ def measure(
     *,
     lr_head: float,
     alpha: float = 16.0,
-    at: Sequence[int] = AT,
+    at: Sequence[int] = LOOKED_AT_STEPS,
     seed: int = 0,
 ) -> list[Step]:
     """Train a candidate for its first steps and look into some of them.
@@ -93,18 +93,16 @@ def measure(
     """
     last = max(at)
     order = batch_order(data.lengths(), training.batch_size, last + 1, seed)
-    rows = [row for one in order[last:] for row in one][:PROBED]
+    rows = [row for one in order[last:] for row in one][:PROBED_EXAMPLES]
     device = next(backbone.model.parameters()).device
-    kept = {name: p.detach().clone() for name, p in backbone.head_parameters().items()}
     # W as it is before PEFT wraps it.
     weights = {site: adapters.frozen(backbone, site).double() for site in backbone.projections.of(candidate.targets)}
-    model = adapters.peft_model(backbone, candidate.targets, candidate.rank, alpha, seed, candidate.kind)
     rates: dict[Role, float] = {role: rate for role, rate in candidate.rates(lr_head).items() if rate > 0}
-    optimizer = torch.optim.AdamW(grouped(model, rates), betas=training.betas, eps=training.eps)
-    trained = [p for p in model.parameters() if p.requires_grad]
     probe = {key: value.to(device) for key, value in data.collate(rows).items()}
-    found = []
-    try:
+    steps = []
+    with adapters.adapted(backbone, candidate.targets, candidate.rank, alpha, seed, candidate.kind) as model:
+        optimizer = torch.optim.AdamW(grouped(model, rates), betas=training.betas, eps=training.eps)
+        trained = [p for p in model.parameters() if p.requires_grad]
         for step in range(1, last + 1):
             batch = {key: value.to(device) for key, value in data.collate(order[step - 1]).items()}
             loss = task.batch_losses(forward(model, batch), batch["labels"])[0]
@@ -115,18 +113,12 @@ def measure(
             optimizer.step()
             if step in at:
                 after = _values(model)
-                found.append(
-                    _look(
-                        backbone, model, candidate, alpha, weights, probe, before, after, step, float(loss.detach())
-                    )
+                looked = _look(
+                    backbone, model, candidate, alpha, weights, probe, before, after, step, float(loss.detach())
                 )
+                steps.append(looked)
                 adapters.set_values(model, after)
-    finally:
-        backbone.model = model.unload().eval().requires_grad_(False)
-        with torch.no_grad():
-            for name, parameter in backbone.head_parameters().items():
-                parameter.copy_(kept[name])
-    return found
+    return steps
 
 
 def _look(
@@ -160,18 +152,12 @@ def _look(
     of_q = change(a - s for a, s in zip(q, still, strict=True))
     of_v = change(a - s for a, s in zip(v, still, strict=True))
     together = change(b - x - y + s for b, x, y, s in zip(both, q, v, still, strict=True))
-    # `outputs` puts the logits last.
+    *layers_q, logits_q = of_q  # `outputs` puts the logits last
+    *layers_v, logits_v = of_v
+    *layers_both, logits_both = together
+    updates, grown = (_sizes(weights, candidate, alpha, values, after) for values in (before, None))
     return Step(
-        step,
-        loss,
-        of_q[:-1],
-        of_v[:-1],
-        together[:-1],
-        of_q[-1],
-        of_v[-1],
-        together[-1],
-        _sizes(weights, candidate, alpha, before, after),
-        _sizes(weights, candidate, alpha, None, after),
+        step, loss, layers_q, layers_v, layers_both, logits_q, logits_v, logits_both, updates=updates, grown=grown
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -14,7 +14,6 @@ from autolr.cli.output import say
 from autolr.study import TaskName
 
 WIDTH = 110
-TASKS = ("classification", "regression", "sft", "lm")
 
 
 def init(
@@ -140,7 +139,7 @@ def _answers(given: dict[str, Any], content: dict[str, Any], model: str, asks: b
     questions = {
         "model": "Model (local folder or hub id)",
         "data": "Data (csv, jsonl, parquet file, or hub data set)",
-        "task": f"Task ({', '.join(TASKS)})",
+        "task": f"Task ({', '.join(get_args(TaskName))})",
         "trials": "Trials",
         "train": "Do the full run after the search?",
     }

@@ -230,7 +230,7 @@ class AnswerFinder:
 
     @staticmethod
     def _lacks(skeleton: str, text: str, messages: list[Message], learned: list[int]) -> bool:
-        """Tell whether the marked chat lacks what a tool has returned."""
+        """Return True if the marked chat lacks what a tool has returned."""
         if not any(message.get("tool_calls") for message in messages):
             return False
         said = json.dumps([messages[at] for at in learned], ensure_ascii=False, default=str)

@@ -1,7 +1,10 @@
 """Tokens kept between runs: texts are tokenized once for each tokenizer, data set and length.
 
-The cache lies in the user's cache folder (`AUTOLR_CACHE` names another one). Losing it costs
-time alone: a file that is missing, damaged or cannot be written is made anew or done without.
+A file holds flat arrays: all ids, all labels, and where each example ends. `Dataset.map` of `datasets` keeps the same
+tokens in twice the bytes; key, notices, damaged files and the number of files would still be ours.
+
+The cache lies in the user's cache folder (`AUTOLR_CACHE` names another one). Losing it costs time alone: a file that
+is missing, damaged or cannot be written is made anew or done without.
 """
 
 from __future__ import annotations
@@ -20,51 +23,33 @@ from safetensors.numpy import load_file, save_file
 
 from autolr.data import language
 from autolr.data.batches import tokenize
+from autolr.data.language import Learned
 from autolr.data.sources import Examples
 from autolr.study import LANGUAGE
 
-# The newest files that are kept.
-KEPT = 20
-# Which way of making tokens a file is of: another number whenever the same data would give other tokens.
+# The newest files are kept.
+MAX_FILES = 20
+# Version of how tokens are made: another number whenever the same data would give other tokens.
 TOKENIZATION = 2
-NOTICES = "notices"
 
 
-Tokens = tuple[list[list[int]], list[list[int]] | None]
-
-
-def tokens(examples: Examples, tokenizer: Any, max_length: int) -> Tokens:
-    """Return the token ids of all examples, each cut to `max_length`, from the cache or anew.
-
-    Returns:
-        The ids, and where texts are learned their labels; see `autolr.data.language`.
+def tokens(examples: Examples, tokenizer: Any, max_length: int, limit: int | None = None) -> Learned:
+    """Return the tokens of examples, from the cache or anew; without labels if a class or a number is learned.
 
     Raises:
         DataError: see `autolr.data.language.learn`.
     """
+    path = folder() / f"{_key(examples, tokenizer, max_length)}.safetensors"
+    kept = _read(path, len(examples))
+    if kept is not None:
+        return kept
     if examples.task in LANGUAGE:
-        found = learned(examples, tokenizer, max_length)
-        return found.ids, found.labels
-    path = _path(examples, tokenizer, max_length)
-    held = _held(path, ("ids",), len(examples))
-    if held is None:
-        held = {"ids": tokenize(tokenizer, examples.texts, max_length, examples.pairs)}
-        _keep(path, held)
-    return held["ids"], None
-
-
-def learned(examples: Examples, tokenizer: Any, max_length: int, limit: int | None = None) -> language.Learned:
-    """Return the tokens of texts that are learned, from the cache or anew; see `autolr.data.language.learn`.
-
-    Raises:
-        DataError: see `autolr.data.language.learn`.
-    """
-    path = _path(examples, tokenizer, max_length)
-    held = _held(path, ("ids", "labels"), len(examples))
-    if held is not None:
-        return language.Learned(held["ids"], held["labels"], tuple(held[NOTICES]))
-    fresh = language.learn(examples, tokenizer, max_length, limit)
-    _keep(path, {"ids": fresh.ids, "labels": fresh.labels}, fresh.notices)
+        fresh = language.learn(examples, tokenizer, max_length, limit)
+    else:
+        fresh = Learned(tokenize(tokenizer, examples.texts, max_length, examples.pairs), [])
+    # A read-only or full disk costs the next run some time, and this one nothing.
+    with contextlib.suppress(OSError, SafetensorError):
+        _write(path, fresh)
     return fresh
 
 
@@ -76,29 +61,24 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autolr"
 
 
-def _path(examples: Examples, tokenizer: Any, max_length: int) -> Path:
-    return folder() / f"{_key(examples, tokenizer, max_length)}.safetensors"
-
-
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Return a sha256 over what a tokenizer makes tokens with: vocabulary, rules, special tokens, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()  # set by the last call, and again by the next
         backend.no_padding()
-    parts = [
+    return _sha256(
         type(tokenizer).__name__,
         backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items())),
         repr(tokenizer.special_tokens_map),
         str(getattr(tokenizer, "truncation_side", None)),
         str(getattr(tokenizer, "chat_template", None)),
         str(tokenizer("a")["input_ids"]),  # the begin token is not always part of the backend
-    ]
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    )
 
 
 def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
-    parts = [
+    return _sha256(
         str(TOKENIZATION),
         *(importlib.metadata.version(name) for name in ("tokenizers", "transformers")),
         tokenizer_fingerprint(tokenizer),
@@ -106,37 +86,40 @@ def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
         examples.fingerprint,
         examples.task,
         str(examples.pairs is not None),  # the same characters may be a text or a pair
-    ]
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    )[:32]
 
 
-def _held(path: Path, names: tuple[str, ...], count: int) -> dict[str, list[Any]] | None:
-    """Return what a file holds, in lists of one an example; None if there is none, or it is damaged."""
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(path: Path, count: int) -> Learned | None:
+    """Return what a file holds of so many examples; None if there is none, or it is damaged."""
     try:
-        held = load_file(path)
-        ends = held["ends"]
-        if len(ends) != count or any(ends[-1] != len(held[name]) for name in names):
+        kept = load_file(path)
+        ends, notices = kept.pop("ends"), json.loads(bytes(kept.pop("notices")))
+        if len(ends) != count or any(ends[-1] != len(flat) for flat in kept.values()):
             return None
-        found = {name: [part.tolist() for part in np.split(held[name], ends[:-1])] for name in names}
-        found[NOTICES] = json.loads(bytes(held[NOTICES]))
+        lists = {name: [part.tolist() for part in np.split(flat, ends[:-1])] for name, flat in kept.items()}
         os.utime(path)
-        return found
+        return Learned(lists["ids"], lists.get("labels", []), tuple(notices))
     except (OSError, SafetensorError, KeyError, IndexError, ValueError):
         return None
 
 
-def _keep(path: Path, lists: dict[str, list[list[int]]], notices: tuple[str, ...] = ()) -> None:
-    flat = {name: np.concatenate([np.asarray(part, dtype=np.int32) for part in own]) for name, own in lists.items()}
-    ends = np.cumsum([len(part) for part in lists["ids"]])
-    told = np.frombuffer(json.dumps(notices).encode(), np.uint8)
+def _write(path: Path, learned: Learned) -> None:
+    """Write a file whole or not at all, and remove the oldest of too many."""
+    lists = {"ids": learned.ids, **({"labels": learned.labels} if learned.labels else {})}
+    arrays = {name: np.concatenate([np.asarray(part, np.int32) for part in parts]) for name, parts in lists.items()}
+    arrays["ends"] = np.cumsum([len(ids) for ids in learned.ids])
+    arrays["notices"] = np.frombuffer(json.dumps(learned.notices).encode(), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
-    # A read-only or full disk costs the next run some time, and this one nothing.
-    with contextlib.suppress(OSError, SafetensorError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**flat, "ends": ends, NOTICES: told}, draft)
+    try:
+        save_file(arrays, draft)
         draft.replace(path)
-        by_age = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        for old in by_age[:-KEPT]:
-            old.unlink()
-    with contextlib.suppress(OSError):
+    finally:
         draft.unlink(missing_ok=True)
+    by_age = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for old in by_age[:-MAX_FILES]:
+        old.unlink()

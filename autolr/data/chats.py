@@ -63,7 +63,7 @@ class Chat:
 
 
 def is_chat(value: Any) -> bool:
-    """Tell whether a cell holds messages rather than a text."""
+    """Return True if a cell holds messages rather than a text."""
     return isinstance(value, list | tuple | np.ndarray)
 
 

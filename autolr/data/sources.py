@@ -38,7 +38,7 @@ COMPLETION_NAMES = (
 )
 MESSAGES_NAMES = ("messages", "conversation", "conversations", "chat")
 # Squared errors of labels far from this spread would need rates far from all that is searched.
-SPREAD = (0.05, 50.0)
+LABEL_SPREAD = (0.05, 50.0)
 MAX_CLASSES = 1000
 
 
@@ -284,7 +284,7 @@ def _numbers(values: list[Any], where: str, column: str) -> list[float]:
     spread = float(np.std(numbers))
     if not math.isfinite(spread) or spread == 0:
         raise DataError(f"{where}: the labels in column {column!r} are all {numbers[0]:g}, or not finite")
-    if not SPREAD[0] <= spread <= SPREAD[1]:
+    if not LABEL_SPREAD[0] <= spread <= LABEL_SPREAD[1]:
         raise DataError(
             f"{where}: the labels in column {column!r} have a standard deviation of {spread:.3g}; scale them to "
             "about 1, so that rates which suit other tasks suit this one"

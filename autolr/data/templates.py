@@ -106,7 +106,7 @@ class Template:
         return last or len(tail.rstrip()) or len(tail)
 
     def ignores(self, chat: Chat, name: str) -> bool:
-        """Tell whether the template writes a chat alike without a field of its messages."""
+        """Return True if the template writes a chat alike without a field of its messages."""
         bare = Chat([{key: one for key, one in m.items() if key != name} for m in chat.messages], chat.options)
         try:
             return self.render(self.fitted(chat), self.options(chat)) == self.render(

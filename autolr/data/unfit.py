@@ -12,10 +12,10 @@ from autolr.errors import DataError
 from autolr.study import TaskName
 
 # More than this share of examples that are unfit is no accident, but another column than was meant.
-MOST = 0.05
+MAX_UNFIT_SHARE = 0.05
 # Texts longer than this, in characters, are told of: only their beginning is ever read.
-LONG = 100_000
-SHOWN = 5
+LONG_TEXT_CHARACTERS = 100_000
+SHOWN_ROWS = 5
 
 
 _REMEDY = "remove these rows, or choose a labelled split or label_column"
@@ -62,8 +62,8 @@ class Sieve:
                 self.leave_out(row, f"no text in column {column!r}", "remove them or choose another text_column")
             elif not _is_whole(text):
                 self.leave_out(row, f"half a character in column {column!r}", "save the texts as UTF-8")
-            elif len(text) > LONG:
-                self.remark(row, f"a text of more than {LONG:,} characters, whose beginning is read")
+            elif len(text) > LONG_TEXT_CHARACTERS:
+                self.remark(row, f"a text of more than {LONG_TEXT_CHARACTERS:,} characters, whose beginning is read")
             elif "\0" in text:
                 self.remark(row, "a text with NUL characters, which is taken as it is")
         self.check()
@@ -140,21 +140,21 @@ class Sieve:
         Raises:
             DataError: more than can be an accident.
         """
-        if len(self.unfit) <= MOST * self.rows:
+        if len(self.unfit) <= MAX_UNFIT_SHARE * self.rows:
             return
         first, reason = min(self.unfit.items())
         alike = sum(why == reason for why in self.unfit.values())
         raise DataError(
             f"{self.where}: {alike} of {self.rows} rows have {reason} (first: row {self._number(first)}); up to "
-            f"{MOST:.0%} are left out with a note, so many are a mistake: {self._remedy[reason]}"
+            f"{MAX_UNFIT_SHARE:.0%} are left out with a note, so many are a mistake: {self._remedy[reason]}"
         )
 
     def _number(self, row: int) -> int:
         return 1 + (row if self.numbers is None else self.numbers[row])
 
     def _named(self, rows: Sequence[int]) -> str:
-        shown = ", ".join(str(self._number(row)) for row in rows[:SHOWN])
-        return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN else "")
+        shown = ", ".join(str(self._number(row)) for row in rows[:SHOWN_ROWS])
+        return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", ..." if len(rows) > SHOWN_ROWS else "")
 
 
 def _of_label(label: Any, column: str, task: TaskName, names: Sequence[str] | None) -> Verdict | None:

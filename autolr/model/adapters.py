@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def frozen(backbone: Backbone, site: Site) -> Tensor:
 
 
 def check(backbone: Backbone, sites: Sequence[Site], kind: MethodKind) -> None:
-    """See whether a method can train these sites.
+    """Check that a method can train these sites.
 
     Raises:
         ModelError: DoRA on rows of a fused matrix, whose other rows a stock adapter would train too; or a method that
@@ -114,6 +115,22 @@ def peft_model(
             fused.split(layer, group, rank)
     set_values(model, values)
     return model
+
+
+@contextmanager
+def adapted(
+    backbone: Backbone, targets: Targets, rank: int, alpha: float, seed: int, kind: MethodKind = "lora"
+) -> Iterator[Any]:
+    """Put an adapter on the base, see `peft_model`, and take it off again; the head is what it was."""
+    head = {name: p.detach().clone() for name, p in backbone.head_parameters().items()}
+    model = peft_model(backbone, targets, rank, alpha, seed, kind)
+    try:
+        yield model
+    finally:
+        backbone.model = model.unload().eval().requires_grad_(False)
+        with torch.no_grad():
+            for name, parameter in backbone.head_parameters().items():
+                parameter.copy_(head[name])
 
 
 def _whole_config(backbone: Backbone, sites: Sequence[Site]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autolr.errors import ModelError
-from autolr.model import calls, labelled, loading, placement, precision, projections
+from autolr.model import calls, labelled, loading, outputs, placement, precision, projections
 from autolr.model.loading import Storage
 from autolr.model.projections import Projections
 from autolr.study import Attention, Precision, TaskName
@@ -126,8 +126,12 @@ def load(
     checkpoint = loading.read_checkpoint(source, classes, task, attention, trust_remote_code)
     storage = loading.storage_of(checkpoint, wanted, device)
     model, missing, mismatched = loading.read_weights(checkpoint, storage)
-    fresh, notes = loading.settle_head(checkpoint, model, classes, task, missing)
-    base = from_model(model, checkpoint.tokenizer, source, fresh | mismatched)
+    notes: list[str] = []
+    if head := checkpoint.head:
+        has_outputs = f"{outputs.layer_of(model)}.weight" not in missing
+        notes = [head.note] if head.note and has_outputs else []
+        missing = outputs.settle(model, head, classes, task, missing)
+    base = from_model(model, checkpoint.tokenizer, source, missing | mismatched)
     base.notes = (*notes, *base.notes)
     base.placed = storage.placed.reason if storage.placed else None
     base.precision = storage.precision
@@ -263,7 +267,7 @@ def _on_cpu(module: Any) -> Any:
 
 @torch.no_grad()
 def _sees_ahead(model: Any) -> bool:
-    """Tell whether the last token of a text changes what is predicted before it."""
+    """Return True if the last token of a text changes what is predicted before it."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = torch.arange(8, device=model.device)[None] * 7 % vocabulary
     other = ids.clone()

@@ -8,8 +8,8 @@ import torch
 
 from autolr.errors import ModelError
 
-TOKENS = 8
-TEXT = "a text of some words, read to see which parts of a model a task calls"
+PROBE_TOKENS = 8
+PROBE_TEXT = "a text of some words, read to see which parts of a model a task calls"
 
 
 def check_vocabulary(model: Any, tokenizer: Any, source: str) -> None:
@@ -63,11 +63,11 @@ def _tokens(model: Any, tokenizer: Any) -> torch.Tensor:
     config = model.config.get_text_config()
     end = getattr(config, "eos_token_id", None)
     if tokenizer is not None:
-        ids = list(tokenizer(TEXT)["input_ids"])
-        ids = ids[:TOKENS] + ids[-1:]
+        ids = list(tokenizer(PROBE_TEXT)["input_ids"])
+        ids = ids[:PROBE_TOKENS] + ids[-1:]
         end = tokenizer.eos_token_id
     else:
-        ids = [number * 7 % int(config.vocab_size) for number in range(TOKENS)]
+        ids = [number * 7 % int(config.vocab_size) for number in range(PROBE_TOKENS)]
     end = end[0] if isinstance(end, list) else end
     if end is not None and ids[-1] != end and end < config.vocab_size:  # BART's kind reads the state of the end token
         ids.append(int(end))

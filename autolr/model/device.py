@@ -12,6 +12,7 @@ from torch import nn
 from autolr.errors import AutoLRError
 
 # Texts of many lengths leave a GPU's memory in pieces, unless torch's allocator may enlarge its segments.
+GIB = 2**30
 ALLOCATOR, SETTING = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}, "expandable_segments:True"
 
 

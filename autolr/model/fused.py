@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from autolr.model.layouts import Rows
-from autolr.model.parts import InParts
 from autolr.model.projections import Site
+from autolr.model.whole import InParts
 
 
 def stack(sites: Sequence[Site], tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

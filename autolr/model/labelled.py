@@ -14,7 +14,7 @@ from torch.nn import functional
 from autolr.data.batches import predicting
 
 # A CPU's products of fewer rows than this sum over the vocabulary 200 times less precisely, on the way back.
-FEWEST = 4
+MIN_CPU_ROWS = 4
 PLACES = "places"
 
 
@@ -68,5 +68,5 @@ def _pick(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | 
     hidden = args[0]  # [rows, tokens, hidden], on the last device of a base that is split
     picked = hidden.flatten(0, 1).index_select(0, _places.wanted.to(hidden.device))
     if hidden.device.type == "cpu":
-        picked = functional.pad(picked, (0, 0, 0, max(0, FEWEST - len(picked))))
+        picked = functional.pad(picked, (0, 0, 0, max(0, MIN_CPU_ROWS - len(picked))))
     return (picked,)

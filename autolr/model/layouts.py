@@ -1,10 +1,24 @@
-"""Which rows of a fused projection are W_q, W_k and W_v, family by family.
+r"""Which rows of a fused projection are W_q, W_k and W_v, family by family.
 
-With n query heads, m key and value heads and heads of size h, a fused matrix has (n + 2 m) h rows, in
-one of two orders:
+With n query heads, m key and value heads and heads of size h, a fused matrix has (n + 2 m) h rows, in one of two
+orders. Here n = 4 and m = 2; a line is a head, h rows of W, and LoRA trains W_q and W_v alone (see
+`autolr.model.fused`):
 
-- stacked: all of q, then all of k, then all of v;
-- by group: m groups, each with its n / m query heads, then its key, then its value.
+    stacked            by group                    B [(n + 2 m) h, 2 r]        A [2 r, d_in]
+    all q, k, v        m times: n/m q, k, v        of the order by group
+
+    +-----+            +-----+                     +------+------+
+    | q 0 |            | q 0 | \                   | B_q  |  0   |
+    | q 1 |            | q 1 |  | group 0          | B_q  |  0   |
+    | q 2 |            | k 0 |  |                  |  0   |  0   |             +-----------+
+    | q 3 |            | v 0 | /                   |  0   | B_v  |      x      | A_q       | r rows
+    | k 0 |            | q 2 | \                   | B_q  |  0   |             | A_v       | r rows
+    | k 1 |            | q 3 |  | group 1          | B_q  |  0   |             +-----------+
+    | v 0 |            | k 1 |  |                  |  0   |  0   |
+    | v 1 |            | v 1 | /                   |  0   | B_v  |
+    +-----+            +-----+                     +------+------+
+
+    = the change of W: its q rows get B_q A_q, its v rows B_v A_v, and its k rows exactly zero.
 """
 
 from __future__ import annotations
@@ -139,11 +153,11 @@ def gated(attention: nn.Module, config: Any, total: int) -> Rows | None:
 
 
 def is_output(name: str) -> bool:
-    """Tell whether a module's full name is that of an attention's output projection W_o."""
+    """Return True if a module's full name is that of an output projection W_o."""
     return _IS_OUTPUT.search(name) is not None
 
 
 def is_mlp(name: str) -> bool:
-    """Tell whether a module's full name is that of a matrix of a layer's MLP, if it is a matrix."""
+    """Return True if a module's full name is that of a matrix of an MLP, provided it is a matrix."""
     leaf = name.rpartition(".")[2]
     return leaf not in _ROUTERS and "norm" not in leaf.lower() and _IS_MLP.search(name) is not None

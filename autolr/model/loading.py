@@ -175,22 +175,6 @@ def read_weights(checkpoint: Checkpoint, storage: Storage) -> tuple[Any, frozens
     return model, frozenset(info["missing_keys"]), frozenset(mismatched)
 
 
-def settle_head(
-    checkpoint: Checkpoint, model: Any, classes: list[str], task: TaskName, missing: frozenset[str]
-) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Give the head an output for each class, in their order.
-
-    Returns:
-        The parameters that start fresh, and what the user should know of the head.
-    """
-    head = checkpoint.head
-    if head is None:
-        return missing, ()
-    has_outputs = f"{outputs.layer_of(model)}.weight" not in missing
-    notes = (head.note,) if head.note and has_outputs else ()
-    return outputs.settle(model, head, classes, task, missing), notes
-
-
 def disable_dropout(config: Any) -> None:
     """Set every dropout probability of a configuration to 0.
 

@@ -11,14 +11,13 @@ import psutil
 import torch
 
 from autolr.errors import ModelError
-from autolr.model.device import GpuMemory
+from autolr.model.device import GIB, GpuMemory
 from autolr.model.precision import QUANTIZED, choose
 from autolr.study import Precision
 
 # Of the memory that is free, the base may take this share: slots, activations and other processes need some.
-SHARE = 0.8
-BYTES: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.1, "nf4": 0.6}
-GIB = 2**30
+MAX_BASE_SHARE = 0.8
+BYTES_EACH: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.1, "nf4": 0.6}
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,19 @@ def decide(
     number = 0 if device.type != "cuda" else torch.cuda.current_device() if device.index is None else device.index
     kept = wanted if wanted in QUANTIZED else choose(wanted, device)
     # A CPU keeps float32, and beside it the bf16 copies of what it multiplies.
-    each = BYTES[kept] if device.type == "cuda" or kept in QUANTIZED else 4.0 + (2.0 if kept == "bf16" else 0.0)
-    needed, most = int(parameters * each), int(SHARE * free[number])
+    each = BYTES_EACH[kept] if device.type == "cuda" or kept in QUANTIZED else 4.0 + (2.0 if kept == "bf16" else 0.0)
+    needed, most = int(parameters * each), int(MAX_BASE_SHARE * free[number])
     size = f"{parameters / 1e9:.3g} billion parameters take {needed / GIB:.1f} GiB in {kept}"
     room = f"{free[number] / GIB:.1f} GiB are free on {device}"
     if needed <= most:
         return Placement(wanted, f"on one device: {size}, {room}")
-    if wanted == "auto" and has_4_bits and parameters * BYTES["nf4"] <= most:
+    if wanted == "auto" and has_4_bits and parameters * BYTES_EACH["nf4"] <= most:
         return Placement("nf4", f"in 4 bits: {size}, too much for one device ({room}), and bitsandbytes is installed")
-    if device.type == "cuda" and wanted not in QUANTIZED and needed <= SHARE * sum(free.values()):
+    if device.type == "cuda" and wanted not in QUANTIZED and needed <= MAX_BASE_SHARE * sum(free.values()):
         why = "bitsandbytes is not installed" if not has_4_bits else "4 bits were not asked for, or do not fit"
         if wanted == "auto" and has_4_bits:
             why = "nor does it in 4 bits"
-        split = {index: int(SHARE * own) for index, own in free.items()}
+        split = {index: int(MAX_BASE_SHARE * own) for index, own in free.items()}
         return Placement(wanted, f"split over {len(split)} devices: {size}, too much for one ({room}); {why}", split)
     remedy = (
         "choose a smaller model" if has_4_bits else "pip install bitsandbytes for 4 bits, or choose a smaller model"

@@ -93,7 +93,7 @@ class Projections:
 
     @property
     def coverage(self) -> str:
-        """Say how many layers can be tuned, such as `q and v in 6 of 6 layers`."""
+        """Which matrices can be tuned in how many layers, such as `q and v in 6 of 6 layers`."""
         return f"q and v in {self.covered} of {self.layers} layers"
 
     @property

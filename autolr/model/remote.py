@@ -8,7 +8,7 @@ from autolr.errors import AutoLRError, ModelError
 
 
 def agreed(asked: bool, given: bool, model: str) -> bool:
-    """Tell whether a model's own code may run.
+    """Return True if a model's own code may run.
 
     Args:
         asked: `trust_remote_code` of the study or recipe.
@@ -47,5 +47,5 @@ def check_config(config: Any, source: str) -> None:
 
 
 def names_own_code(config: Any, auto: str) -> bool:
-    """Tell whether a configuration names code of its own for an auto class of transformers."""
+    """Return True if a configuration names code of its own for an auto class of transformers."""
     return auto in (getattr(config, "auto_map", None) or {})

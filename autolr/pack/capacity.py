@@ -37,7 +37,6 @@ WARM_UP, TIMED = CYCLE, CYCLE
 SCORED = 256
 # Over a search the heap of a CPU's process comes to this many times the probe's: pieces between what is in use.
 PIECES = 1.06
-GIB = 2**30
 
 
 @dataclass(frozen=True)

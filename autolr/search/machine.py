@@ -14,7 +14,7 @@ from autolr import documents
 from autolr.data.prepared import Prepared
 from autolr.documents import Document
 from autolr.errors import RunError
-from autolr.model.device import devices_of
+from autolr.model.device import GIB, devices_of
 from autolr.model.projections import Site
 from autolr.pack import capacity, memory
 from autolr.pack.capacity import Capacity
@@ -56,7 +56,7 @@ class Machine(Document):
         graphs = (
             f", CUDA graphs {'on' if self.graphs else 'off'} ({self.graphs_reason})" if self.graphs_reason else ""
         )
-        gib = capacity.GIB
+        gib = GIB
         return (
             f"{self.device}{threads}, {self.precision} products{graphs}; {self.slots} slots ({self.reason}), about "
             f"{self.predicted_bytes / gib:.1f} GiB at the peak, {self.free_bytes / gib:.1f} GiB free"

@@ -25,7 +25,7 @@ EPS = {torch.float64: 1e-8}
 FLOAT32_EPS = 1e-4
 # Distance of what two ways of computing the same give, relative to its norm.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-FAR = 2  # tokens between the place that is changed and the place that is watched
+GAP = 2  # tokens between the place that is changed and the place that is watched
 
 
 class ProblemError(Exception):
@@ -98,7 +98,7 @@ def random_tokens(base: Backbone, classes: int, seed: int = 0) -> TokenSet:
     ids = [rng.choice(usable, 4 + number % 6).tolist() for number in range(8)]
     pad_id = int(config.pad_token_id or 0)
     if not base.head:
-        return TokenSet(ids, [[*[IGNORED] * (FAR + 1), *own[FAR + 1 :]] for own in ids], pad_id)
+        return TokenSet(ids, [[*[IGNORED] * (GAP + 1), *own[GAP + 1 :]] for own in ids], pad_id)
     return TokenSet(ids, [number % classes for number in range(8)], pad_id)
 
 

@@ -68,18 +68,11 @@ def _pack(bench: Bench, configs: list[SlotConfig]) -> list[Trained]:
 @contextmanager
 def adapted(base: Backbone, targets: Targets, config: SlotConfig) -> Iterator[Any]:
     """Put an adapter on the base as the full run does, and take it off again."""
-    head = {name: p.detach().clone() for name, p in base.head_parameters().items()}
-    model = adapters.peft_model(base, targets, config.rank, ALPHA, config.seed, config.kind)
-    for parameter in model.parameters():
-        if parameter.requires_grad and base.model.dtype == torch.float64:
-            parameter.data = parameter.data.double()
-    try:
+    with adapters.adapted(base, targets, config.rank, ALPHA, config.seed, config.kind) as model:
+        for parameter in model.parameters():
+            if parameter.requires_grad and base.model.dtype == torch.float64:
+                parameter.data = parameter.data.double()
         yield model
-    finally:
-        base.model = model.unload().eval().requires_grad_(False)
-        with torch.no_grad():
-            for name, parameter in base.head_parameters().items():
-                parameter.copy_(head[name])
 
 
 def _train(bench: Bench, model: Any, config: SlotConfig, order: list[list[int]]) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autolr.model.backbone import Backbone
 from autolr.model.projections import Site, by_module
-from autolr.testing.bench import FAR, Bench, ProblemError
+from autolr.testing.bench import GAP, Bench, ProblemError
 
 
 def check_projections(bench: Bench) -> str:
@@ -67,14 +67,17 @@ def check_roles(bench: Bench) -> str:
 def _attention_gradients(
     bench: Bench, attentions: dict[str, list[Site]], values: bool
 ) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Differentiate each attention's output at one place by its projections there and FAR tokens before.
+    """Differentiate each attention's output at one place by its projections there and GAP tokens before.
 
     Returns:
         For each attention and site, gradients [examples, d_out] at the same place and far from it.
     """
-    rows = [number for number, ids in enumerate(bench.data.ids) if len(ids) > FAR + 1]
+    rows = [number for number, ids in enumerate(bench.data.ids) if len(ids) > GAP + 1]
     batch = bench.batch(rows)
-    batch = {"input_ids": batch["input_ids"][:, : FAR + 2], "attention_mask": batch["attention_mask"][:, : FAR + 2]}
+    batch = {
+        "input_ids": batch["input_ids"][:, : GAP + 2],
+        "attention_mask": batch["attention_mask"][:, : GAP + 2],
+    }
     modules = dict(bench.base.model.named_modules())
     leaves: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -112,7 +115,7 @@ def _attention_gradients(
     for name, sites in attentions.items():
         if name not in outputs or any(site.module not in leaves for site in sites):
             continue
-        output = outputs[name][:, FAR]
+        output = outputs[name][:, GAP]
         weights = torch.linspace(1, 2, output.numel(), device=output.device, dtype=output.dtype).view_as(output)
         wanted = [leaves[site.module] for site in sites]
         grads = torch.autograd.grad((output * weights.cos()).sum(), wanted, allow_unused=True)
@@ -120,5 +123,5 @@ def _attention_gradients(
         for site, leaf, grad in zip(sites, wanted, grads, strict=True):
             whole = torch.zeros_like(leaf) if grad is None else grad
             part = whole[..., site.rows.index()] if site.rows else whole
-            found[name][site.name] = part[:, FAR], part[:, 0]
+            found[name][site.name] = part[:, GAP], part[:, 0]
     return found

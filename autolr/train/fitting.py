@@ -16,7 +16,7 @@ from autolr.recipe import Recipe
 from autolr.train.processes import Processes
 
 # What AdamW holds of each trained number beside weight and gradient: two moments, and one more within its step.
-HELD = 3
+EXTRA_COPIES = 3
 
 
 def parts_that_fit(model: Any, task: Task, data: TokenSet, recipe: Recipe, processes: Processes) -> int:
@@ -46,7 +46,7 @@ def _fits(model: Any, task: Task, data: TokenSet, rows: list[int]) -> bool:
     device, half = first.device, first.dtype == torch.bfloat16
     held: list[torch.Tensor] = []
     try:
-        held += [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(HELD)]
+        held += [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(EXTRA_COPIES)]
         batch = {key: value.to(device) for key, value in data.collate(rows).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             losses = task.batch_losses(forward(model, batch), batch["labels"])

@@ -23,10 +23,10 @@ def files():
 def test_kept_tokens_are_those_of_the_tokenizer(given, monkeypatch):
     examples, tokenizer = given
     fresh = tokenize(tokenizer, examples.texts, 8)
-    assert cache.tokens(examples, tokenizer, 8) == (fresh, None)
+    assert cache.tokens(examples, tokenizer, 8).ids == fresh
     assert len(files()) == 1
     monkeypatch.setattr(cache, "tokenize", None)  # calling it again would fail
-    assert cache.tokens(examples, tokenizer, 8) == (fresh, None)
+    assert cache.tokens(examples, tokenizer, 8).ids == fresh
 
 
 def test_another_length_text_or_tokenizer_is_another_file(given):
@@ -55,12 +55,12 @@ def test_a_folder_that_cannot_be_made_costs_nothing(given, tmp_path, monkeypatch
     examples, tokenizer = given
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTOLR_CACHE", str(tmp_path / "file" / "cache"))
-    assert len(cache.tokens(examples, tokenizer, 8)[0]) == len(examples)
+    assert len(cache.tokens(examples, tokenizer, 8).ids) == len(examples)
 
 
 def test_old_files_go(given, monkeypatch):
     examples, tokenizer = given
-    monkeypatch.setattr(cache, "KEPT", 3)
+    monkeypatch.setattr(cache, "MAX_FILES", 3)
     for length in range(4, 10):
         cache.tokens(examples, tokenizer, length)
     assert len(files()) == 3

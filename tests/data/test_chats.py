@@ -420,11 +420,11 @@ def test_the_cache_knows_what_a_template_reads(tokenizer, tmp_path, monkeypatch)
     lengths = set()
     for more in ({}, {"tools": TOOLS}, {"mood": "calm"}, {"chat_template_kwargs": {"mood": "calm and good"}}):
         examples = load(tmp_path / "d.jsonl", [{"messages": chat, **more}])
-        fresh = cache.learned(examples, tokenizer, 1000)
-        again = cache.learned(examples, tokenizer, 1000)
+        fresh = cache.tokens(examples, tokenizer, 1000)
+        again = cache.tokens(examples, tokenizer, 1000)
         assert fresh == again
         lengths.add(len(fresh.ids[0]))
     assert len(lengths) == 4
     monkeypatch.setattr(cache, "TOKENIZATION", 0)
     monkeypatch.setattr(language, "learn", lambda *_: language.Learned([[7]], [[7]]))
-    assert np.array_equal(cache.learned(examples, tokenizer, 1000).ids, [[7]])
+    assert np.array_equal(cache.tokens(examples, tokenizer, 1000).ids, [[7]])

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from autolr.model.device import GIB
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, GREY, SCALE, blank
 from autolr.search.result import SearchResult
 
-GIB = 2**30
 MOST_SAMPLES = 400
 
 
