@@ -43,7 +43,7 @@ class CurveSampler(BaseSampler):
     6. Draw one surface from the posterior and take the point where it is lowest (Thompson sampling).
 
     Caveats: trials teach only through `trial.report(value, step)`, all on one scale of steps. The dimensions
-    must be the same in all trials. With thousands of observations the surrogate keeps the best ones only.
+    must be the same in all trials. Of more than 320 reports the surrogate keeps the best half and a pick of the rest.
 
     Example:
         ```python

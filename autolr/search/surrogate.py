@@ -122,7 +122,7 @@ class Surrogate:
     3. Above z = 1 it is squashed to 1 + log z: how bad a bad candidate is does not matter.
 
     Freeze-thaw Bayesian optimization introduced Gaussian processes over partial learning curves (Swersky, Snoek,
-    Adams, 2014, arXiv:1406.3896). Its kernel decays exponentially in the step; this one lets distant rungs differ.
+    Adams, 2014, arXiv:1406.3896). Its kernel assumes exponential decay; this one, that near steps are alike.
 
     Caveats: exact inference costs the third power of the observations, so at most 320 are kept. Means far above the
     middle are understated, by the squashing.

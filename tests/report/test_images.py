@@ -60,7 +60,7 @@ def test_formats_of_the_command(tmp_path, capsys):
     study.save(tmp_path / "study.yaml")
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", str(tmp_path)])
-    assert stop.value.code == 2 and "no search of it has begun" in capsys.readouterr().err
+    assert stop.value.code == 2 and "its search has not started" in capsys.readouterr().err
     RunFolder(tmp_path).optuna(study)
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", str(tmp_path), "--format", "gif"])

@@ -174,7 +174,7 @@ def test_a_storage_that_is_locked_is_waited_for(tmp_path):
     study.tell(trial, 1.0)
     holder.join()
     assert [t.state.name for t in study.trials] == ["COMPLETE"]
-    assert len(notes) == 2 and "out of reach (database is locked" in notes[0] and notes[1] == "the storage is back"
+    assert len(notes) == 2 and "unreachable (database is locked" in notes[0] and notes[1] == "the storage is back"
 
 
 def test_a_storage_that_stays_away_is_one_clear_error(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_two_workers_one_of_which_dies(alone, small_study, tmp_path):
         done.set()
         killer.join()
     check(result, alone)
-    assert [note for note in told.notes if "signal 9" in note and "another takes its place" in note]
+    assert [note for note in told.notes if "signal 9" in note and "a new worker takes over" in note]
     assert told.states[-1].phase == "seeds" and told.states[-1].done == len(result.repeats)
     assert read_state(folder).ended == "finished"
     assert not folder.slots.exists()
@@ -261,7 +261,7 @@ def test_a_ray_cluster_with_two_workers(alone, small_study, tmp_path):
         ({"workers": 0}, "must be at least 1"),
         ({"workers": "many"}, "give a number, ray, or ray and a number"),
         ({"workers": "ray:some"}, "give a number, ray, or ray and a number"),
-        ({"workers": 2, "device": "cuda:1"}, "each has a device of its own"),
+        ({"workers": 2, "device": "cuda:1"}, "each worker has its own device"),
         ({"storage": "sqlite:///here.db"}, "must start with postgresql:// or mysql://"),
         ({"storage": "postgresql://me:secret@127.0.0.1:1/none"}, "onnection"),
     ],
