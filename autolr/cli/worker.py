@@ -32,7 +32,7 @@ def worker(
     plain: Plain = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Train trials and repeats of a search that `autolr search` has begun, until it is through.
+    """Train for a search that `autolr search` has begun, until it is through.
 
     What a worker that dies was training is gone on with by the others.
     """

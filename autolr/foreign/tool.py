@@ -124,7 +124,7 @@ def _dropout(config: Mapping[str, Any]) -> list[str]:
 
 
 def _measured(recipe: Recipe) -> str:
-    """Say what λ = 1 at the winner's lr_v has lost in the confirmation, where that was measured."""
+    """Say what λ = 1 at the winner's lr_v has lost in the search, if that was measured."""
     scores = recipe.evidence.scores if recipe.evidence else []
     same = next((score for score in scores if Baseline.SAME_LR.is_in(score.label) and score.gain), None)
     if same is None or same.gain is None:

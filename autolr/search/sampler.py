@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -51,8 +51,6 @@ class CurveSampler(BaseSampler):
         seed: of all draws. The proposal depends on it, on the trial's number, and on the trials there are.
         space: what is searched; None: what all trials have in common, as Optuna's samplers do.
         priors: for some dimensions, where the best is expected: `{"lr_v": Prior(1e-3)}`.
-        counts: tells of a trial whether it is one of this space; trials of something else, such as a baseline
-            beside the search, would teach the surrogate wrongly. None: all are.
         startup: candidates with a curve before the surrogate is asked; until then candidates are spread evenly under
             the prior.
     """
@@ -63,13 +61,11 @@ class CurveSampler(BaseSampler):
         *,
         space: Mapping[str, BaseDistribution] | None = None,
         priors: Mapping[str, Prior] | None = None,
-        counts: Callable[[FrozenTrial], bool] | None = None,
         startup: int = 4,
     ) -> None:
         self.seed = seed
         self.space = dict(space) if space is not None else None
         self.priors = dict(priors or {})
-        self.counts = counts or (lambda trial: True)
         self.startup = startup
         self._fitted: tuple[Any, Surrogate] | None = None
         self._known: Sequence[FrozenTrial] | None = None
@@ -101,7 +97,7 @@ class CurveSampler(BaseSampler):
             return {}
         encoding = Encoding(search_space, self.priors)
         known = self._known if self._known is not None else study.get_trials(deepcopy=False)
-        trials = [t for t in known if t.number != trial.number and encoding.holds(t) and self.counts(t)]
+        trials = [t for t in known if t.number != trial.number and encoding.holds(t)]
         told = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         rng = np.random.default_rng([self.seed, trial.number])
