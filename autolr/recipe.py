@@ -55,7 +55,7 @@ class Score(Document):
     select_loss: float = Field(description="for choosing")
     confirm_loss: float
     held_out_loss: float | None = Field(
-        None, description="of the finals, which it decides: select, and the last batches before they are learned"
+        None, description="of select, and of the last batches before they are learned: what chose the winner"
     )
     confirm_metric: float = Field(description="accuracy, or the study's own metric")
     diverged: int = Field(0, description="trainings that diverged; the losses above include them")
@@ -83,16 +83,16 @@ class Evidence(Document):
 
     verdict: str
     trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")
-    repeats: int = Field(description="seeds of each candidate in the confirmation")
+    repeats: int = Field(description="seeds of each candidate in the verdict")
     finals: list[Score] = Field(
         [], description="at the end of the full run, one seed each, the best first: they chose the winner"
     )
-    scores: list[Score] = Field(description="of the confirmation")
+    scores: list[Score] = Field(description="of the trainings with several seeds")
     cost: Cost
 
     @property
     def finals_by(self) -> str:
-        """What the finals were decided by, as the head of a column."""
+        """What the winner was chosen by at the end of the full run, as the head of a column."""
         return "select loss" if all(score.held_out_loss is None for score in self.finals) else "held-out loss"
 
 

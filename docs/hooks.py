@@ -164,7 +164,9 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         short = value.model_dump(mode="json", exclude_none=True)
         return f"`{_yaml(short)}`" if len(short) <= 3 else "as below"
-    return f"`{_yaml(list(value) if isinstance(value, tuple) else value)}`"
+    if isinstance(value, (list, tuple)):
+        value = [one.model_dump(exclude_none=True) if isinstance(one, BaseModel) else one for one in value]
+    return f"`{_yaml(value)}`"
 
 
 def _yaml(value: Any) -> str:

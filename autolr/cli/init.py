@@ -111,6 +111,8 @@ def _entry(name: str, field: Any, content: dict[str, Any], indent: str) -> list[
 def _plain(value: Any) -> Any:
     from pydantic import BaseModel
 
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     return value.model_dump(mode="json", exclude_none=True) if isinstance(value, BaseModel) else value
 
 

@@ -27,7 +27,7 @@ def worker(
     plain: Plain = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Join a search that `autolr search` has started: train its trials and repeats until it ends.
+    """Join a search that `autolr search` has started: train its trials and stages until it ends.
 
     If a worker dies, the others take over its trials.
     """

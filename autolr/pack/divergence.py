@@ -1,4 +1,4 @@
-"""Has a training diverged? One rule for trials, finals, repeats and full runs, on the scale of the task's own losses.
+"""Has a training diverged? One rule for trials, later trainings and full runs, on the scale of the task's own losses.
 
 No loss is cut: a squared error of 2,000 is kept as 2,000, and a loss of 1e-12 as 1e-12.
 """

@@ -1,1 +1,1 @@
-"""The search: space, sampler, pruner, loop, confirmation, verdict."""
+"""The search: space, sampler, pruner, stages, engine, verdict."""

@@ -16,7 +16,7 @@ from autolr.search.loop import Job
 from autolr.search.records import Phase, Record, TrialRecord
 from autolr.search.result import SearchResult
 from autolr.search.space import SearchSpace
-from autolr.search.stages import Judge, Stage, deciding, jobs, training_id
+from autolr.search.stages import Judge, Stage, deciding, jobs, training_id, trial_key
 from autolr.search.surrogate import Surrogate
 from autolr.search.work import Work
 
@@ -162,7 +162,9 @@ class Contest:
 
     def _missing(self, stage: Stage, entrants: dict[Candidate, str]) -> list[Job]:
         done = {record.id for record in self.result.trainings}
-        return jobs(self.work.stages, stage, entrants, self.work.space, self.work.study.seed, done)
+        furthest_last = sorted(self.result.trials, key=lambda trial: max(trial.rungs, default=0))
+        tried = {trial.candidate: trial_key(trial.number) for trial in furthest_last}
+        return jobs(self.work.stages, stage, entrants, self.work.space, self.work.study.seed, done, tried)
 
     def _before(self, stage: Stage) -> Stage:
         return self.work.stages[self.work.stages.index(stage) - 1]

@@ -71,7 +71,7 @@ class Record(Document):
 
     Attributes:
         stage: its name; the same training is never recorded twice, whatever the stage.
-        id: `stages.training_id`.
+        id: `stages.training_id`, which also names its checkpoint.
         label: `finalist 1`, ..., or the baseline's name; several where a candidate is both.
         steps: where it ended.
         infeasible: the candidate did not fit the device's memory; then there are no losses.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,8 +73,6 @@ class CurveSampler(BaseSampler):
         seed: of all draws. A proposal depends on it, on the trial's number, and on the trials in the study.
         space: what is searched; None: what all trials have in common, as in Optuna's samplers.
         priors: where the best is expected, for some dimensions: `{"lr_v": Prior(1e-3)}`.
-        counts: returns True for a trial of this space; a baseline beside the search would mislead the surrogate.
-            None: all trials count.
         startup: candidates with a curve before the surrogate is asked. It may be below the minimum of other uses:
             the prior and a random draw keep early proposals sensible.
     """
@@ -85,13 +83,11 @@ class CurveSampler(BaseSampler):
         *,
         space: Mapping[str, BaseDistribution] | None = None,
         priors: Mapping[str, Prior] | None = None,
-        counts: Callable[[FrozenTrial], bool] | None = None,
         startup: int = 4,
     ) -> None:
         self.seed = seed
         self.space = dict(space) if space is not None else None
         self.priors = dict(priors or {})
-        self.counts = counts or (lambda trial: True)
         self.startup = startup
         self._known: Sequence[FrozenTrial] | None = None
 
@@ -119,7 +115,7 @@ class CurveSampler(BaseSampler):
             return {}
         encoding = Encoding(search_space, self.priors)
         known = self._known if self._known is not None else study.get_trials(deepcopy=False)
-        trials = [t for t in known if t.number != trial.number and encoding.holds(t) and self.counts(t)]
+        trials = [t for t in known if t.number != trial.number and encoding.holds(t)]
         ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         curves = curves_of(ended + running, study.direction)

@@ -126,13 +126,19 @@ def training_id(candidate: Candidate, seed: int, steps: int) -> str:
     return f"{digest}-seed{seed}-step{steps}"
 
 
+def trial_key(number: int) -> str:
+    """Return what names a trial there: the sampler may propose a candidate twice, so it is its number."""
+    return f"trial-{number}"
+
+
 def jobs(
     table: Sequence[Stage],
     stage: Stage,
     candidates: Mapping[Candidate, str],
     space: SearchSpace,
     seed: int,
-    done: Collection[str] = (),
+    done: Collection[str],
+    tried: Mapping[Candidate, str],
 ) -> list[Job]:
     """Return the trainings of a stage that are not done yet.
 
@@ -143,13 +149,17 @@ def jobs(
         space: gives their rates.
         seed: of the search.
         done: ids of the trainings that are there.
+        tried: key of the trial of each candidate that had one.
     """
     found = []
     for number, (own, candidate) in enumerate((s, c) for s in stage.seeds_of(seed) for c in candidates):
         key = training_id(candidate, own, stage.steps)
-        before = [s.steps for s in table if s.steps < stage.steps and own in s.seeds_of(seed)]
-        begun = tuple(training_id(candidate, own, steps) for steps in sorted(before, reverse=True))
+        before = [s for s in table if s.steps < stage.steps and own in s.seeds_of(seed)]
+        keys = [
+            tried.get(candidate) if s.judged_on is Judge.RUNGS else training_id(candidate, own, s.steps)
+            for s in sorted(before, key=lambda s: s.steps, reverse=True)
+        ]
         if key not in done:
-            config = space.slot(candidate, own, stage.steps)
+            config, begun = space.slot(candidate, own, stage.steps), tuple(one for one in keys if one)
             found.append(Job(candidates[candidate], candidate, config, number, key, begun))
     return found

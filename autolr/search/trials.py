@@ -15,7 +15,7 @@ from autolr.search.loop import Job, Keeper, Running, Source
 from autolr.search.optuna_trials import COUNTED, END, OptunaTrials, claim
 from autolr.search.records import TrialRecord
 from autolr.search.scoring import RungScorer, Score
-from autolr.search.stages import resumable, training_id
+from autolr.search.stages import resumable, trial_key
 from autolr.search.work import Work
 
 # Of so many trials for each that is promoted the ends are kept, the best by their own scores: who is promoted is
@@ -158,11 +158,11 @@ class Trials(Source):
         return self._job(asked)
 
     def _job(self, trial: optuna.Trial) -> Job:
-        candidate, seed, steps = self.work.space.candidate(trial.params), self.study.seed, self.stage.steps
+        candidate = self.work.space.candidate(trial.params)
         self._live[trial.number] = trial
         label = trial.user_attrs.get("rule") or f"trial {trial.number}"
-        config = self.work.space.slot(candidate, seed, steps)
-        return Job(label, candidate, config, trial.number, training_id(candidate, seed, steps))
+        config = self.work.space.slot(candidate, self.study.seed, self.stage.steps)
+        return Job(label, candidate, config, trial.number, trial_key(trial.number))
 
     def _report(self, one: Running, step: int, score: Score) -> None:
         if score.without is not None:

@@ -48,7 +48,7 @@ def choose(repeats: Sequence[Record], among: Collection[Targets] = DEFAULT_TARGE
 def judged_by(repeats: Sequence[Record]) -> Callable[[Record], float]:
     """Return by what loss repeats are compared: the held-out one, where all have it of as many examples.
 
-    A search that went on from an older one may have finals with and without; then it is *select* alone.
+    If some have it of fewer examples, it is *select* alone.
     """
     counts = {record.unseen_examples for record in repeats if not record.diverged}
     return (lambda record: record.held_out_loss) if len(counts) == 1 else (lambda record: record.select_loss)
@@ -115,7 +115,7 @@ def scores(repeats: Sequence[Record], winner: Candidate) -> list[Score]:
 
 
 def final_scores(finals: Sequence[Record]) -> list[Score]:
-    """Return the scores of the finals, the best first."""
+    """Return the scores of the trainings that chose the winner, the best first."""
     shown, loss = set(Score.model_fields), judged_by(finals)
     by_select = all(loss(record) == record.select_loss for record in finals)
     found = [

@@ -34,8 +34,8 @@ class FunctionDriver:
     @contextmanager
     def room(self, work: Work, stage: Stage, count: int) -> Iterator[Room]:
         """Return where the trainings of a stage happen."""
-        ends = Returned(work.folder)
-        yield Room(Reported(), ends, _OneByOne(self.function, stage, ends).drive)
+        ends = Returned(work.folder, confirms=stage.judged_on is Judge.SPLITS)
+        yield Room(Reported(), ends, _OneByOne(self.function, ends).drive)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class _OneByOne:
     """Calls the function for one job after another."""
 
     function: TrainFunction
-    stage: Stage
     ends: Returned
 
     def drive(self, source: Source, watcher: Watcher) -> None:
@@ -73,7 +72,7 @@ class _OneByOne:
             if running.outcome is not None:
                 report.stop()
 
-        report = Report(slot, reached, confirms=self.stage.judged_on is Judge.SPLITS)
+        report = Report(slot, reached, confirms=self.ends.confirms)
         start = time.perf_counter()
         try:
             returned = self.function(job.candidate, report)
@@ -82,7 +81,7 @@ class _OneByOne:
         if running.outcome is None:
             if not slot.done:
                 raise _too_short(slot)
-            self.ends.returned[running] = returned if report.confirms else None
+            self.ends.returned[running] = returned
             source.reached([running])
         if source.ended(running):
             watcher.ended(running)
@@ -103,12 +102,14 @@ class Returned:
 
     Args:
         folder: holds the records of the others, which must be of as many examples.
+        confirms: whether what the function returns counts in this stage.
     """
 
     evaluated_tokens = 0
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, confirms: bool) -> None:
         self.folder = folder
+        self.confirms = confirms
         self.returned: dict[Running, Any] = {}
 
     def score(self, running: Sequence[Running]) -> list[bool]:
@@ -121,21 +122,17 @@ class Returned:
         Raises:
             RunError: the function returned more or fewer losses than before, or one is no number.
         """
-        if one.outcome == "diverged":
-            select = self._worst(one)
-            losses = [select] * (self._examples() or 1)
-        else:
-            select = one.slot.losses[-1]
-            losses = judged(self.returned.pop(one), select)
+        is_lost = one.outcome == "diverged"
+        select = self._worst(one) if is_lost else one.slot.losses[-1]
+        found: dict[str, Any] = {"select_loss": select, "select_metric": select}
+        returned = self.returned.pop(one, None)
+        if not self.confirms:
+            return found
+        losses = [select] * (self._examples() or 1) if is_lost else judged(returned, select)
+        if not is_lost:
             self._check(one.job, losses)
         mean = sum(losses) / len(losses)
-        return {
-            "select_loss": select,
-            "select_metric": select,
-            "confirm_loss": mean,
-            "confirm_metric": mean,
-            "losses": losses,
-        }
+        return {**found, "confirm_loss": mean, "confirm_metric": mean, "losses": losses}
 
     def _examples(self) -> int | None:
         """Return how many losses the other trainings have returned."""

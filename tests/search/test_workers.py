@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 
 from autolr.errors import AutoLRError, RunError
 from autolr.search import storage, workers
-from autolr.search.claims import CLAIM
 from autolr.search.folder import STORAGE, RunFolder
 from autolr.search.loop import Watcher
+from autolr.search.records import CLAIM
 from autolr.search.result import SearchResult
 from autolr.search.run import join, search, wait_for
 from autolr.search.state import State, read_state
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import sys
 from autolr.search.folder import RunFolder
-from autolr.search.claims import CLAIM
+from autolr.search.records import CLAIM
 from autolr.study import Study
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 folder = RunFolder(sys.argv[1])

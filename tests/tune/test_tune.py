@@ -133,6 +133,30 @@ def test_a_longer_full_run_and_rates(in_folder):
     assert result.recipe.model == "a/model" and set(seen["rates"].trained()) == {"q", "v"}
 
 
+def test_stages_after_the_trials_train_from_the_start_and_choose_the_winner(in_folder):
+    training = Training()
+    longer = {"training": {"horizon": {"steps": 160}}}
+    result = autolr.tune(training, out="run", **OPTIONS, **longer)
+    assert [phase.phase for phase in result.phases] == ["trials", "100%", "seeds"]
+    finals = result.ladder["100%"]
+    labels = {label for one in finals for label in one.label.split(" + ")}
+    assert labels == {"finalist 1", "finalist 2", "default"} and {one.steps for one in finals} == {160}
+    assert all(len(one.curve) == 32 and one.losses for one in finals)  # a report every 5 steps, from the first on
+    assert {(one.seed, one.steps) for one in result.repeats} == {(1, 40), (2, 40), (3, 40)}
+    best = min(finals, key=lambda one: one.select_loss)
+    assert result.recipe.candidate == best.candidate
+    assert "All this after 40 of 160 steps. Trained to the end" in result.recipe.evidence.verdict
+    steps = sum(max(trial.rungs) for trial in result.trials) + 160 * len(finals) + 40 * len(result.repeats)
+    assert result.recipe.evidence.cost.full_run_equivalents == pytest.approx(steps / 160, abs=0.01)
+    calls = len(training.calls)
+    autolr.tune(training, out="run", **OPTIONS, **longer)
+    assert len(training.calls) == calls
+    table = {"stages": [{"to": 40}, {"to": 80, "promote": 4}, {"to": 1.0, "promote": 2}]}
+    more = autolr.tune(Training(), out="more", **OPTIONS, **longer, search=table)
+    assert {name: len(stage) for name, stage in more.ladder.items()} == {"50%": 4, "100%": 3}
+    assert not any(one.losses for one in more.ladder["50%"])
+
+
 def test_what_is_wrong_is_said(in_folder, capsys):
     with pytest.raises(RunError, match="returned after step 5 of 40, though it was not to stop"):
         autolr.tune(lambda c, report: report(5, 1.0), out="short", **OPTIONS)
