@@ -365,14 +365,19 @@ def profiled(result: Result, configuration: Configuration, device: torch.device,
 
 def memory_error(result: Result, device: torch.device, *, quick: bool) -> None:
     """Compare the peak memory that a search predicts with the one it reaches, in a process of its own."""
-    length = 8 if quick else 64
+    length = 4 if quick else 64
     words = [
         f"search.stages=[{{to: {length}}}]",
-        "search.rungs=[4]",
+        f"search.rungs=[{2 if quick else 4}]",
         "search.seeds=2",
         "baselines=[default]",
     ]
-    words += [*document.FEW, "training.horizon={steps: 16}"] if quick else []
+    words += [
+        "training.horizon={steps: 8}",
+        "training.batch_size=8",
+        "data.select=0.005",
+        "data.confirm=0.005",
+    ] * quick
     trials = 2 if quick else 8
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "autolr", "search", *words, "--no-train", "--plain"]
