@@ -22,6 +22,7 @@ from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.labelled import forward
 from autolr.model.projections import Site
+from autolr.pack.optimizers import row_optimizer
 from autolr.study import Role, Training
 from autolr.train.optimizer import grouped
 
@@ -100,7 +101,7 @@ def measure(
     weights = {site: adapters.frozen(backbone, site).double() for site in backbone.projections.of(candidate.targets)}
     model = adapters.peft_model(backbone, candidate.targets, candidate.rank, alpha, seed, candidate.kind)
     rates: dict[Role, float] = {role: rate for role, rate in candidate.rates(lr_head).items() if rate > 0}
-    optimizer = torch.optim.AdamW(grouped(model, rates), betas=training.betas, eps=training.eps)
+    optimizer = row_optimizer().alone(grouped(model, rates), training)
     trained = [p for p in model.parameters() if p.requires_grad]
     probe = {key: value.to(device) for key, value in data.collate(rows).items()}
     found = []

@@ -11,6 +11,7 @@ from torch import nn
 
 from autolr.model import layouts
 from autolr.model.projections import NAMES
+from autolr.pack.optimizers import row_optimizer
 from autolr.recipe import Recipe
 from autolr.study import Role, roles_of
 
@@ -231,7 +232,7 @@ def recipe_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return grouped(model, recipe.rates.trained(), recipe.rates.b, weight_decay=decay, needed=needed)
 
 
-def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return AdamW with a recipe's rates, betas, eps and weight decay.
 
     It goes wherever an optimizer goes: a loop of one's own, `Trainer(optimizers=(optimizer, None))`, or
@@ -245,4 +246,4 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         ValueError: see `recipe_groups`.
     """
     groups, training = recipe_groups(model, recipe), recipe.training
-    return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps)
+    return row_optimizer().alone(groups, training)

@@ -35,8 +35,8 @@ from autolr.model import adapters
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.divergence import is_number
-from autolr.pack.optimizer import schedule_factor
 from autolr.pack.resources import Recorder, Training
+from autolr.pack.schedule import schedule_factor
 from autolr.recipe import Recipe
 from autolr.train import material
 from autolr.train.card import write_card

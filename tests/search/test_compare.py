@@ -64,7 +64,7 @@ def test_all_are_trained_with_the_same_seeds_and_measured_against_the_first(foun
 
 def test_a_training_is_that_of_stock_peft(found, recipe):
     from autolr.model import adapters
-    from autolr.pack.optimizer import schedule_factor
+    from autolr.pack.schedule import schedule_factor
     from autolr.train.optimizer import create_optimizer
 
     _, folder = found
