@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from autolr.recipe import Recipe as Recipe
     from autolr.report.figures import figure as figure
     from autolr.report.page import write_report as write_report
-    from autolr.search.compare import Comparison as Comparison
     from autolr.search.compare import compare as compare
+    from autolr.search.comparison import Comparison as Comparison
     from autolr.search.result import SearchResult as SearchResult
     from autolr.search.run import search as search
     from autolr.study import Study as Study
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AutoLRError": "autolr.errors",
     "Candidate": "autolr.candidate",
-    "Comparison": "autolr.search.compare",
+    "Comparison": "autolr.search.comparison",
     "Heads": "autolr.heads",
     "LogRates": "autolr.train.trainers",
     "Recipe": "autolr.recipe",

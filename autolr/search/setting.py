@@ -16,9 +16,7 @@ from autolr.model import backbone, remote
 from autolr.model.backbone import Backbone
 from autolr.model.device import choose_device as choose_device  # the one way to name a device
 from autolr.model.quiet import quiet
-from autolr.pack.graphs import Graphs
-from autolr.pack.pack import Pack
-from autolr.pack.rows import ROLES
+from autolr.pack.factory import PackFactory
 from autolr.pack.slots import SlotConfig
 from autolr.search.space import SearchSpace
 from autolr.study import MethodKind, Role, Study, Targets, roles_of
@@ -98,22 +96,20 @@ class Setting:
         """What any candidate trains."""
         return [*self.study.space.targets, *(["qkv"] if "qkv" in self.study.baselines else [])]  # type: ignore[list-item]
 
-    def pack(self, capacity: int, passes: int | None = None, graphs: bool = False) -> Pack:
-        """Return an empty pack that takes any candidate of the study."""
-        trained = {role for targets in self._targets for role in roles_of(targets)} | {"head"}
-        roles: tuple[Role, ...] = tuple(role for role in ROLES if role in trained)
-        return Pack(
+    @property
+    def pack(self) -> PackFactory:
+        """What makes empty packs that take any candidate of the study."""
+        trained: set[Role] = {role for targets in self._targets for role in roles_of(targets)} | {"head"}
+        study = self.study
+        return PackFactory(
             self.backbone,
-            self.study.training,
+            study.training,
             self.task,
             self.data.train,
-            capacity=capacity,
-            max_rank=self._max_rank,
-            alpha=self.study.method.alpha,
-            kinds=self.study.method.kind,
-            roles=roles,
-            passes=passes,
-            graphs=Graphs(self.data.train.pad_id, limit=self.backbone.max_length) if graphs else None,
+            self._max_rank,
+            study.method.alpha,
+            study.method.kind,
+            trained,
         )
 
 

@@ -16,7 +16,8 @@ from autolr.recipe import Interval, Rates, Recipe
 from autolr.report.comparison import render
 from autolr.search import records
 from autolr.search.arms import Arm, read_arms, varied
-from autolr.search.compare import Pair, _pair, compare, sentence
+from autolr.search.compare import compare
+from autolr.search.comparison import Pair, pair_of, sentence
 from autolr.search.loop import Watcher
 from autolr.search.records import RepeatRecord
 from autolr.train.material import read
@@ -165,7 +166,7 @@ def test_the_outcome_of_a_pair(recipe, mean, worth, outcome):
         ]  # fmt: skip
 
     first, arm = Arm("A", "a", recipe), Arm("B", "b", recipe)
-    pair = _pair(first, arm, {"A": repeats("A", 0.0), "B": repeats("B", mean)}, worth, 1)
+    pair = pair_of(first, arm, {"A": repeats("A", 0.0), "B": repeats("B", mean)}, worth, 1)
     assert pair.outcome == outcome and pair.gain.mean == pytest.approx(mean, abs=0.01)
     assert pair.size == max(abs(pair.gain.mean), worth)
     assert (pair.p_seeds < 0.01) == (outcome in ("better", "worse"))
