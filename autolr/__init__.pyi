@@ -7,8 +7,8 @@ from autolr.heads import heads as heads
 from autolr.recipe import Recipe as Recipe
 from autolr.report.figures import figure as figure
 from autolr.report.page import write_report as write_report
-from autolr.search.compare import Comparison as Comparison
 from autolr.search.compare import compare as compare
+from autolr.search.comparison import Comparison as Comparison
 from autolr.search.result import SearchResult as SearchResult
 from autolr.search.run import search as search
 from autolr.study import Study as Study

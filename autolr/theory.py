@@ -23,6 +23,7 @@ from autolr.model.backbone import Backbone
 from autolr.model.device import choose_device
 from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
+from autolr.pack.optimizers import row_optimizer
 from autolr.problem import load_bare
 from autolr.search import baselines, provenance
 from autolr.search.setting import read_setting
@@ -40,8 +41,8 @@ class Choice:
     Attributes:
         cost: parameters, bytes and the bound.
         ratio: the bound by that of the first choice.
-        predicted_peak: base, 16 bytes for each trained parameter, and the first choice's activations; None unless the
-            peak was measured.
+        predicted_peak: base, weight, gradient and optimizer state of each trained parameter, and the first choice's
+            activations; None unless the peak was measured.
         peak: of training steps, in bytes, the base counted.
     """
 
@@ -238,9 +239,9 @@ def _peak(base: Backbone, task: Task, data: TokenSet, cost: Cost, seed: int) -> 
 
     def work() -> None:
         with adapters.adapted(base, cost.targets, cost.rank, 16.0, seed, cost.kind) as model:
-            optimizer = torch.optim.AdamW(grouped(model, rates))
+            optimizer = row_optimizer().alone(grouped(model, rates), Training())
             batch = {key: value.to(device) for key, value in data.collate(range(len(data))).items()}
-            for _ in range(2):  # the second has Adam's moments
+            for _ in range(2):  # the second has the optimizer's state
                 optimizer.zero_grad()
                 task.batch_losses(forward(model, batch), batch["labels"])[0].backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.projections import by_module
+from autolr.pack.optimizers import row_optimizer
 from autolr.study import MethodKind, Targets
 
 # Of Theorem 1, where the loss lies in [0, 1]: it is 1/2-sub-Gaussian.
 SUB_GAUSSIAN = 0.5
 BITS_PER_PARAMETER = 16
-# Adam in float32: weight, gradient and two moments.
-TRAINED_BYTES, SAVED_BYTES = 16, 4
+# Adapters are saved in float32.
+SAVED_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Cost:
         adapter: parameters of adapters or matrices that get a gradient, each counted once; without the head.
         head: parameters of the new output layer.
         saved_bytes: of the saved adapter's tensors in float32, which hold zeros where roles share a matrix.
-        optimizer_bytes: weights, gradients and Adam's moments, adapter and head.
+        optimizer_bytes: weights, gradients and optimizer state, adapter and head.
         gap: Theorem 1's bound on the generalization gap; vacuous in itself, good for ratios alone.
     """
 
@@ -71,7 +72,7 @@ def cost(backbone: Backbone, targets: Targets, rank: int, kind: MethodKind, exam
         count["adapter"],
         count["head"],
         SAVED_BYTES * (_saved(backbone, targets, rank, kind) + count["head"]),
-        TRAINED_BYTES * sum(count.values()),
+        row_optimizer().bytes_per_parameter() * sum(count.values()),
         gap(count["adapter"], examples),
     )
 

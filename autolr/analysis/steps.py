@@ -22,6 +22,7 @@ from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.labelled import forward
 from autolr.model.projections import Site
+from autolr.pack.optimizers import row_optimizer
 from autolr.study import Role, Training
 from autolr.train.optimizer import grouped
 
@@ -101,7 +102,7 @@ def measure(
     probe = {key: value.to(device) for key, value in data.collate(rows).items()}
     steps = []
     with adapters.adapted(backbone, candidate.targets, candidate.rank, alpha, seed, candidate.kind) as model:
-        optimizer = torch.optim.AdamW(grouped(model, rates), betas=training.betas, eps=training.eps)
+        optimizer = row_optimizer().alone(grouped(model, rates), training)
         trained = [p for p in model.parameters() if p.requires_grad]
         for step in range(1, last + 1):
             batch = {key: value.to(device) for key, value in data.collate(order[step - 1]).items()}

@@ -12,7 +12,7 @@ from autolr.cli.options import AllowCode, AsJson, BaseModel, Device, Plain, Trus
 from autolr.cli.output import say, until_ctrl_c
 
 if TYPE_CHECKING:
-    from autolr.search.compare import Comparison
+    from autolr.search.comparison import Comparison
 
 
 def compare(

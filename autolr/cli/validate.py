@@ -121,6 +121,7 @@ def _outline(model: str, classes: int, task: TaskName, as_json: bool) -> None:
 def describe(base: Backbone) -> list[str]:
     """Return the facts of a model, line by line."""
     from autolr.model import adapters
+    from autolr.pack.optimizers import row_optimizer
     from autolr.testing.roles import shapes
 
     projections = base.projections
@@ -143,7 +144,7 @@ def describe(base: Backbone) -> list[str]:
 
     def cost(label: str, targets: Targets, rank: int, kind: MethodKind) -> str:
         count = adapters.parameters(base, targets, rank, kind)
-        trained = 16 * sum(count.values())  # weight, gradient and Adam's two moments in float32
+        trained = row_optimizer().bytes_per_parameter() * sum(count.values())
         return (
             f"{label:<11} {count['adapter']:,} parameters; with the head {display.size(trained)} to train, "
             f"with the base {display.size(trained + held)}, without activations"

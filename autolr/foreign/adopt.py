@@ -10,7 +10,7 @@ from autolr.foreign.terms import Terms
 from autolr.model.outline import config_of
 from autolr.search.space import rule_rate
 from autolr.study import Earlier, MethodKind, Role, Targets, roles_of
-from autolr.train.optimizer import role_of
+from autolr.train.roles import role_of
 
 _TARGETS: tuple[Targets, ...] = ("qv", "qkv", "q", "k", "v", "qk", "kv", "vo", "all-linear")
 # Where modules lie in a layer, for names such as `o_proj` and `gate_proj` that say nothing by themselves.

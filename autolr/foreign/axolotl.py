@@ -10,7 +10,7 @@ from autolr.foreign.reading import Reading
 from autolr.foreign.terms import ARGUMENTS, Terms, modules_of, named, of_language, other_optimizer, terms_of
 from autolr.foreign.tool import EVALUATIONS, SELECT, TRAIN, Export, data_files, has_chats, lost_always
 from autolr.recipe import Recipe
-from autolr.train.optimizer import role_of
+from autolr.train.roles import role_of
 
 RATES = "yes, by `lr_groups`"
 NAMES = {

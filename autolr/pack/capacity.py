@@ -1,7 +1,7 @@
 """How many slots a pack gets: what the device's memory holds, and no more than pay.
 
 The memory of a pack is a straight line in its slots: the base model once, and for each slot its
-row in the five buffers (weights, averages, gradients, two moments: 20 bytes a parameter) and,
+row in the buffers (weights, averages, gradients, and what the optimizer holds) and,
 where slots share a forward pass, its activations. The line is measured on the widest batch, and
 on the longest texts that are scored at once.
 """
@@ -81,7 +81,7 @@ def measure(make_pack: Callable[..., Pack], config: SlotConfig, most: int, wante
     with make_pack(1) as pack:
         devices, recordable = pack.devices, pack.recordable
         device = devices[0]
-        row_bytes = 5 * pack.rows.element_size() * pack.rows.shape[1]
+        row_bytes = pack.block.slot_bytes
     try:
         if device.type == "cuda":
             return _on_gpu(make_pack, config, most, wanted, device, recordable)

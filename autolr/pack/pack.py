@@ -1,17 +1,36 @@
 """The pack: trials that train together on one device over one frozen base model.
 
-Each training step runs one forward and backward over the concatenated batches of all slots,
-[slots x batch, tokens]. Hooks on the sites add each slot's own low-rank term to its own rows;
-nothing else in the base model mixes rows, so a slot learns exactly what it would learn alone.
+  slot 0       slot 1       slot 2        trials: rates, rank, seed, batches
+[8, tokens]  [8, tokens]  [8, tokens]     each on its own next batch
+     |            |            |
+     +----- concatenated ------+          one batch [3 * 8, tokens]
+                  |
+    +-------------v--------------+
+    |  frozen base: one forward  |        x W, once for the rows of all slots
+    |                            |
+    |  at each tuned matrix      |        hooks add to the rows of slot i
+    |  + s_i x A_i^T B_i^T       |        its own term, by batched products
+    |                            |
+    |  head_i                    |        and its own head
+    +-------------+--------------+
+                  |
+     +------------+------------+
+  loss 0       loss 1       loss 2        the mean of each slot's own rows
+     +------------+------------+
+                  | sum
+         one backward pass                slot i's gradient is that of loss i alone
+                  |
+    +-------------v--------------+
+    |  row block                 |        row i: A, B and head of slot i
+    |  row optimizer, averages   |        each row: own rates, step count, gradient norm
+    +----------------------------+
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,29 +41,45 @@ from autolr.model.adapters import check, initial_a, scaling, shapes
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.device import devices_of
 from autolr.model.labelled import forward, with_places
-from autolr.pack import scoring
+from autolr.pack import retreat, scoring
+from autolr.pack.binding import Binding
 from autolr.pack.crew import Crew
 from autolr.pack.graphs import Graphs
-from autolr.pack.hooks import Hooks, Part
-from autolr.pack.memory import give_back, is_out_of_memory, moved, release, to_device
-from autolr.pack.optimizer import RowAdamW, schedule_factor
+from autolr.pack.hooks import Hooks
+from autolr.pack.memory import give_back, moved, release
+from autolr.pack.optimizers import DEFAULT
+from autolr.pack.row_block import RowBlock
 from autolr.pack.rows import Block, Layout
+from autolr.pack.schedule import schedule_factor
 from autolr.pack.slots import Slot, SlotConfig
 from autolr.study import MethodKind, Role, Training
 
-# The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
-AVERAGE_C = 8.0
 # On a CPU freed memory goes back to the machine after so many passes.
 GIVE_BACK = 32
-# Slots of a pass are multiplied together, at the largest of their ranks, while that is less than this many times
-# the rank of each: fewer products, and little more work.
-SPREAD = 4
 # Over a base in half precision, a GPU's texts are padded to a multiple of so many tokens: its products are quicker.
 MULTIPLE = 8
 
 
 class Pack:
-    """Slots over one frozen base model.
+    """Slots over one frozen base model, each of which learns what it would learn alone.
+
+    Slot i computes h = x W^T + s_i x A_i^T B_i^T on its own rows of the shared batch. No other operation of the base
+    mixes rows, and the gradient of the losses' sum by A_i is that of loss i: the pass is shared, the trainings are
+    not. `tests/pack/test_packed_equals_alone.py` compares each slot with stock PEFT and torch's optimizer. Adapters
+    that share a base's pass are the idea of mLoRA (Ye et al., 2023, arXiv:2312.02515).
+
+    Example:
+        >>> base = load("demo:all-MiniLM-L6-v2", ["bad", "good"], "cpu", "fp32")
+        >>> texts, labels = ["a fine film", "a dull film"] * 8, [1, 0] * 8
+        >>> data = TokenSet(tokenize(base.tokenizer, texts, 16), labels, base.tokenizer.pad_token_id)
+        >>> options = {"capacity": 2, "max_rank": 8, "alpha": 16.0}
+        >>> with Pack(base, Training(batch_size=4), Classification(("bad", "good")), data, **options) as pack:
+        ...     for lr in (1e-3, 4e-3):
+        ...         slot = pack.admit(SlotConfig({"q": lr / 4, "v": lr, "head": 5e-3}, rank=8, seed=0, steps=12))
+        ...     while not slot.done:
+        ...         pack.step()
+        ...     [slot.losses[-1] < slot.losses[0] for slot in pack.slots]
+        [True, True]
 
     Args:
         backbone: the frozen base; the pack puts hooks on its modules until `close`.
@@ -64,6 +99,7 @@ class Pack:
         graphs: records training passes and replays them, on a GPU; None: each pass runs as it is.
         thrifty: go on where the memory runs out: with fewer slots at a time, then with batches in parts, which take
             the same steps; a slot that does not fit even so is `unfit`, and the others are unharmed. Else raise.
+        optimizer: one of `autolr.pack.optimizers`.
 
     Slots lie in the order of their ranks, the largest first, and of their methods.
     """
@@ -84,6 +120,7 @@ class Pack:
         passes: int | None = None,
         graphs: Graphs | None = None,
         thrifty: bool = True,
+        optimizer: str = DEFAULT,
     ) -> None:
         self.backbone = backbone
         self.longest = backbone.max_length
@@ -105,13 +142,8 @@ class Pack:
         if backbone.projections.shared_input:
             self.together = 1
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
-        self.rows = torch.zeros(capacity, self.layout.columns, dtype=dtype, device=self.device)
-        self.averages = torch.zeros_like(self.rows)
-        self.optimizer = RowAdamW(self.layout, training, self.rows)
-        self._grad = torch.zeros_like(self.rows)
-        self._losses = self.rows.new_zeros(capacity)
-        self._scales = self.rows.new_zeros(capacity)
-        self._leaves: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self.block = RowBlock(self.layout, training, optimizer, capacity, dtype, self.device)
+        self.rows, self.averages, self.optimizer = self.block.rows, self.block.averages, self.block.optimizer
         # A pass computes as many logits as tokens are learned in it, which no recording of another pass does; and a
         # recording holds the work of one device.
         self.graphs = graphs if self.recordable else None
@@ -122,6 +154,7 @@ class Pack:
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.crew = Crew(min(passes or most, -(-capacity // self.together)))
         self.hooks = Hooks(backbone, sites, self.kinds, dtype)
+        self.binding = Binding(self.hooks, self.block)
 
     def __enter__(self) -> Pack:
         return self
@@ -165,10 +198,7 @@ class Pack:
             self._move(first, index)
             index = first
         self.slots[index] = slot
-        self.layout.write(self.rows[index], values)
-        self.averages[index].copy_(self.rows[index])
-        self.optimizer.reset(index)
-        self._scales[index] = scaling(config.kind, self.alpha, config.rank)
+        self.block.start(index, values, scaling(config.kind, self.alpha, config.rank))
         return slot
 
     def _firsts(self, config: SlotConfig) -> list[int]:
@@ -179,10 +209,7 @@ class Pack:
     def _move(self, source: int, target: int) -> None:
         """Give row `target` what row `source` has."""
         if source != target:
-            self.rows[target].copy_(self.rows[source])
-            self.averages[target].copy_(self.averages[source])
-            self.optimizer.move(source, target)
-            self._scales[target] = self._scales[source]
+            self.block.move(source, target)
             self.slots[target] = self.slots[source]
 
     def initial_values(self, config: SlotConfig) -> dict[str, Tensor]:
@@ -207,17 +234,11 @@ class Pack:
 
     def values(self, slot: Slot, *, averaged: bool = False) -> dict[str, Tensor]:
         """Return copies of a slot's tensors, named as `autolr.model.adapters.values_of` does."""
-        rows = self.averages if averaged else self.rows
-        return self.layout.read(rows[self.slots.index(slot)], self._shapes(slot.config))
+        return self.block.read(self.slots.index(slot), self._shapes(slot.config), averaged=averaged)
 
     def state(self, slot: Slot) -> dict[str, Tensor]:
         """Return copies, on the CPU, of all that a slot's training resumes from, such as `weights.<tensor>`."""
-        index, own = self.slots.index(slot), self._shapes(slot.config)
-        return {
-            f"{part}.{name}": tensor
-            for part, rows in self._buffers().items()
-            for name, tensor in self.layout.read(rows[index].cpu(), own).items()
-        }
+        return self.block.state(self.slots.index(slot), self._shapes(slot.config))
 
     def restore(
         self, config: SlotConfig, state: Mapping[str, Tensor], step: int, losses: Sequence[float], tokens: int
@@ -237,21 +258,12 @@ class Pack:
         """
         slot = self.admit(config)
         try:
-            for part, rows in self._buffers().items():
-                row = rows[self.slots.index(slot)]
-                host = row.cpu()  # of a CPU the row itself
-                for name in self._shapes(config):
-                    self.layout.fill(host, name, state[f"{part}.{name}"])
-                row.copy_(host)
+            self.block.restore(self.slots.index(slot), self._shapes(config), state)
         except (KeyError, RuntimeError):
             self.evict(slot)
             raise
         slot.step, slot.losses, slot.tokens = step, list(losses), tokens
         return slot
-
-    def _buffers(self) -> dict[str, Tensor]:
-        moments = {"mean": self.optimizer.mean, "square": self.optimizer.square}
-        return {"weights": self.rows, "average": self.averages, **moments}
 
     def _shapes(self, config: SlotConfig) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors that a slot trains."""
@@ -269,8 +281,9 @@ class Pack:
         """
         active = len(self.slots)
         groups = self.groups(active)
-        self._grad[:active].zero_()
-        self._train_all(groups)
+        self.block.gradients[:active].zero_()
+        for place in retreat.train(self, groups):
+            self.block.losses[place] = math.nan
         self._pending.append((list(self.slots), self._update()))
         for slot in self.slots:
             slot.tokens += sum(len(self.data.ids[row]) for row in slot.order[slot.step])
@@ -283,103 +296,47 @@ class Pack:
                 give_back()
 
     def _update(self) -> Tensor:
-        """Move rows and averages by the gradients, and return copies of the losses, [active].
-
-        All memory is taken before anything moves, so a step for which there was none can be taken again.
-        """
-        active = len(self.slots)
-        counts = [slot.step + 1 for slot in self.slots]
-        weights = [(AVERAGE_C + 1) / (count + AVERAGE_C) for count in counts]
-        while True:
-            try:
-                losses, column = self._losses[:active].clone(), to_device(weights, self.rows).unsqueeze(1)
-                self.optimizer.step(self._grad[:active], counts, self._rates())
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not (self.thrifty and is_out_of_memory(error)):
-                    raise
-            self._make_room()
-            if self.optimizer.scratch == 1:
+        """Move rows and averages by the gradients, and return copies of the losses, [active]."""
+        counts, rates = [slot.step + 1 for slot in self.slots], self._rates()
+        while (taken := retreat.attempt(lambda: self.block.step(counts, rates), thrifty=self.thrifty)) is None:
+            self.make_room()
+            if not self.optimizer.shrink():
                 raise RunError("the optimizer's step does not fit the device's memory; set search.slots to fewer")
-            self.optimizer.scratch = max(1, min(self.optimizer.scratch, self.layout.columns) // 4)
-        self.averages[:active].lerp_(self.rows[:active], column)
+        losses, weights = taken
+        self.block.average(weights)
         return losses
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """Give back the memory that recorded passes and leaves hold."""
         self.graphs = None
-        self._leaves = {}
+        self.binding.forget()
         release(self.device)
 
-    def _train(self, group: slice) -> None:
+    def drop_gradients(self, group: slice) -> None:
+        """Set the gradients of a group to 0."""
+        self.block.gradients[group].zero_()
+
+    def train(self, group: slice) -> None:
         """Leave the losses and gradients of the slots of a group in their buffers."""
         slots = self.slots[group]
-        losses = self._losses[group].zero_()
+        losses = self.block.losses[group].zero_()
 
         def work(batch: dict[str, Tensor], share: Tensor | float = 1.0) -> None:
-            self._bind_leaves(group)
+            self.binding.to_train(slots, group, padded=self.graphs is not None)
             each = self.task.batch_losses(self.forward(batch), batch["labels"], len(slots)) * share
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses.add_(each.detach())
 
         parts, batch = max(slot.parts for slot in slots), [slot.order[slot.step] for slot in slots]
         if parts > 1:
-            for rows, share in self._shares(slots, parts):
-                work(self.gather(self.data, rows), share)
+            for rows, share in retreat.shares(self.task, self.data, slots, parts):
+                work(self.gather(self.data, rows), share.to(self.rows))
         elif self.graphs:
             # All ranks are padded to the largest, so that the slots' kinds and roles alone tell passes apart.
             used = (*(slot.config.kind for slot in slots), frozenset(role for s in slots for role in s.config.roles))
             self.graphs.run((group.start, used), self.gather(self.data, batch), work)
         else:
             work(self.gather(self.data, batch))
-
-    def _shares(self, slots: list[Slot], parts: int) -> Iterator[tuple[list[list[int]], Tensor]]:
-        """Yield a part of each slot's batch, and of how much of its loss that part is the mean, [slots]."""
-        whole = [slot.order[slot.step] for slot in slots]
-        of_all = self.task.counts(self.data.collate(sum(whole, []))["labels"], len(slots))
-        for part in zip(*(np.array_split(rows, parts) for rows in whole), strict=True):
-            rows = [own.tolist() for own in part]
-            labels = self.data.collate(sum(rows, []))["labels"]
-            yield rows, (self.task.counts(labels, len(slots)) / of_all.double()).to(self.rows)
-
-    def _train_all(self, groups: list[slice]) -> None:
-        """Train all groups; where the memory runs out, what did not fit slot by slot."""
-        short: list[slice] = []
-
-        def attempt(group: slice) -> None:
-            if not self._fits(group):
-                short.append(group)
-
-        self.crew.work(attempt, groups)
-        if not short:
-            return
-        self._make_room()
-        self.together = max(1, self.together // 2)
-        self.crew.halve()
-        for place in (place for group in short for place in range(group.start, group.stop)):
-            slot, alone = self.slots[place], slice(place, place + 1)
-            rows = slot.order[slot.step]
-            while not self._fits(alone):
-                release(self.device)
-                if slot.parts >= len(rows):
-                    longest = max(len(self.data.ids[row]) for row in rows)
-                    slot.unfit = (
-                        f"one example of {longest} tokens does not fit the device's memory, trained by itself"
-                    )
-                    self._losses[place] = math.nan
-                    break
-                slot.parts = min(len(rows), 2 * slot.parts)
-
-    def _fits(self, group: slice) -> bool:
-        """Train a group; tell whether there was the memory for it, and leave no gradient where there was not."""
-        try:
-            self._train(group)
-        except (RuntimeError, MemoryError) as error:
-            if not (self.thrifty and is_out_of_memory(error)):
-                raise
-            self._grad[group].zero_()
-            return False
-        return True
 
     @property
     def lag(self) -> int:
@@ -413,7 +370,7 @@ class Pack:
         Raises:
             RunError: not even one example of one slot fits the device's memory.
         """
-        return scoring.evaluate(self, slots, data, averaged=averaged)
+        return retreat.evaluate(self, slots, data, averaged=averaged)
 
     def gather(self, data: TokenSet, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Return the rows of each slot as one batch on the device."""
@@ -435,57 +392,6 @@ class Pack:
             for block in self.layout.blocks
         }
 
-    def _parts(self, slots: list[Slot], *, padded: bool) -> list[tuple[slice, MethodKind, int]]:
-        """Return each run of slots that are multiplied together, their method, and the rank they are padded to."""
-        parts: list[tuple[slice, MethodKind, int]] = []
-        for place, slot in enumerate(slots):
-            kind, own = slot.config.kind, self.layout.max_rank if padded else slot.config.rank
-            run, before, rank = parts[-1] if parts else (slice(0, 0), kind, own)
-            if parts and before == kind and rank < SPREAD * max(1, own):
-                parts[-1] = (slice(run.start, place + 1), kind, rank)
-            else:
-                parts.append((slice(place, place + 1), kind, own))
-        return parts
-
-    def _bind_leaves(self, group: slice) -> None:
-        """Point the hooks at a group of rows, as leaves whose gradients land in one buffer.
-
-        They are added there: a leaf of several rows has gaps, and torch warns of a gradient with gaps in `grad`.
-        """
-        key = (group.start, group.stop)
-        if key not in self._leaves:
-            self._leaves[key] = {}
-            for name in self.layout.segments:
-                leaf = self.layout.view(self.rows[group], name).detach().requires_grad_()
-                land = partial(_land, self.layout.view(self._grad[group], name))
-                leaf.register_post_accumulate_grad_hook(land)  # type: ignore[no-untyped-call]
-                self._leaves[key][name] = leaf
-        self._point(self._leaves[key], self.slots[group], self._scales[group], padded=self.graphs is not None)
-
     def bind(self, slots: list[Slot], *, averaged: bool) -> None:
-        """Point the hooks at the rows of some slots, in their order; neighbours are not copied."""
-        places = [self.slots.index(slot) for slot in slots]
-        rows, scales = self.averages if averaged else self.rows, self._scales
-        if places == list(range(places[0], places[0] + len(places))):
-            rows, scales = rows[places[0] : places[-1] + 1], scales[places[0] : places[-1] + 1]
-        else:
-            picked = moved(torch.tensor(places), self.device)
-            rows, scales = rows.index_select(0, picked), scales.index_select(0, picked)
-        tensors = {name: self.layout.view(rows, name) for name in self.layout.segments}
-        self._point(tensors, slots, scales, padded=False)
-
-    def _point(self, tensors: dict[str, Tensor], slots: list[Slot], scales: Tensor, *, padded: bool) -> None:
-        now = self.hooks.now
-        now.parts = [
-            Part(run, kind, self.layout.narrow(tensors, run, rank), scales[run].view(-1, 1, 1))
-            for run, kind, rank in self._parts(slots, padded=padded)
-        ]
-        now.head = {name: tensor for name, tensor in tensors.items() if self.layout.segments[name].role == "head"}
-        now.used = {role for slot in slots for role in slot.config.roles}
-
-
-def _land(place: Tensor, leaf: Tensor) -> None:
-    """Add the gradient of a leaf to its place, where that of a batch's earlier parts is, and give back its memory."""
-    if leaf.grad is not None:
-        place.add_(leaf.grad)
-        leaf.grad = None
+        """Point the hooks at the rows of some slots, in their order."""
+        self.binding.to_score(slots, [self.slots.index(slot) for slot in slots], averaged=averaged)

@@ -11,10 +11,7 @@ from torch import Tensor
 
 from autolr.data.batches import TokenSet
 from autolr.data.tasks import Task
-from autolr.errors import RunError
 from autolr.model.backbone import Backbone
-from autolr.pack.crew import Crew
-from autolr.pack.memory import is_out_of_memory, release
 from autolr.pack.slots import Slot
 from autolr.study import Training
 
@@ -34,12 +31,7 @@ class Scored(Protocol):
     data: TokenSet
     device: torch.device
     together: int
-    thrifty: bool
-    crew: Crew
     budget: Budget
-
-    def groups(self, count: int) -> list[slice]:
-        """Return the places of slots that share a pass."""
 
     def bind(self, slots: list[Slot], *, averaged: bool) -> None:
         """Point the hooks at the rows of some slots."""
@@ -76,20 +68,6 @@ class Budget:
         return cls(ROWS.get(pack.device.type, ROWS["cuda"]), max(TOKENS, tokens), max(LOGITS, logits))
 
 
-def evaluate(pack: Scored, slots: Sequence[Slot], data: TokenSet, *, averaged: bool) -> tuple[Tensor, Tensor]:
-    """Score slots of a pack; see `Pack.evaluate`."""
-    shape = (len(slots), len(data))
-    losses, said = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    order = sorted(range(len(slots)), key=lambda place: slots[place].config.place, reverse=True)
-
-    def score(group: slice) -> None:
-        places = order[group]
-        losses[places], said[places] = _score(pack, [slots[place] for place in places], data, averaged)
-
-    pack.crew.work(score, pack.groups(len(slots)))
-    return losses, said
-
-
 def batches(pack: Scored, data: TokenSet, slots: int) -> Iterator[list[int]]:
     """Yield all rows, the longest first, in batches that the pack's budget allows for so many slots."""
     lengths, learned, width = data.lengths(), data.learned, _width(pack)
@@ -114,33 +92,7 @@ def _width(pack: Scored) -> int:
     return int(config.get_text_config().vocab_size if pack.data.of_language else config.num_labels)
 
 
-def _score(pack: Scored, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
-    """Evaluate slots together; if memory runs out, with fewer examples at a time, then slot by slot.
-
-    Raises:
-        RunError: a single example of a single slot does not fit.
-    """
-    while True:
-        try:
-            return _evaluate(pack, slots, data, averaged)
-        except (RuntimeError, MemoryError) as error:
-            if not (pack.thrifty and is_out_of_memory(error)):
-                raise
-        release(pack.device)
-        taken = list(batches(pack, data, len(slots)))
-        if max(map(len, taken)) > 1:
-            pack.budget = _half(pack, data, len(slots), taken)
-        elif len(slots) > 1:
-            each = [_score(pack, [slot], data, averaged) for slot in slots]
-            return torch.cat([losses for losses, _ in each]), torch.cat([said for _, said in each])
-        else:
-            raise RunError(
-                f"scoring one text of up to {max(data.lengths())} tokens does not fit the device's memory; lower "
-                "data.max_length, or use another --device"
-            )
-
-
-def _half(pack: Scored, data: TokenSet, slots: int, taken: list[list[int]]) -> Budget:
+def half(pack: Scored, data: TokenSet, slots: int, taken: list[list[int]]) -> Budget:
     """Return half of what the largest of these batches hold: what the pack keeps to from now on."""
     lengths, learned = data.lengths(), data.learned
     rows = slots * max(len(batch) for batch in taken)
@@ -150,16 +102,17 @@ def _half(pack: Scored, data: TokenSet, slots: int, taken: list[list[int]]) -> B
 
 
 @torch.no_grad()
-def _evaluate(pack: Scored, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
+def score(pack: Scored, slots: list[Slot], data: TokenSet, averaged: bool) -> tuple[Tensor, Tensor]:
+    """Return losses and predictions of slots that share each pass, both float64 [slots, examples] on the CPU."""
     count = len(slots)
     pack.bind(slots, averaged=averaged)
     rows: list[int] = []
-    losses, said = [], []
+    losses, predictions = [], []
     for picked in batches(pack, data, count):
         batch = pack.gather(data, [picked] * count)
         logits = pack.forward(batch)
         losses.append(pack.task.losses(logits, batch["labels"]).view(count, -1))
-        said.append(pack.task.predictions(logits, batch["labels"]).view(count, -1))
+        predictions.append(pack.task.predictions(logits, batch["labels"]).view(count, -1))
         rows += picked
     back = torch.tensor(rows).argsort()  # from the order of lengths to that of the data
-    return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(said, 1).double().cpu()[:, back]
+    return torch.cat(losses, 1).double().cpu()[:, back], torch.cat(predictions, 1).double().cpu()[:, back]

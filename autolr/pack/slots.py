@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autolr.candidate import Candidate
 from autolr.pack.rows import Block
 from autolr.study import MethodKind, Role
 
@@ -30,6 +31,19 @@ class SlotConfig:
     stop: int | None = None
     kind: MethodKind = "lora"
     rates_b: Mapping[Role, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        candidate: Candidate,
+        rates: dict[Role, float],
+        rates_b: Mapping[Role, float],
+        seed: int,
+        steps: int,
+        stop: int | None = None,
+    ) -> SlotConfig:
+        """Return the slot of a candidate at these rates: of its run of `steps` steps the first `stop`."""
+        return cls(rates, candidate.rank, seed, steps, stop, candidate.kind, rates_b)
 
     @property
     def length(self) -> int:

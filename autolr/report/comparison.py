@@ -9,7 +9,7 @@ from typing import Any
 from autolr import documents
 from autolr.report.figures.style import GREY, add_intervals, blank
 from autolr.report.page import fill, section
-from autolr.search.compare import Comparison
+from autolr.search.comparison import Comparison
 
 
 def write_comparison(found: Comparison, path: str | Path) -> Path:

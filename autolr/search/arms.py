@@ -39,6 +39,12 @@ class Arm:
     recipe: Recipe | None
     adapter: Path | None = None
 
+    @property
+    def to_train(self) -> Recipe:
+        """The recipe of an arm that is to be trained."""
+        assert self.recipe is not None
+        return self.recipe
+
 
 def read_arms(given: Sequence[Recipe | str | Path], vary: Sequence[str] = ()) -> list[Arm]:
     """Read what is compared.

@@ -26,7 +26,7 @@ LOSSES = "losses"
 class Checkpoints(Keeper):
     """The checkpoints of a run folder: of each job one file, the last.
 
-    A file holds a slot's weights, their average, both moments of its optimizer and its losses so far; its head says
+    A file holds a slot's weights, their average, its optimizer's state and its losses so far; its head says
     how far it is. The order of its batches follows from its seed. A file is there whole or not at all.
 
     Args:

@@ -5,112 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from autolr import display, documents
-from autolr.documents import Document
+from autolr import documents
 from autolr.errors import DocumentError, RunError
 from autolr.model.device import choose_device
-from autolr.model.quiet import quiet
-from autolr.pack.graphs import Graphs
-from autolr.pack.pack import Pack
-from autolr.pack.rows import ROLES
-from autolr.pack.slots import SlotConfig
-from autolr.problem import Problem, load_problem
-from autolr.recipe import Interval, Recipe
-from autolr.search import machine, notebook, provenance, records, scored
+from autolr.recipe import Recipe
+from autolr.search import notebook, provenance, scored
 from autolr.search.arms import Arm, read_arms
-from autolr.search.checkpoints import Checkpoints
+from autolr.search.compare_training import train
+from autolr.search.comparison import Comparison, arm_score, notes_on, pair_of, sentence
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Job, Watcher, drive
-from autolr.search.records import Record
-from autolr.search.scoring import PackScorer
-from autolr.search.setting import PROBE_STEPS
-from autolr.search.spread import LEVEL, POWER, Spread, p_value
+from autolr.search.loop import Watcher
 from autolr.search.state import observed
-from autolr.search.trainings import Trainings
 from autolr.study import Data
 
 # A difference smaller than this share of the first's loss does not matter, unless the user says otherwise.
 WORTH = 0.01
-Outcome = Literal["better", "worse", "equal", "open"]
-
-
-class ArmScore(Document):
-    """What an arm has scored, mean over its seeds."""
-
-    label: str
-    source: str
-    setting: str = Field(description="candidate, method and steps in words")
-    select_loss: float
-    confirm_loss: float
-    confirm_metric: float
-    diverged: int = Field(0, description="runs that diverged; the mean includes them with a loss at chance level")
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class Pair(Document):
-    """An arm against the first."""
-
-    label: str
-    outcome: Outcome = Field(description="of this arm; equal: no difference that matters; open: not shown either way")
-    gain: Interval = Field(description="confirm loss of the first minus this arm's: above 0, this arm is better")
-    level: float = Field(description="confidence level of the interval, corrected for several arms")
-    p_examples: float = Field(description="paired t-test over examples, each its mean over the seeds")
-    p_seeds: float | None = Field(None, description="paired t-test over seeds, each its mean over the examples")
-    power: float = Field(description="power: probability of detecting a difference of `worth`")
-    detectable: float = Field(description="smallest true difference that is detected with a power of 80 %")
-    size: float = Field(description="difference that seeds_needed and examples_needed detect with a power of 80 %")
-    seeds_needed: int | None = Field(None, description="with as many examples; null: no number of seeds does")
-    examples_needed: int | None = Field(None, description="with as many seeds; null: no number of examples does")
-
-
-class Comparison(Document):
-    """The result of an A/B comparison; the first arm is what the others are measured against."""
-
-    format: int = Field(1, ge=1, le=1)
-    data: str
-    metric: str
-    examples: int = Field(description="of confirm, on which all are judged")
-    seeds: list[int] = Field(description="of the trainings; empty for adapters that came trained")
-    worth: float = Field(description="the smallest difference of confirm loss that matters")
-    verdict: str
-    notes: list[str] = []
-    arms: list[ArmScore]
-    pairs: list[Pair]
-    device: str
-    versions: dict[str, str] = {}
-    commit: str | None = None
-
-    def _repr_html_(self) -> str:
-        """Return the comparison as a notebook shows it."""
-        judged = f"{self.examples} confirm examples of {self.data}, {len(self.seeds) or 1} trainings of each"
-        gains = {pair.label: pair for pair in self.pairs}
-        rows = [
-            (
-                arm.label,
-                arm.setting,
-                f"{display.loss(arm.confirm_loss)}",
-                f"{arm.confirm_metric:.4f}",
-                ""
-                if (pair := gains.get(arm.label)) is None
-                else f"{display.gap(pair.gain.mean)} ({display.gap(pair.gain.low)} to {display.gap(pair.gain.high)})",
-            )
-            for arm in self.arms
-        ]
-        heads = ["who", "what", "confirm loss", self.metric, "gain over the first"]
-        return display.table(self.verdict, [("judged on", judged)]) + display.grid(heads, rows)
-
-    def to_json(self) -> str:
-        """Return the comparison as JSON."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
 
 
 def compare(
@@ -167,12 +82,12 @@ def compare(
             notes, metric, count, source = scores.notes, scores.metric, scores.examples, scores.source
             repeats = scores.repeats
         else:
-            problem, repeats = _train(found, other, seeds, steps, slots, folder, where, told, code)
-            notes, metric, count = _notes(found, seeds, repeats), problem.task.metric, len(problem.data.confirm)
-            source = (other or _recipe(found[0]).data).source
-        arm_scores = [_arm_score(arm, repeats[arm.label]) for arm in found]
+            problem, repeats = train(found, other, seeds, steps, slots, folder, where, told, code)
+            notes, metric, count = notes_on(found, seeds, repeats), problem.task.metric, len(problem.data.confirm)
+            source = (other or found[0].to_train.data).source
+        arm_scores = [arm_score(arm, repeats[arm.label]) for arm in found]
         limit = worth if worth is not None else float(f"{WORTH * abs(arm_scores[0].confirm_loss):.2g}")
-        pairs = [_pair(found[0], arm, repeats, limit, len(found) - 1) for arm in found[1:]]
+        pairs = [pair_of(found[0], arm, repeats, limit, len(found) - 1) for arm in found[1:]]
         result = Comparison(
             data=source,
             metric=metric,
@@ -207,37 +122,6 @@ def folder_of(
     """Return the folder `compare` takes where none is given."""
     found = read_arms(arms, vary)
     return default_folder(_identity(found, _other(data, found), steps))
-
-
-def sentence(first: str, pairs: Sequence[Pair], worth: float, *, trained: bool) -> str:
-    """Say what the comparison has shown, and what would settle what it has not."""
-    return " ".join(_say(first, pair, worth, trained=trained) for pair in pairs)
-
-
-def _say(first: str, pair: Pair, worth: float, *, trained: bool) -> str:
-    gain = pair.gain
-    by = f"{display.loss(abs(gain.mean))} of confirm loss"
-    bounds = sorted([abs(gain.low), abs(gain.high)])
-    level = f"{100 * pair.level:.3g}% interval"
-    if pair.outcome in ("better", "worse"):
-        little = "" if abs(gain.mean) >= worth else f", which is less than what matters ({worth:.2g})"
-        shown = f"{by} ({level} {display.loss(bounds[0])} to {display.loss(bounds[1])})"
-        return f"{pair.label} is {pair.outcome} than {first} by {shown}{little}."
-    seen = f"{display.gap(gain.mean)}, {level} {display.gap(gain.low)} to {display.gap(gain.high)}"
-    if pair.outcome == "equal":
-        return f"{pair.label} and {first} differ by nothing that matters ({worth:.2g}): {seen}."
-    text = (
-        f"Whether {pair.label} is better than {first} is open: {seen}; a difference of {worth:.2g} would be found "
-        f"with {100 * pair.power:.0f}% chance."
-    )
-    ways = []
-    if trained and pair.seeds_needed is not None:
-        ways.append(f"{pair.seeds_needed} seeds")
-    if pair.examples_needed is not None:
-        ways.append(f"{pair.examples_needed:,} confirm examples")
-    if ways:
-        return f"{text} If {pair.size:.2g} is the truth, {' or '.join(ways)} would show it in 8 of 10 cases."
-    return f"{text} Neither more seeds nor more examples alone would settle {pair.size:.2g}: take more of both."
 
 
 def _check(seeds: int, steps: int | None, worth: float | None, slots: int | None) -> None:
@@ -277,11 +161,6 @@ def _data_key(recipe: Recipe) -> str:
     return json.dumps([content, recipe.data_fingerprint, recipe.split_seed, recipe.task], sort_keys=True)
 
 
-def _recipe(arm: Arm) -> Recipe:
-    assert arm.recipe is not None
-    return arm.recipe
-
-
 def _identity(arms: Sequence[Arm], other: Data | None, steps: int | None) -> dict[str, Any]:
     """Return what a training depends on; its folder holds no others."""
     kept = {"evidence", "versions", "commit", "name"}
@@ -306,171 +185,3 @@ def _open(folder: RunFolder, identity: dict[str, Any]) -> None:
     elif any(item.name != ".lock" for item in folder.path.iterdir()):
         raise RunError(f"--out {folder.path}: is not empty and holds no comparison; choose another --out")
     documents.write_text(page, text)
-
-
-def _train(
-    arms: Sequence[Arm],
-    other: Data | None,
-    seeds: int,
-    steps: int | None,
-    slots: int | None,
-    folder: RunFolder,
-    where: Any,
-    watcher: Watcher,
-    code: dict[str, bool],
-) -> tuple[Problem, dict[str, list[Record]]]:
-    """Train every recipe with every seed; those that share a model and settings share packs."""
-    chosen = range(1, seeds + 1)
-    done = {(record.label, record.seed): record for record in _records(folder)}
-    missing = {arm.label: [seed for seed in chosen if (arm.label, seed) not in done] for arm in arms}
-    # All are judged by the first's metric, and on other data split alike.
-    same = _recipe(arms[0]).model_dump(include={"metric", "split_seed"})
-    total = seeds * len(arms)
-    watcher.phase("comparison", total, total - sum(map(len, missing.values())))
-    problem = None
-    for _, together in groupby(sorted(arms, key=_group), key=_group):
-        group = list(together)
-        recipes = [_recipe(arm).model_copy(update=same) for arm in group]
-        largest = max(recipes, key=lambda recipe: recipe.candidate.rank)
-        with quiet():
-            problem = load_problem(largest, where, other, **code)
-        jobs = [
-            Job(arm.label, recipe.candidate, _slot(recipe, problem, other, seed, steps), seed, _key(arm, seed))
-            for arm, recipe in zip(group, recipes, strict=True)
-            for seed in missing[arm.label]
-        ]
-        if jobs:
-            _drive(jobs, recipes, problem, slots, folder, watcher)
-    assert problem is not None
-    done = {(record.label, record.seed): record for record in _records(folder)}
-    return problem, {arm.label: [done[arm.label, seed] for seed in chosen] for arm in arms}
-
-
-def _drive(
-    jobs: Sequence[Job],
-    recipes: Sequence[Recipe],
-    problem: Problem,
-    slots: int | None,
-    folder: RunFolder,
-    watcher: Watcher,
-) -> None:
-    trained = {role for job in jobs for role in job.config.roles}
-    roles = tuple(role for role in ROLES if role in trained)
-    rank = max(job.config.rank for job in jobs)
-
-    def pack(count: int, passes: int | None = None, graphs: bool = False) -> Pack:
-        return Pack(
-            problem.backbone,
-            recipes[0].training,
-            problem.task,
-            problem.data.train,
-            capacity=count,
-            max_rank=rank,
-            alpha=recipes[0].method.alpha,
-            kinds=sorted({job.config.kind for job in jobs}),
-            roles=roles,
-            passes=passes,
-            graphs=Graphs(problem.data.train.pad_id, limit=problem.backbone.max_length) if graphs else None,
-        )
-
-    rates = {role: max(job.config.rates[role] for job in jobs) for role in roles}
-    costly = max((job.config for job in jobs), key=lambda config: config.kind == "dora")
-    largest = SlotConfig(rates, rank, 0, PROBE_STEPS, kind=costly.kind)
-    batch = recipes[0].training.batch_size
-    fitted = machine.measured(pack, largest, len(jobs), slots, problem.data, batch)
-    with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
-        keeper = Checkpoints(folder.slots, watcher, "main")
-        source = Trainings(jobs, folder.trainings, PackScorer(made, problem.data))
-        drive(made, source, watcher, keeper)
-
-
-def _key(arm: Arm, seed: int) -> str:
-    return f"arm-{hashlib.sha256(arm.label.encode()).hexdigest()[:10]}-seed{seed}"
-
-
-def _slot(recipe: Recipe, problem: Problem, other: Data | None, seed: int, steps: int | None) -> SlotConfig:
-    horizon = recipe.training.horizon
-    length = recipe.steps
-    if other is not None and horizon.epochs:  # as many epochs of the other data
-        length = max(1, round(horizon.epochs * (len(problem.data.train) // recipe.training.batch_size)))
-    rates = recipe.rates.trained()
-    return SlotConfig(
-        rates={role: rates.get(role, 0.0) for role in ROLES},
-        rank=recipe.candidate.rank,
-        seed=seed,
-        steps=length,
-        stop=steps,
-        kind=recipe.candidate.kind,
-        rates_b=recipe.rates.b,
-    )
-
-
-def _group(arm: Arm) -> str:
-    """Return what slots of one pack must share."""
-    recipe = _recipe(arm)
-    # Matrices that train whole would give every slot columns for them.
-    method = [recipe.method.full, recipe.method.alpha]
-    return json.dumps([recipe.model, method, recipe.training.model_dump(), recipe.data.max_length], sort_keys=True)
-
-
-def _records(folder: RunFolder) -> list[Record]:
-    return records.parsed(folder.trainings, Record)
-
-
-def _arm_score(arm: Arm, repeats: Sequence[Record]) -> ArmScore:
-    def mean(value: Callable[[Record], float]) -> float:
-        return float(np.mean([value(record) for record in repeats]))
-
-    recipe = arm.recipe
-    setting = "adapter" if arm.adapter is not None else ""
-    if recipe is not None:
-        length = "" if arm.adapter is not None else f", {max(len(record.curve) for record in repeats)} steps"
-        setting = f"{setting} {recipe.candidate.describe()}{length}".strip()
-    return ArmScore(
-        label=arm.label,
-        source=arm.source,
-        setting=setting,
-        select_loss=mean(lambda record: record.select_loss),
-        confirm_loss=mean(lambda record: record.confirmed),
-        confirm_metric=mean(lambda record: record.confirm_metric or 0.0),
-        diverged=sum(record.diverged for record in repeats),
-        tokens=sum(record.tokens for record in repeats),
-        seconds=round(sum(record.seconds for record in repeats), 2),
-    )
-
-
-def _pair(first: Arm, arm: Arm, repeats: dict[str, list[Record]], worth: float, pairs: int) -> Pair:
-    """Compare an arm with the first; with several arms the intervals are simultaneous 90 % ones (Bonferroni)."""
-    differences = records.losses_of(repeats[first.label]) - records.losses_of(repeats[arm.label])
-    spread, level = Spread.of(differences), 1 - (1 - LEVEL) / pairs
-    gain = spread.interval(level)
-    size = max(abs(gain.mean), worth)
-    outcome: Outcome = "open"
-    if gain.low > 0 or gain.high < 0:
-        outcome = "better" if gain.mean > 0 else "worse"
-    elif max(-gain.low, gain.high) < worth:
-        outcome = "equal"
-    return Pair(
-        label=arm.label,
-        outcome=outcome,
-        gain=gain,
-        level=level,
-        p_examples=p_value(differences.mean(0)),
-        p_seeds=p_value(differences.mean(1)) if len(differences) > 1 else None,
-        power=spread.power(worth, level),
-        detectable=spread.detectable(level, POWER),
-        size=size,
-        seeds_needed=spread.seeds_needed(size, level),
-        examples_needed=spread.examples_needed(size, level),
-    )
-
-
-def _notes(arms: Sequence[Arm], seeds: int, repeats: dict[str, list[Record]]) -> list[str]:
-    notes = [
-        f"{arm.label}: {count} of {seeds} trainings diverged; the mean stands for them as they are"
-        for arm in arms
-        if (count := sum(record.diverged for record in repeats[arm.label]))
-    ]
-    if len({_recipe(arm).steps for arm in arms}) > 1:
-        notes.append("the recipes have full runs of different lengths")
-    return notes

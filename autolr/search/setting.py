@@ -8,9 +8,7 @@ import torch
 
 from autolr.candidate import Candidate
 from autolr.model.device import choose_device as choose_device  # the one way to name a device
-from autolr.pack.graphs import Graphs
-from autolr.pack.pack import Pack
-from autolr.pack.rows import ROLES
+from autolr.pack.factory import PackFactory
 from autolr.pack.slots import SlotConfig
 from autolr.problem import Problem, load_problem
 from autolr.search.baselines import targets_of
@@ -72,22 +70,20 @@ class Setting(Problem):
     def _max_rank(self) -> int:
         return 0 if self.study.method.full else max(self.study.space.rank)
 
-    def pack(self, capacity: int, passes: int | None = None, graphs: bool = False) -> Pack:
-        """Return an empty pack that takes any candidate of the study."""
-        trained = {role for targets in targets_of(self.study) for role in roles_of(targets)} | {"head"}
-        roles: tuple[Role, ...] = tuple(role for role in ROLES if role in trained)
-        return Pack(
+    @property
+    def pack(self) -> PackFactory:
+        """What makes empty packs that take any candidate of the study."""
+        trained: set[Role] = {role for targets in targets_of(self.study) for role in roles_of(targets)} | {"head"}
+        study = self.study
+        return PackFactory(
             self.backbone,
-            self.study.training,
+            study.training,
             self.task,
             self.data.train,
-            capacity=capacity,
-            max_rank=self._max_rank,
-            alpha=self.study.method.alpha,
-            kinds=self.study.method.kind,
-            roles=roles,
-            passes=passes,
-            graphs=Graphs(self.data.train.pad_id, limit=self.backbone.max_length) if graphs else None,
+            self._max_rank,
+            study.method.alpha,
+            study.method.kind,
+            trained,
         )
 
 

@@ -113,15 +113,8 @@ class SearchSpace:
 
     def slot(self, candidate: Candidate, seed: int, length: int) -> SlotConfig:
         """Return the first `length` steps of the candidate's full run."""
-        return SlotConfig(
-            rates=candidate.rates(self.lr_head),
-            rank=candidate.rank,
-            seed=seed,
-            steps=self.steps,
-            stop=length,
-            kind=candidate.kind,
-            rates_b=candidate.rates_b(self.max_lr_b),
-        )
+        rates, rates_b = candidate.rates(self.lr_head), candidate.rates_b(self.max_lr_b)
+        return SlotConfig.of(candidate, rates, rates_b, seed, self.steps, length)
 
     def holds(self, candidate: Candidate) -> bool:
         """Tell whether the candidate is a point of the space."""

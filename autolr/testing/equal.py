@@ -14,9 +14,10 @@ from autolr.model import adapters
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.labelled import forward
 from autolr.model.projections import Site
-from autolr.pack.optimizer import schedule_factor
+from autolr.pack.optimizers import row_optimizer
 from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
+from autolr.pack.schedule import schedule_factor
 from autolr.pack.slots import SlotConfig
 from autolr.study import Role, Targets
 from autolr.testing.bench import ALPHA, STEPS, Bench, ProblemError, Trained
@@ -85,7 +86,7 @@ def _train(bench: Bench, model: Any, config: SlotConfig, order: list[list[int]])
 def _steps(
     bench: Bench, model: Any, groups: list[dict[str, Any]], trained: list[Any], order: list[list[int]]
 ) -> list[float]:
-    optimizer = torch.optim.AdamW(groups, betas=bench.training.betas, eps=bench.training.eps)
+    optimizer = row_optimizer().alone(groups, bench.training)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(bench.training, step, STEPS))
     losses = []
     for rows in order:

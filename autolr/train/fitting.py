@@ -12,11 +12,12 @@ from autolr.data.tasks import Task
 from autolr.errors import RunError
 from autolr.model.labelled import forward
 from autolr.pack.memory import is_out_of_memory, release
+from autolr.pack.optimizers import row_optimizer
 from autolr.recipe import Recipe
 from autolr.train.processes import Processes
 
-# What AdamW holds of each trained number beside weight and gradient: two moments, and one more within its step.
-EXTRA_COPIES = 3
+# Copies of each trained number beside weight and gradient: the optimizer's state, and one more within its step.
+EXTRA_COPIES = len(row_optimizer().STATE) + 1
 
 
 def parts_that_fit(model: Any, task: Task, data: TokenSet, recipe: Recipe, processes: Processes) -> int:

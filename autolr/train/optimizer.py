@@ -1,24 +1,26 @@
-"""Parameter groups by role, for anyone's training loop."""
+"""Parameter groups by role, for anyone's training loop: each trainable parameter once, at the rate of its role."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from autolr.model import layouts
-from autolr.model.projections import NAMES
-from autolr.recipe import Recipe
+from autolr.pack.optimizers import row_optimizer
+from autolr.recipe import Rates, Recipe
 from autolr.study import Role, roles_of
+from autolr.train.roles import layer_stacks, role_of
 
+# Modules that hold W_q, W_k and W_v in one tensor.
 _FUSED = frozenset(layouts.CHILDREN.values())
-# Where PEFT keeps a matrix that trains whole, and what else lies inside one of its layers.
-WHOLE = "ln_tuning_layers"
-_LAYERS = ("base_layer", WHOLE)
-_ROLE_OF: dict[str, Role] = {name: role for names in NAMES for role, name in names.items()}  # type: ignore[misc]
+# What follows a role's name where its biases and norms are a group without weight decay.
+UNDECAYED = "_undecayed"
+# A recipe, its rates, or the keyword arguments of `parameter_groups`.
+RatesLike = Recipe | Rates | Mapping[str, float]
 
 
 def parameter_groups(
@@ -103,7 +105,7 @@ def grouped(
             raise ValueError(f"the rate of {role} must be a positive, finite number: {value}")
     # Every name of a shared tensor counts: each must say the same role.
     named = list(model.named_parameters(remove_duplicate=False))
-    stacks = _layer_stacks(name for name, _ in named)
+    stacks = layer_stacks(name for name, _ in named)
     # A role, and whether it is its B at a rate of its own.
     members: dict[tuple[Role, bool], list[nn.Parameter]] = {
         (role, is_b): [] for role in rates for is_b in (False, True)
@@ -123,18 +125,8 @@ def grouped(
             raise ValueError(
                 f"{seen[id(parameter)][1]} and {name} share one tensor, which cannot learn at two rates; untie them"
             )
-    fused = [name for name in strangers if ".lora_" in name and not _FUSED.isdisjoint(name.split("."))]
-    if fused:
-        raise ValueError(
-            f"{fused[0]}: one tensor for W_q, W_k and W_v, which cannot learn at rates of their own; let "
-            "autolr.model.adapters.peft_model put on the adapter: it trains the same in parts, and saves a stock one"
-        )
     if strangers:
-        shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-        raise ValueError(
-            f"{len(strangers)} trainable parameters are none of {', '.join(rates)}: {shown}; freeze them, give "
-            "the adapter other targets (a recipe's: autolr.lora_config(recipe)), or give them a rate, such as lr_mlp"
-        )
+        raise ValueError(_about(strangers, rates))
     for wanted in needed:
         if not (members.get((wanted, False)) or members.get((wanted, True))):
             raise ValueError(f"no W_{wanted} is trained; give the adapter targets such as q_proj and v_proj")
@@ -153,69 +145,19 @@ def grouped(
     ]
 
 
-def role_of(name: str, stacks: Collection[str] = ()) -> Role | None:
-    """Return the role of a parameter by its full name; None where it has none.
-
-    W_q, W_k, W_v, W_o and the matrices of the MLPs themselves, and what LoRA adds to them, have their own roles.
-    Whatever PEFT keeps as `modules_to_save`, and whatever is no adapter and lies outside the model's layers and
-    input embeddings, is the head.
-
-    Args:
-        name: such as `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.default.weight`.
-        stacks: where the model keeps its layers, such as `base_model.model.bert.encoder.layer.`.
-    """
-    parts = name.split(".")
-    matrix = _matrix(parts)
-    if matrix is not None:
-        return matrix[1]
-    module = _module(parts)
-    if layouts.is_output(module):
-        return "o"
-    if layouts.is_mlp(module):
-        return "mlp"
-    is_adapter = any(part.startswith("lora_") for part in parts)
-    if "modules_to_save" in parts or (not is_adapter and not name.startswith(tuple(stacks))):
-        return "head" if "embeddings" not in parts and "embed_tokens" not in parts else None
-    return None
-
-
-def _module(parts: list[str]) -> str:
-    """Return the name of the module that a parameter, or its adapter, belongs to."""
-    end = next((i for i, part in enumerate(parts) if part.startswith("lora_") or part in _LAYERS), None)
-    return ".".join(parts[: len(parts) - 1 if end is None else end])
-
-
-def _matrix(parts: list[str]) -> tuple[int, Role] | None:
-    """Return which part names the module, and the role, if a parameter is W_q's, W_k's, W_v's or their adapter's."""
-    # What `autolr.model.fused` and `whole` train on the rows of one role: c_attn.lora_A.default.q
-    if len(parts) > 3 and parts[-3] in ("lora_A", "lora_B", WHOLE) and parts[-1] in ("q", "k", "v"):
-        return len(parts) - 4, parts[-1]  # type: ignore[return-value]
-    for index, part in enumerate(parts):
-        if part not in _ROLE_OF:
-            continue
-        rest = parts[index + 1 :]
-        if rest[:1] in (["modules_to_save"], [WHOLE]):
-            rest = rest[2:]
-        if rest[:1] == ["base_layer"]:
-            rest = rest[1:]
-        # A module that is merely called `value`, such as a critic, has parameters further down.
-        if rest in (["weight"], ["bias"]) or (rest and rest[0].startswith("lora_")):
-            return index, _ROLE_OF[part]
-    return None
-
-
-def _layer_stacks(names: Iterable[str]) -> set[str]:
-    """Return the prefixes under which the numbered layers with W_q, W_k and W_v lie."""
-    stacks = set()
-    for name in names:
-        parts = name.split(".")
-        matrix = _matrix(parts)
-        if matrix is None:
-            continue
-        number = next((i for i, part in enumerate(parts[: matrix[0]]) if part.isdigit()), None)
-        if number is not None:
-            stacks.add(".".join(parts[:number]) + ".")
-    return stacks
+def _about(strangers: Sequence[str], rates: Mapping[Role, float]) -> str:
+    """Return what is wrong with parameters that are trained and have no rate, and what to do."""
+    fused = [name for name in strangers if ".lora_" in name and not _FUSED.isdisjoint(name.split("."))]
+    if fused:
+        return (
+            f"{fused[0]}: one tensor for W_q, W_k and W_v, which cannot learn at rates of their own; let "
+            "autolr.model.adapters.peft_model put on the adapter: it trains the same in parts, and saves a stock one"
+        )
+    shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+    return (
+        f"{len(strangers)} trainable parameters are none of {', '.join(rates)}: {shown}; freeze them, give "
+        "the adapter other targets (a recipe's: autolr.lora_config(recipe)), or give them a rate, such as lr_mlp"
+    )
 
 
 def recipe_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -231,7 +173,36 @@ def recipe_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return grouped(model, recipe.rates.trained(), recipe.rates.b, weight_decay=decay, needed=needed)
 
 
-def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def groups_at(model: nn.Module, rates: RatesLike) -> list[dict[str, Any]]:
+    """Sort a model's trainable parameters into groups at the rates of a recipe, of its `rates`, or of arguments.
+
+    Raises:
+        ValueError: as `parameter_groups` and `recipe_groups`.
+    """
+    if isinstance(rates, Recipe):
+        return recipe_groups(model, rates)
+    if isinstance(rates, Rates):
+        return grouped(model, rates.trained(), rates.b)
+    return parameter_groups(model, **{name: value for name, value in rates.items() if name != "weight_decay"})
+
+
+def split_by_decay(
+    model: nn.Module, groups: Sequence[dict[str, Any]], weight_decay: float, decayed: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return groups in which only parameters named in `decayed` decay, as in a Trainer; others are groups apart."""
+    names = set(decayed)
+    decays = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    split = []
+    for group in groups:
+        for does, suffix in ((True, ""), (False, UNDECAYED)):
+            params = [p for p in group["params"] if (not weight_decay or id(p) in decays) == does]
+            if params:
+                decay = weight_decay if does else 0.0
+                split.append({**group, "params": params, "weight_decay": decay, "name": group["name"] + suffix})
+    return split
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return AdamW with a recipe's rates, betas, eps and weight decay.
 
     It goes wherever an optimizer goes: a loop of one's own, `Trainer(optimizers=(optimizer, None))`, or
@@ -245,4 +216,4 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         ValueError: see `recipe_groups`.
     """
     groups, training = recipe_groups(model, recipe), recipe.training
-    return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps)
+    return row_optimizer().alone(groups, training)

@@ -12,7 +12,7 @@ or, the same as a class of one's own:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import nn, optim
@@ -20,14 +20,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from autolr.errors import AutoLRError
-from autolr.recipe import Rates, Recipe
-from autolr.train.optimizer import grouped, parameter_groups, recipe_groups
+from autolr.train.optimizer import UNDECAYED, RatesLike, groups_at, split_by_decay
 
 T = TypeVar("T", bound=type)
-# A recipe, its rates, or the keyword arguments of `autolr.parameter_groups`.
-RatesLike = Recipe | Rates | Mapping[str, float]
-# What follows a role's name where its biases and norms are a group without weight decay.
-_UNDECAYED = "_undecayed"
 
 
 class LogRates(TrainerCallback):
@@ -42,7 +37,7 @@ class LogRates(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Remember the rates of this step; the schedule changes them before they are told."""
-        groups = [group for group in optimizer.param_groups if not group.get("name", "").endswith(_UNDECAYED)]
+        groups = [group for group in optimizer.param_groups if not group.get("name", "").endswith(UNDECAYED)]
         self._rates = {f"lr_{group['name']}": float(group["lr"]) for group in groups if "name" in group}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -95,7 +90,8 @@ class RoleRates:
                     f"{type(self).__name__}: has no rates; write in the class rates = autolr.Recipe.load(...), or "
                     'rates = {"lr_q": 1e-4, "ratio": 8}'
                 )
-            groups = _groups(model, self.rates, self.args.weight_decay, self.get_decay_parameter_names(model))
+            decayed = self.get_decay_parameter_names(model)
+            groups = split_by_decay(model, groups_at(model, self.rates), self.args.weight_decay, decayed)
             self.optimizer = kind(groups, **options)
             if not any(isinstance(one, LogRates) for one in self.callback_handler.callbacks):
                 self.callback_handler.callbacks.insert(0, LogRates())  # before the trackers
@@ -136,23 +132,3 @@ def _refuse_own(kinds: Sequence[type]) -> None:
                     "replace. Remove it and give optimizer_cls_and_kwargs=(kind, options), or give its groups by "
                     "autolr.parameter_groups"
                 )
-
-
-def _groups(model: nn.Module, rates: RatesLike, weight_decay: float, decayed: list[str]) -> list[dict[str, Any]]:
-    """Return groups by role; biases and norms of a role are a group of their own where others decay, as Trainer's."""
-    if isinstance(rates, Recipe):
-        groups = recipe_groups(model, rates)
-    elif isinstance(rates, Rates):
-        groups = grouped(model, rates.trained(), rates.b)
-    else:
-        groups = parameter_groups(model, **{name: value for name, value in rates.items() if name != "weight_decay"})
-    names = set(decayed)
-    decays = {id(parameter) for name, parameter in model.named_parameters() if name in names}
-    split = []
-    for group in groups:
-        for does, suffix in ((True, ""), (False, _UNDECAYED)):
-            params = [p for p in group["params"] if (not weight_decay or id(p) in decays) == does]
-            if params:
-                decay = weight_decay if does else 0.0
-                split.append({**group, "params": params, "weight_decay": decay, "name": group["name"] + suffix})
-    return split

@@ -67,7 +67,7 @@ def test_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     found = capacity.measure(make_pack, CONFIG, most=24)
     with make_pack(1) as pack:
-        buffers = [pack.rows, pack.averages, pack.optimizer.mean, pack.optimizer.square, pack._grad]
+        buffers = [pack.rows, pack.averages, *pack.optimizer.state.values(), pack.block.gradients]
         assert found.slot_bytes == sum(buffer.nbytes for buffer in buffers)
     assert found.slots == capacity.CPU_SLOTS
     assert capacity.measure(make_pack, CONFIG, most=1).slots == 1

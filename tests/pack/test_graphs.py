@@ -22,8 +22,8 @@ class Tape:
 
     def replay(self) -> None:
         self.work()
-        now, leaves = self.pack.hooks.now, self.pack._leaves[0, len(self.pack.slots)].values()
-        tensors = [*now.head.values(), *(part.scale for part in now.parts), self.pack._grad, *leaves]
+        now, leaves = self.pack.hooks.now, self.pack.binding.leaves(slice(0, len(self.pack.slots))).values()
+        tensors = [*now.head.values(), *(part.scale for part in now.parts), self.pack.block.gradients, *leaves]
         tensors += [tensor for part in now.parts for tensor in part.bound.values()]
         places = [tensor.data_ptr() for tensor in tensors]
         self.places = self.places or places

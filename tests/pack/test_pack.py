@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autolr.data.tasks import Classification
 from autolr.model import adapters
-from autolr.pack.pack import AVERAGE_C, Pack
+from autolr.pack.pack import Pack
+from autolr.pack.row_block import AVERAGE_C
 from autolr.pack.slots import SlotConfig
 from autolr.study import Training
 from tests import tiny

@@ -17,7 +17,8 @@ from autolr.recipe import Interval, Rates, Recipe
 from autolr.report.comparison import render
 from autolr.search import records
 from autolr.search.arms import Arm, read_arms, varied
-from autolr.search.compare import Pair, _pair, compare, sentence
+from autolr.search.compare import compare
+from autolr.search.comparison import Pair, pair_of, sentence
 from autolr.search.loop import Watcher
 from autolr.search.records import Record
 from autolr.train.run import train
@@ -64,7 +65,7 @@ def test_all_are_trained_with_the_same_seeds_and_measured_against_the_first(foun
 
 def test_a_training_is_that_of_stock_peft(found, recipe):
     from autolr.model import adapters
-    from autolr.pack.optimizer import schedule_factor
+    from autolr.pack.schedule import schedule_factor
     from autolr.train.optimizer import create_optimizer
 
     _, folder = found
@@ -165,7 +166,7 @@ def test_the_outcome_of_a_pair(recipe, mean, worth, outcome):
         ]  # fmt: skip
 
     first, arm = Arm("A", "a", recipe), Arm("B", "b", recipe)
-    pair = _pair(first, arm, {"A": repeats("A", 0.0), "B": repeats("B", mean)}, worth, 1)
+    pair = pair_of(first, arm, {"A": repeats("A", 0.0), "B": repeats("B", mean)}, worth, 1)
     assert pair.outcome == outcome and pair.gain.mean == pytest.approx(mean, abs=0.01)
     assert pair.size == max(abs(pair.gain.mean), worth)
     assert (pair.p_seeds < 0.01) == (outcome in ("better", "worse"))

@@ -12,7 +12,8 @@ from torch import nn
 
 from autolr.model import adapters
 from autolr.model.adapters import shapes
-from autolr.train.optimizer import grouped, parameter_groups, role_of
+from autolr.train.optimizer import grouped, parameter_groups
+from autolr.train.roles import role_of
 from tests import tiny
 
 

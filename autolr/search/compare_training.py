@@ -1,0 +1,123 @@
+"""The trainings of an A/B comparison: every recipe with every seed, packed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from autolr.model.quiet import quiet
+from autolr.pack.factory import PackFactory
+from autolr.pack.rows import ROLES
+from autolr.pack.slots import SlotConfig
+from autolr.problem import Problem, load_problem
+from autolr.recipe import Recipe
+from autolr.search import machine, records
+from autolr.search.arms import Arm
+from autolr.search.checkpoints import Checkpoints
+from autolr.search.folder import RunFolder
+from autolr.search.loop import Job, Watcher, drive
+from autolr.search.records import Record
+from autolr.search.scoring import PackScorer
+from autolr.search.setting import PROBE_STEPS
+from autolr.search.trainings import Trainings
+from autolr.study import Data
+
+
+def train(
+    arms: Sequence[Arm],
+    other: Data | None,
+    seeds: int,
+    steps: int | None,
+    slots: int | None,
+    folder: RunFolder,
+    where: Any,
+    watcher: Watcher,
+    code: dict[str, bool],
+) -> tuple[Problem, dict[str, list[Record]]]:
+    """Train every recipe with every seed; those that share a model and settings share packs."""
+    chosen = range(1, seeds + 1)
+    done = {(record.label, record.seed): record for record in _records(folder)}
+    missing = {arm.label: [seed for seed in chosen if (arm.label, seed) not in done] for arm in arms}
+    # All are judged by the first's metric, and on other data split alike.
+    same = arms[0].to_train.model_dump(include={"metric", "split_seed"})
+    total = seeds * len(arms)
+    watcher.phase("comparison", total, total - sum(map(len, missing.values())))
+    problem = None
+    for _, together in groupby(sorted(arms, key=_group), key=_group):
+        group = list(together)
+        recipes = [arm.to_train.model_copy(update=same) for arm in group]
+        largest = max(recipes, key=lambda recipe: recipe.candidate.rank)
+        with quiet():
+            problem = load_problem(largest, where, other, **code)
+        jobs = [
+            Job(arm.label, recipe.candidate, _slot(recipe, problem, other, seed, steps), seed, _key(arm, seed))
+            for arm, recipe in zip(group, recipes, strict=True)
+            for seed in missing[arm.label]
+        ]
+        if jobs:
+            _drive(jobs, recipes, problem, slots, folder, watcher)
+    assert problem is not None
+    done = {(record.label, record.seed): record for record in _records(folder)}
+    return problem, {arm.label: [done[arm.label, seed] for seed in chosen] for arm in arms}
+
+
+def _drive(
+    jobs: Sequence[Job],
+    recipes: Sequence[Recipe],
+    problem: Problem,
+    slots: int | None,
+    folder: RunFolder,
+    watcher: Watcher,
+) -> None:
+    trained = {role for job in jobs for role in job.config.roles}
+    roles = tuple(role for role in ROLES if role in trained)
+    rank = max(job.config.rank for job in jobs)
+
+    first = recipes[0]
+    pack = PackFactory(
+        problem.backbone,
+        first.training,
+        problem.task,
+        problem.data.train,
+        rank,
+        first.method.alpha,
+        sorted({job.config.kind for job in jobs}),
+        roles,
+    )
+    rates = {role: max(job.config.rates[role] for job in jobs) for role in roles}
+    costly = max((job.config for job in jobs), key=lambda config: config.kind == "dora")
+    largest = SlotConfig(rates, rank, 0, PROBE_STEPS, kind=costly.kind)
+    fitted = machine.measured(pack, largest, len(jobs), slots, problem.data, first.training.batch_size)
+    with pack(min(fitted.slots, len(jobs)), fitted.passes, fitted.graphs) as made:
+        keeper = Checkpoints(folder.slots, watcher, "main")
+        source = Trainings(jobs, folder.trainings, PackScorer(made, problem.data))
+        drive(made, source, watcher, keeper)
+
+
+def _key(arm: Arm, seed: int) -> str:
+    return f"arm-{hashlib.sha256(arm.label.encode()).hexdigest()[:10]}-seed{seed}"
+
+
+def _slot(recipe: Recipe, problem: Problem, other: Data | None, seed: int, steps: int | None) -> SlotConfig:
+    horizon = recipe.training.horizon
+    length = recipe.steps
+    if other is not None and horizon.epochs:  # as many epochs of the other data
+        length = max(1, round(horizon.epochs * (len(problem.data.train) // recipe.training.batch_size)))
+    rates = recipe.rates.trained()
+    all_rates = {role: rates.get(role, 0.0) for role in ROLES}
+    return SlotConfig.of(recipe.candidate, all_rates, recipe.rates.b, seed, length, steps)
+
+
+def _group(arm: Arm) -> str:
+    """Return what slots of one pack must share."""
+    recipe = arm.to_train
+    # Matrices that train whole would give every slot columns for them.
+    method = [recipe.method.full, recipe.method.alpha]
+    return json.dumps([recipe.model, method, recipe.training.model_dump(), recipe.data.max_length], sort_keys=True)
+
+
+def _records(folder: RunFolder) -> list[Record]:
+    return records.parsed(folder.trainings, Record)
