@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from autolr.foreign.terms import lora_config as lora_config
     from autolr.heads import Heads as Heads
     from autolr.heads import heads as heads
+    from autolr.merging.result import MergeResult as MergeResult
     from autolr.recipe import Recipe as Recipe
     from autolr.report.figures import figure as figure
     from autolr.report.page import write_report as write_report
     from autolr.search.compare import Comparison as Comparison
     from autolr.search.compare import compare as compare
+    from autolr.search.merge import merge as merge
     from autolr.search.result import SearchResult as SearchResult
     from autolr.search.run import search as search
     from autolr.study import Study as Study
@@ -51,6 +53,7 @@ _HOMES = {
     "Comparison": "autolr.search.compare",
     "Heads": "autolr.heads",
     "LogRates": "autolr.train.trainers",
+    "MergeResult": "autolr.merging.result",
     "Recipe": "autolr.recipe",
     "RoleRates": "autolr.train.trainers",
     "SearchResult": "autolr.search.result",
@@ -63,6 +66,7 @@ _HOMES = {
     "figure": "autolr.report.figures",
     "heads": "autolr.heads",
     "lora_config": "autolr.foreign.terms",
+    "merge": "autolr.search.merge",
     "parameter_groups": "autolr.train.optimizer",
     "push_to_hub": "autolr.train.hub",
     "search": "autolr.search.run",

@@ -20,6 +20,7 @@ from autolr.cli import (
     export,
     heads,
     init,
+    merge,
     predict,
     report,
     runs,
@@ -66,6 +67,7 @@ app.command("search")(search.search)
 app.command("worker")(worker.worker)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("merge")(merge.merge)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)
