@@ -45,7 +45,14 @@ class Ingredients:
             DocumentError: lists all that forbids their merge.
         """
         arms = _arms(adapters, rank)
-        held = [Adapter.read(folder_of(arm), arm.label) for arm in arms]
+        held, unread = [], []
+        for arm in arms:
+            try:
+                held.append(Adapter.read(folder_of(arm), arm.label))
+            except ModelError as error:
+                unread.append(str(error))
+        if unread:
+            raise DocumentError("merge", unread)
         wrong = [*fit.problems(held, model), *_other_recipes(arms), *_other_configs(arms, model)]
         if held[0].kind == "full" and isinstance(rank, int):
             wrong.append(f"--rank {rank}: these adapters hold whole matrices, which have no rank. Leave --rank out")

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from autolr import display
+from autolr.candidate import Candidate
 from autolr.data import sources
-from autolr.errors import DataError, ModelError, RunError
+from autolr.errors import DataError, RunError
 from autolr.merging.adapter import Adapter
-from autolr.merging.average import average
 from autolr.merging.card import merge_card
-from autolr.merging.cut import Spectrum, smallest_rank
-from autolr.merging.greedy import Choice, Tried, choose
+from autolr.merging.greedy import Choice, Tried
 from autolr.merging.result import REPORT, Ingredient, MergeResult, Scored
+from autolr.model import backbone
 from autolr.model.adapters import base_place
 from autolr.model.device import choose_device
-from autolr.recipe import Interval
+from autolr.model.quiet import quiet
+from autolr.recipe import Interval, Rates, Recipe
 from autolr.search import provenance
 from autolr.search.arms import Arm
+from autolr.search.averages import Bench, Cut, Outcome, finite
 from autolr.search.compare import other_data
 from autolr.search.ingredients import Ingredients, Rank, config_digest
-from autolr.search.scored import Judged, Outcome, Scorer, Split
 from autolr.search.spread import LEVEL, Spread
-from autolr.study import Data, TaskName
+from autolr.study import METRICS, Data, Method, TaskName, Training
 from autolr.train.card import base_name
+from autolr.train.material import Material, read
 
-# What an automatic rank may cost, as a share of the validation loss.
-COST = 0.001
 # Examples that no recipe names train nothing: this share of them chooses, and this share judges.
 SHARE = 0.4
 
@@ -80,134 +78,52 @@ def merge(
     given = Ingredients.read(adapters, model, rank)
     folder = Path(out) if out is not None else given.default_folder()
     _check_folder(folder, given.digests)
-    kind = given.task(task)
-    where = choose_device(device)
-    examples = Judged.read(given.arms, _data(data, given.arms, kind), kind, allow_code=allow_code)
-    scorer = examples.scorer(given.reference, model, where, trust_remote_code=trust_remote_code)
-    if len(scorer.data.confirm) < 2:
-        raise DataError(
-            f"data {examples.data.source!r}: has one test example, and an interval needs two. Add examples"
-        )
+    recipe = _recipe(given, task, _data(data, given.arms))
+    with quiet():
+        problem = read(recipe, choose_device(device), allow_code=allow_code, trust_remote_code=trust_remote_code)
+    if len(problem.data.confirm) < 2:
+        raise DataError(f"data {recipe.data.source!r}: has one test example, and an interval needs two. Add examples")
     with tempfile.TemporaryDirectory() as place:
-        bench = _Bench(given, scorer, Path(place), on_log or (lambda _: None))
+        bench = Bench(given, problem, Path(place), on_log or (lambda _: None))
         choice = bench.all() if every else bench.choice()
         cut = bench.cut(choice, rank)
-        result = _report(bench, choice, cut, folder, kind, base_name(examples.data.source), str(where))
-    _save(cut.adapter, result, scorer, given)
+        result = _report(bench, choice, cut, recipe, folder)
+    _save(cut.adapter, result, problem, recipe, given)
     return result
 
 
-class _Bench:
-    """Scores adapters and averages of them, as stock PEFT loads them.
-
-    Args:
-        given: the adapters.
-        scorer: their base model and the examples.
-        place: a folder for averages.
-        say: receives a line for each score.
-    """
-
-    def __init__(self, given: Ingredients, scorer: Scorer, place: Path, say: Callable[[str], None]) -> None:
-        self.given, self.scorer, self.place, self.say = given, scorer, place, say
-        self.alone: list[Outcome] = []
-        for arm in given.arms:
-            self.alone.append(scorer.outcome(arm, "select"))
-            say(f"{arm.label}: validation loss {display.loss(self.alone[-1].loss)}")
-        if not any(math.isfinite(one.loss) for one in self.alone):
-            raise ModelError("merge: no adapter has a finite validation loss. Their trainings diverged; train again")
-
-    def outcome(self, adapter: Adapter, split: Split) -> Outcome:
-        """Return what an adapter scores on a split."""
-        adapter.save(self.place)
-        return self.scorer.outcome(Arm(adapter.label, str(self.place), None, self.place), split)
-
-    def average(self, places: Sequence[int]) -> Adapter:
-        """Return the exact average of the adapters at these places."""
-        return average([self.given.held[index] for index in places], base=self.given.model)
-
-    def loss(self, places: Sequence[int]) -> float:
-        """Return the validation loss of an average."""
-        found = self.outcome(self.average(places), "select").loss
-        names = ", ".join(self.given.arms[index].label for index in places)
-        self.say(f"average of {names}: validation loss {display.loss(found)}")
-        return found
-
-    def choice(self) -> Choice:
-        """Choose the ingredients."""
-        return choose([one.loss for one in self.alone], self.loss)
-
-    def all(self) -> Choice:
-        """Take all adapters.
-
-        Raises:
-            ModelError: one has no finite loss.
-        """
-        losses = [one.loss for one in self.alone]
-        for arm, loss in zip(self.given.arms, losses, strict=True):
-            if not math.isfinite(loss):
-                raise ModelError(f"{arm.source}: has the validation loss {loss}. Its training diverged; leave it out")
-        order = tuple(sorted(range(len(losses)), key=losses.__getitem__))
-        return Choice(order, self.loss(order), tuple(Tried(index, True, None, "all are taken") for index in order))
-
-    def cut(self, choice: Choice, rank: Rank) -> _Cut:
-        """Return the average that was chosen, cut to the wanted rank."""
-        whole = self.average(choice.taken)
-        if whole.kind == "full":
-            return _Cut(whole, None, {}, {})
-        spectrum = Spectrum(whole)
-        tried: dict[int, float | None] = {}
-        if rank == "exact" or (rank == "auto" and len(choice.taken) == 1):
-            rank = spectrum.largest
-        elif rank == "auto":
-            rank = self._smallest(spectrum, choice, tried)
-        return _Cut(spectrum.cut(rank), spectrum.largest, dict(sorted(tried.items())), spectrum.values)
-
-    def _smallest(self, spectrum: Spectrum, choice: Choice, tried: dict[int, float | None]) -> int:
-        """Return the smallest rank that serves, and write the validation losses of those tried into `tried`."""
-        tried[spectrum.largest] = choice.loss
-
-        def loss_of(rank: int) -> float:
-            found = self.outcome(spectrum.cut(rank), "select").loss
-            tried[rank] = _finite(found)
-            self.say(f"cut to rank {rank}: validation loss {display.loss(found)}")
-            return found
-
-        limit, best = choice.loss + COST * abs(choice.loss), self.alone[choice.taken[0]].loss
-        if choice.loss < best:  # the cut must not lose what the merge has gained
-            limit = min(limit, best)
-        return smallest_rank(spectrum.largest, loss_of, limit)
+def _recipe(given: Ingredients, task: TaskName | None, data: Data | None) -> Recipe:
+    """Return what base model, examples and task are loaded by: an ingredient's recipe, or one made up for it."""
+    recipe, kind = given.reference.recipe, given.task(task)
+    if recipe is not None:
+        own = {"model": given.model} if given.model else {}
+        other = {"data": data, "data_fingerprint": None, "tokenization": None} if data else {}
+        return recipe.model_copy(update={**own, **other})
+    assert data is not None
+    classes = sources.load(data, kind).classes
+    return Recipe(
+        name="merge",
+        model=given.base,
+        data=data,
+        classes=backbone.in_order(given.base, classes) if kind == "classification" else classes,
+        task=kind,
+        metric=METRICS[kind][0],
+        method=Method(),
+        candidate=Candidate(lr_v=1.0, ratio=1.0, rank=1),
+        rates=Rates(),
+        training=Training(batch_size=1),
+        steps=1,
+    )
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """A merge at its final rank.
-
-    Attributes:
-        adapter: the result.
-        exact_rank: of the exact average; None: whole matrices.
-        tried: validation losses at the ranks that were tried.
-        values: singular values of the exact average, by module.
-    """
-
-    adapter: Adapter
-    exact_rank: int | None
-    tried: dict[int, float | None]
-    values: dict[str, list[float]]
-
-
-def _report(
-    bench: _Bench, choice: Choice, cut: _Cut, folder: Path, kind: TaskName, data: str, device: str
-) -> MergeResult:
-    """Judge a merge on test beside the best single adapter.
-
-    Raises:
-        ModelError: a test loss is no finite number.
-    """
+def _report(bench: Bench, choice: Choice, cut: Cut, recipe: Recipe, folder: Path) -> MergeResult:
+    """Judge a merge on test beside the best single adapter."""
     given, first = bench.given, choice.taken[0]
-    validation, test = bench.outcome(cut.adapter, "select"), bench.outcome(cut.adapter, "confirm")
-    test_best = bench.outcome(given.held[first], "confirm")
-    if not (math.isfinite(test.loss) and math.isfinite(test_best.loss)):
-        raise ModelError("merge: a test loss is no finite number. Leave out adapters whose training diverged")
+    validation, test, test_best = (
+        bench.validation(cut.adapter),
+        bench.test(cut.adapter),
+        bench.test(given.held[first]),
+    )
     gain = Spread.of((test_best.losses - test.losses).numpy()[None]).interval()
     best = given.arms[first].label
     ingredients = [_ingredient(bench, tried) for tried in choice.tried]
@@ -217,9 +133,9 @@ def _report(
         base=base_name(given.base),
         base_config=config_digest(given.base),
         kind="full" if cut.exact_rank is None else "lora",
-        task=kind,
-        metric=bench.scorer.task.metric,
-        data=data,
+        task=recipe.task,
+        metric=recipe.metric,
+        data=base_name(recipe.data.source),
         best=best,
         ingredients=ingredients,
         rank=max(cut.adapter.ranks().values(), default=None),
@@ -232,33 +148,29 @@ def _report(
         test_best=_score(test_best),
         gain=gain,
         level=LEVEL,
-        notes=[*given.notes(choice), *_notes(given, bench.scorer, kind)],
-        device=device,
+        notes=[*given.notes(choice), *_notes(given, recipe)],
+        device=str(next(bench.problem.backbone.model.parameters()).device),
         versions=provenance.versions(),
         commit=provenance.commit(),
     )
 
 
-def _ingredient(bench: _Bench, tried: Tried) -> Ingredient:
+def _ingredient(bench: Bench, tried: Tried) -> Ingredient:
     given, alone = bench.given, bench.alone[tried.index]
     return Ingredient(
         label=given.arms[tried.index].label,
         digest=given.digests[tried.index],
         rank=max(given.held[tried.index].ranks().values(), default=None),
-        validation_loss=_finite(alone.loss),
+        validation_loss=finite(alone.loss),
         validation_metric=alone.metric,
         taken=tried.taken,
-        merged_loss=None if tried.merged is None else _finite(tried.merged),
+        merged_loss=None if tried.merged is None else finite(tried.merged),
         reason=tried.reason,
     )
 
 
 def _score(found: Outcome) -> Scored:
     return Scored(loss=found.loss, metric=found.metric, examples=len(found.losses))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _verdict(taken: Sequence[str], best: str, gain: Interval, loss: float) -> str:
@@ -280,17 +192,17 @@ def _verdict(taken: Sequence[str], best: str, gain: Interval, loss: float) -> st
     )
 
 
-def _notes(given: Ingredients, scorer: Scorer, kind: TaskName) -> list[str]:
+def _notes(given: Ingredients, recipe: Recipe) -> list[str]:
     notes = ["the interval holds for other examples, not for other trainings"]
     unknown = [arm.label for arm in given.arms if arm.recipe is None]
     if unknown:
         notes.append(f"the training data of {', '.join(unknown)} is not known: it may contain these examples")
-    if unknown and kind == "classification":
-        notes.append(f"the outputs are taken for {', '.join(scorer.task.classes)}, in this order")
+    if given.reference.recipe is None and recipe.task == "classification":
+        notes.append(f"the outputs are taken for {', '.join(recipe.classes)}, in this order")
     return notes
 
 
-def _data(given: str | Data | None, arms: Sequence[Arm], task: TaskName) -> Data | None:
+def _data(given: str | Data | None, arms: Sequence[Arm]) -> Data | None:
     """Return the data to judge by; None: that of the recipes.
 
     A file that the recipes were trained on is split as they split it, so that no training example judges. Of another
@@ -303,7 +215,7 @@ def _data(given: str | Data | None, arms: Sequence[Arm], task: TaskName) -> Data
     if recipe is not None:
         same = recipe.data.model_copy(update={"source": other.source})
         try:
-            if sources.load(same, task).fingerprint == recipe.data_fingerprint:
+            if sources.load(same, recipe.task).fingerprint == recipe.data_fingerprint:
                 return same
         except DataError:  # its columns or splits are others
             pass
@@ -329,14 +241,14 @@ def _check_folder(folder: Path, digests: Sequence[str]) -> None:
         raise RunError(f"--out {folder}: holds something else than a merge of these adapters. Choose another --out")
 
 
-def _save(adapter: Adapter, result: MergeResult, scorer: Scorer, given: Ingredients) -> None:
+def _save(adapter: Adapter, result: MergeResult, problem: Material, recipe: Recipe, given: Ingredients) -> None:
     """Write the folder of a merge, whole or not at all."""
     folder, config = result.folder, {**adapter.config, "base_model_name_or_path": base_place(given.base)}
     draft = folder.parent / f".{folder.name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     Adapter(adapter.label, config, adapter.tensors).save(draft)
-    scorer.base.tokenizer.save_pretrained(str(draft))
-    (draft / "README.md").write_text(merge_card(folder.name, result, scorer.task.classes), encoding="utf-8")
+    problem.backbone.tokenizer.save_pretrained(str(draft))
+    (draft / "README.md").write_text(merge_card(folder.name, result, recipe), encoding="utf-8")
     (draft / REPORT).write_text(result.to_json() + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)

@@ -41,7 +41,8 @@ def test_the_singular_values_are_those_of_the_dense_matrix(whole):
     assert spectrum.largest == 12 and spectrum.cut(12) is whole
     for module, delta in deltas(whole).items():
         expected = torch.linalg.svdvals(delta)[:12]
-        torch.testing.assert_close(torch.tensor(spectrum.values[module], dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
+        own = torch.tensor(spectrum.values[module], dtype=torch.float64)
+        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_as_peft_cuts(tmp_path):
