@@ -51,6 +51,8 @@ def average(
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    if not tensors[0].is_floating_point():
+        return tensors[0]  # a counter, such as a normalization's
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
         total += share * tensor.double()

@@ -147,7 +147,7 @@ def _other_shapes(first: Adapter, one: Adapter) -> list[str]:
     wrong = sorted(name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
     found = [
         f"{one.label}: its {name} is {shapes[0].get(name, 'missing')}, that of {first.label} is "
-        f"{shapes[1].get(name, 'missing')}. Merge adapters with the same head"
+        f"{shapes[1].get(name, 'missing')}. Merge adapters that train the same head and matrices"
         for name in wrong[:3]
     ]
     both = first.factors()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
@@ -20,6 +22,7 @@ from autolr.data import sources
 from autolr.data.splits import split
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.merging.adapter import Adapter
+from autolr.merging.card import merge_card
 from autolr.recipe import Recipe
 from autolr.search.merge import merge
 from autolr.study import Data
@@ -141,6 +144,17 @@ def test_what_the_folder_holds(found, runs):
     assert "up" in result._repr_html_()
 
 
+def test_hostile_names_stay_text_in_the_card(found, recipe):
+    result, _ = found
+    evil = "x | y ` <img src=x>\n# {{ 7 * 7 }}"
+    first = result.ingredients[0].model_copy(update={"label": evil})
+    changed = result.model_copy(update={"ingredients": [first], "verdict": evil, "data": evil, "base": evil})
+    front, text = merge_card(evil, changed, recipe).split("---\n")[1:3]
+    assert yaml.safe_load(front)["base_model"] == evil
+    assert "<img" not in text and "\n# {{" not in text and "49" not in text
+    assert next(line for line in text.splitlines() if line.endswith("of all |")).count("|") == 5
+
+
 def test_an_automatic_rank_is_the_smallest_that_costs_little(runs, tmp_path, recipe):
     folders = [runs / "up", runs / "down"]
     found = merge(folders, out=tmp_path / "auto", device="cpu")
@@ -212,6 +226,23 @@ def test_whole_matrices_are_merged(recipe, tmp_path):
     assert found.test.loss == pytest.approx(log_loss(labels, chances), rel=1e-5)
     with pytest.raises(DocumentError, match="hold whole matrices, which have no rank"):
         merge([tmp_path / "up", tmp_path / "down"], rank=4, device="cpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_a_base_in_four_bits_is_not_touched(runs, tmp_path, recipe):
+    """Over bitsandbytes' NF4 the merge is `good` as well, and its file the same as over the plain base."""
+    four = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "nf4"})})
+    for name in ("up", "down", "good"):
+        shutil.copytree(runs / name, tmp_path / name)
+        four.save(tmp_path / name / "train" / "recipe.yaml")
+    found = merge([tmp_path / "up", tmp_path / "down"], out=tmp_path / "out", rank="exact", device="cpu")
+    same = merge([tmp_path / "good", tmp_path / "up"], out=tmp_path / "same", device="cpu")
+    assert len(found.taken) == 2 and same.best == "good"
+    assert found.test.loss == pytest.approx(same.test_best.loss, rel=1e-3)
+    plain = merge([runs / "up", runs / "down"], out=tmp_path / "plain", rank="exact", device="cpu")
+    assert plain.test.loss != found.test.loss  # the base was in four bits
+    one, other = (Adapter.read(place, "").tensors for place in (found.folder, plain.folder))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
