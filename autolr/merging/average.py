@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autolr.merging.adapter import Adapter, kept, with_factors
-from autolr.merging.fit import check
+from autolr.merging.compatible import check
 
 # What says together which matrices PEFT adapts.
 _SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -32,7 +32,7 @@ def average(
     Args:
         adapters: the ingredients, of one base, task and kind.
         weights: of each; None: equal ones, which add up to 1.
-        base: see `autolr.merging.fit.check`.
+        base: see `autolr.merging.compatible.check`.
         label: of the result.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from autolr.errors import DocumentError, ModelError, RunError
-from autolr.merging import fit
+from autolr.merging import compatible
 from autolr.merging.adapter import WEIGHTS, Adapter
 from autolr.merging.greedy import Choice
 from autolr.model import outline
@@ -53,7 +53,7 @@ class Ingredients:
                 unread.append(str(error))
         if unread:
             raise DocumentError("merge", unread)
-        wrong = [*fit.problems(held, model), *_other_recipes(arms), *_other_configs(arms, model)]
+        wrong = [*compatible.problems(held, model), *_other_recipes(arms), *_other_configs(arms, model)]
         if held[0].kind == "full" and isinstance(rank, int):
             wrong.append(f"--rank {rank}: these adapters hold whole matrices, which have no rank. Leave --rank out")
         if wrong:
@@ -105,9 +105,9 @@ class Ingredients:
         notes = []
         for index in rest:
             names = f"{self.arms[index].label} and {self.arms[first].label}"
-            cosine = fit.relation(self.held[first], self.held[index])
+            cosine = compatible.relation(self.held[first], self.held[index])
             recipes = self.arms[first].recipe, self.arms[index].recipe
-            if cosine is not None and cosine < fit.RELATED:
+            if cosine is not None and cosine < compatible.RELATED:
                 notes.append(
                     f"{names} began with different first values: their A's have a cosine of {cosine:.2f}. Averages "
                     "of such adapters seldom help"

@@ -243,7 +243,7 @@ def _check_folder(folder: Path, digests: Sequence[str]) -> None:
 
 def _save(adapter: Adapter, result: MergeResult, problem: Material, recipe: Recipe, given: Ingredients) -> None:
     """Write the folder of a merge, whole or not at all."""
-    folder, config = result.folder, {**adapter.config, "base_model_name_or_path": base_place(given.base)}
+    folder, config = result.folder.absolute(), {**adapter.config, "base_model_name_or_path": base_place(given.base)}
     draft = folder.parent / f".{folder.name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     Adapter(adapter.label, config, adapter.tensors).save(draft)

@@ -11,7 +11,7 @@ from peft import LNTuningConfig, get_peft_model
 
 from autolr.errors import DocumentError
 from autolr.merging.average import average
-from autolr.merging.fit import RELATED, problems, relation
+from autolr.merging.compatible import RELATED, problems, relation
 from tests.merging import made
 
 
