@@ -4,11 +4,13 @@ from autolr.foreign.export import export as export
 from autolr.foreign.terms import lora_config as lora_config
 from autolr.heads import Heads as Heads
 from autolr.heads import heads as heads
+from autolr.merging.result import MergeResult as MergeResult
 from autolr.recipe import Recipe as Recipe
 from autolr.report.figures import figure as figure
 from autolr.report.page import write_report as write_report
 from autolr.search.compare import compare as compare
 from autolr.search.comparison import Comparison as Comparison
+from autolr.search.merge import merge as merge
 from autolr.search.result import SearchResult as SearchResult
 from autolr.search.run import search as search
 from autolr.study import Study as Study

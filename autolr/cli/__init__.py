@@ -19,7 +19,7 @@ from autolr.errors import AutoLRError, redacted
 
 # In the order of `autolr --help`.
 VERBS = (
-    *("init", "ls", "cp", "search", "worker", "train", "compare", "export", "report", "watch"),
+    *("init", "ls", "cp", "search", "worker", "train", "compare", "merge", "export", "report", "watch"),
     *("runs", "dashboard", "predict", "validate", "heads", "theory"),
 )
 

@@ -73,14 +73,18 @@ def read_arms(given: Sequence[Recipe | str | Path], vary: Sequence[str] = ()) ->
             f"{trained}: adapters are scored as they are, recipes are trained with several seeds. Compare "
             "adapters with adapters, and recipes with recipes"
         )
-    labels: list[str] = []
-    for number, arm in enumerate(arms):
+    return distinct(arms)
+
+
+def distinct(arms: Sequence[Arm]) -> list[Arm]:
+    """Return arms with different labels: a number follows one that is taken."""
+    found: dict[str, Arm] = {}
+    for arm in arms:
         label, count = arm.label, 2
-        while label in labels:
+        while label in found:
             label, count = f"{arm.label} ({count})", count + 1
-        labels.append(label)
-        arms[number] = replace(arm, label=label)
-    return arms
+        found[label] = replace(arm, label=label)
+    return list(found.values())
 
 
 def varied(recipe: Recipe, change: str) -> Recipe:

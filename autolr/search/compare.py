@@ -72,7 +72,7 @@ def compare(
     _check(seeds, steps, worth, slots)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
     where = choose_device(device)
-    other = _other(data, found)
+    other = other_data(data, found)
     identity = _identity(found, other, steps)
     folder = RunFolder(out if out is not None else default_folder(identity))
     with folder.lock(), observed(folder, where, watcher or notebook.live()) as told:
@@ -121,7 +121,7 @@ def folder_of(
 ) -> Path:
     """Return the folder `compare` takes where none is given."""
     found = read_arms(arms, vary)
-    return default_folder(_identity(found, _other(data, found), steps))
+    return default_folder(_identity(found, other_data(data, found), steps))
 
 
 def _check(seeds: int, steps: int | None, worth: float | None, slots: int | None) -> None:
@@ -138,8 +138,12 @@ def _check(seeds: int, steps: int | None, worth: float | None, slots: int | None
         raise DocumentError("comparison", problems)
 
 
-def _other(data: str | Data | None, arms: Sequence[Arm]) -> Data | None:
-    """Return the data given instead of the recipes' own; check that those are the same where none is given."""
+def other_data(data: str | Data | None, arms: Sequence[Arm]) -> Data | None:
+    """Return the data given instead of the recipes' own; None if none is given.
+
+    Raises:
+        RunError: none is given, and the arms have no recipes, or recipes of other data.
+    """
     recipes = [arm.recipe for arm in arms if arm.recipe is not None]
     if isinstance(data, str):
         length = {"max_length": recipes[0].data.max_length} if recipes else {}

@@ -151,6 +151,7 @@ def load(arm: Arm, base: Backbone) -> torch.nn.Module:
     # PEFT imports the module that this names.
     if adapter_config(arm).get("megatron_config"):
         raise ModelError(f"adapter {arm.adapter}: its {ADAPTER} names code to run (megatron_core), which is not run")
+    names = [name.replace(".ln_tuning_layers.", ".") for name in names]  # whole matrices, as PEFT saves them
     lacking = [name for name in sorted(base.fresh) if not any(held.endswith(name) for held in names)]
     if lacking:
         raise ModelError(

@@ -162,3 +162,9 @@ def _arguments(recipe: Recipe, base: str, on_this_machine: bool) -> list[str]:
         arguments.append("pad_token_id=tokenizer.pad_token_id")
     arguments.append('dtype="float32"')
     return arguments if recipe.task in LANGUAGE else [*arguments, "ignore_mismatched_sizes=True"]
+
+
+def loading(recipe: Recipe) -> list[str]:
+    """Return the arguments that load a recipe's base model, one a line of code."""
+    base = base_name(recipe.model)
+    return _arguments(recipe, base, base != hub_name(recipe.model))

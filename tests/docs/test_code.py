@@ -64,6 +64,7 @@ def workspace(unmeasured, tmp_path_factory, model_folders, reviews) -> Path:
     try:
         result = search(Study(name="reviews", model="my-model", data={"source": "reviews.csv"}), "runs/reviews")
         train(result.recipe, "runs/reviews/train")
+        shutil.copytree("runs/reviews/train", "runs/second/train")
         cheap = {"search": {"stages": [{"to": 0.25}], "seeds": 2}, "baselines": ["default"], "budget": {"trials": 2}}
         search(Study(model="my-decoder", data={"source": "prompts.jsonl"}, task="sft", **cheap), "runs/sft")
     finally:
