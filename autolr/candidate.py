@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from autolr.documents import Document
-from autolr.study import NO_HEAD_RATES, SOFTMAX, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
+from autolr.schema.space import NO_HEAD_RATES, SOFTMAX, MethodKind, Rate, Ratio, Role, Targets, has_ratio, roles_of
 
 
 class Candidate(Document):

@@ -27,9 +27,11 @@ from autolr.model.device import choose_device
 from autolr.model.quiet import quiet
 from autolr.problem import Unsplit, load_examples, load_problem, load_unsplit
 from autolr.recipe import Interval, Recipe
+from autolr.schema.data import Data, TaskName
+from autolr.schema.training import Training
 from autolr.search import provenance, scored
 from autolr.search.arms import ADAPTER, Arm, base_model, read_arm
-from autolr.study import Data, Study, TaskName, Training
+from autolr.study import Study
 
 SAMPLES = 512
 SHOWN_HEADS = 5

@@ -16,7 +16,8 @@ from autolr.model import backbone, outline, remote
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
 from autolr.recipe import Recipe
-from autolr.study import LANGUAGE, Data, Study, TaskName
+from autolr.schema.data import LANGUAGE, Data, TaskName
+from autolr.study import Study
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from autolr.candidate import Candidate
 from autolr.documents import Document
 from autolr.errors import DocumentError
 from autolr.places import Name, Place
-from autolr.study import MOST_STEPS, NO_HEAD_RATES, Data, Method, MetricName, Rate, Role, TaskName, Training
+from autolr.schema.data import Data, MetricName, TaskName
+from autolr.schema.method import Method
+from autolr.schema.space import NO_HEAD_RATES, Rate, Role
+from autolr.schema.training import MOST_STEPS, Training
 
 
 class Rates(Document):

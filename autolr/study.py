@@ -19,29 +19,11 @@ from autolr.documents import Document
 from autolr.metrics import metrics_of
 from autolr.places import Name, Place
 from autolr.schema.budget import Budget
-from autolr.schema.budget import Seconds as Seconds
-from autolr.schema.data import LANGUAGE as LANGUAGE
-from autolr.schema.data import Data as Data
-from autolr.schema.data import MetricName as MetricName
-from autolr.schema.data import TaskName as TaskName
-from autolr.schema.method import Method as Method
-from autolr.schema.overrides import apply_overrides as apply_overrides
-from autolr.schema.space import NO_HEAD_RATES as NO_HEAD_RATES
-from autolr.schema.space import SOFTMAX as SOFTMAX
-from autolr.schema.space import MethodKind as MethodKind
-from autolr.schema.space import Range as Range
-from autolr.schema.space import Rate as Rate
-from autolr.schema.space import Ratio as Ratio
-from autolr.schema.space import Role as Role
-from autolr.schema.space import Space
-from autolr.schema.space import Targets as Targets
-from autolr.schema.space import has_ratio as has_ratio
-from autolr.schema.space import roles_of as roles_of
-from autolr.schema.training import MOST_STEPS as MOST_STEPS
-from autolr.schema.training import Attention as Attention
-from autolr.schema.training import Horizon as Horizon
-from autolr.schema.training import Precision as Precision
-from autolr.schema.training import Training as Training
+from autolr.schema.data import LANGUAGE, Data, MetricName, TaskName
+from autolr.schema.method import Method
+from autolr.schema.overrides import apply_overrides
+from autolr.schema.space import Ratio, Space, has_ratio
+from autolr.schema.training import MOST_STEPS, Training
 
 # What each of them trains: `autolr.search.baselines`.
 BaselineName = Literal["default", "same_lr", "paper", "with_k"]

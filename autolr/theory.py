@@ -25,9 +25,12 @@ from autolr.model.labelled import forward
 from autolr.model.quiet import quiet
 from autolr.pack.optimizers import row_optimizer
 from autolr.problem import load_bare
+from autolr.schema.data import Data, TaskName
+from autolr.schema.space import MethodKind, Role, Targets
+from autolr.schema.training import Training
 from autolr.search import baselines, provenance
 from autolr.search.setting import read_setting
-from autolr.study import Data, MethodKind, Role, Study, Targets, TaskName, Training
+from autolr.study import Study
 from autolr.train.optimizer import grouped
 
 DEFAULT_EXAMPLES = 10_000

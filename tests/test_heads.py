@@ -16,7 +16,9 @@ from autolr.candidate import Candidate
 from autolr.cli import app
 from autolr.errors import AutoLRError, DataError, RunError
 from autolr.recipe import Rates, Recipe
-from autolr.study import Data, Method, Training
+from autolr.schema.data import Data
+from autolr.schema.method import Method
+from autolr.schema.training import Training
 from autolr.train.run import train
 
 runner = CliRunner()

@@ -24,11 +24,12 @@ from autolr.model import backbone
 from autolr.recipe import Cost, Evidence, Recipe
 from autolr.report import dashboard, page
 from autolr.report.comparison import render as render_comparison
+from autolr.schema.data import Data
 from autolr.search.compare import compare
 from autolr.search.folder import RunFolder
 from autolr.search.plan import plan
 from autolr.search.run import search
-from autolr.study import Data, Study
+from autolr.study import Study
 from autolr.train.resume import last_checkpoint
 from autolr.train.run import train
 from tests.report import made

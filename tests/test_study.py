@@ -10,7 +10,8 @@ from autolr.cli import studies
 from autolr.documents import to_yaml
 from autolr.errors import DocumentError
 from autolr.recipe import Rates
-from autolr.study import Study, apply_overrides
+from autolr.schema.overrides import apply_overrides
+from autolr.study import Study
 
 MINIMAL = {"model": "m", "data": "d.csv"}
 

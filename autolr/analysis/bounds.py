@@ -10,7 +10,7 @@ from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.projections import by_module
 from autolr.pack.optimizers import row_optimizer
-from autolr.study import MethodKind, Targets
+from autolr.schema.space import MethodKind, Targets
 
 # Of Theorem 1, where the loss lies in [0, 1]: it is 1/2-sub-Gaussian.
 SUB_GAUSSIAN = 0.5

@@ -23,7 +23,8 @@ from autolr.model.backbone import Backbone
 from autolr.model.labelled import forward
 from autolr.model.projections import Site
 from autolr.pack.optimizers import row_optimizer
-from autolr.study import Role, Training
+from autolr.schema.space import Role
+from autolr.schema.training import Training
 from autolr.train.optimizer import grouped
 
 # Steps that are looked at, and examples that outputs are compared on.

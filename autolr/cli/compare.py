@@ -58,7 +58,7 @@ def compare(
     from autolr.cli.live import watch
     from autolr.report.comparison import write_comparison
     from autolr.search import compare as comparison
-    from autolr.search.loop import Watcher
+    from autolr.search.callbacks import Watcher
 
     changes = vary or []
     folder = out or comparison.folder_of(arms, changes, data, steps)

@@ -10,7 +10,7 @@ import typer
 
 from autolr.cli.options import AsJson, BaseModel, Device
 from autolr.cli.output import echo_json
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 if TYPE_CHECKING:
     from autolr.heads import Heads
@@ -147,7 +147,7 @@ def _choose(
     from autolr.data import tables
     from autolr.errors import AutoLRError
     from autolr.heads import chosen
-    from autolr.study import Data
+    from autolr.schema.data import Data
 
     if len(given) != 1 or data is None:
         raise AutoLRError("--pool: needs exactly one model, and --data of the target task")

@@ -11,7 +11,7 @@ import typer
 
 from autolr.cli.options import Data, FullRun, Model, Trials
 from autolr.cli.output import say
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 WIDTH = 110
 

@@ -13,7 +13,8 @@ from rich.live import Live
 from autolr import display
 from autolr.cli.output import say
 from autolr.display import spell
-from autolr.search.loop import Running, Watcher
+from autolr.search.callbacks import Watcher
+from autolr.search.jobs import Running
 from autolr.search.state import Progress, State
 from autolr.search.view import View
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from autolr import documents
 from autolr.errors import AutoLRError, DocumentError
-from autolr.study import Study, apply_overrides
+from autolr.schema.overrides import apply_overrides
+from autolr.study import Study
 
 DEFAULT = "sentiment"
 

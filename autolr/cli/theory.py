@@ -9,7 +9,7 @@ import typer
 from autolr import display
 from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 if TYPE_CHECKING:
     from autolr.theory import Theory
@@ -112,7 +112,7 @@ def _words(text: str, option: str) -> list[str]:
     from typing import get_args
 
     from autolr.errors import DocumentError
-    from autolr.study import MethodKind, Targets
+    from autolr.schema.space import MethodKind, Targets
 
     known = get_args(Targets if option == "targets" else MethodKind)
     words = [word.strip() for word in text.split(",") if word.strip()]

@@ -11,11 +11,11 @@ from autolr.cli import complete
 from autolr.cli.options import AsJson, Device
 from autolr.cli.output import echo_json
 from autolr.errors import AutoLRError
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 if TYPE_CHECKING:
     from autolr.model.backbone import Backbone
-    from autolr.study import MethodKind, Targets
+    from autolr.schema.space import MethodKind, Targets
     from autolr.testing import Check
 
 RANKS = (4, 8, 16, 32, 64)

@@ -25,7 +25,7 @@ from autolr.data import language
 from autolr.data.batches import tokenize
 from autolr.data.language import Learned
 from autolr.data.sources import Examples
-from autolr.study import LANGUAGE
+from autolr.schema.data import LANGUAGE
 
 # The newest files are kept.
 MAX_FILES = 20

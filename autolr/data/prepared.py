@@ -15,7 +15,7 @@ from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.sources import Examples
 from autolr.data.splits import split
 from autolr.errors import DataError
-from autolr.study import LANGUAGE, Data
+from autolr.schema.data import LANGUAGE, Data
 
 # Classes named in a summary: the largest and the smallest.
 SHOWN_KINDS = 6

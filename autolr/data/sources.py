@@ -16,7 +16,7 @@ from autolr.data.chats import Chat
 from autolr.data.columns import Table
 from autolr.data.unfit import Sieve
 from autolr.errors import DataError
-from autolr.study import LANGUAGE, Data, TaskName
+from autolr.schema.data import LANGUAGE, Data, TaskName
 
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "sentiment", "y")
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment")

@@ -9,7 +9,7 @@ import numpy as np
 
 from autolr.data.sources import Examples
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 
 # The first of these that holds a text keeps it; it is left out of the others.
 KEEPERS = ("confirm", "select", "train")

@@ -12,7 +12,7 @@ from autolr.data import demo, files
 from autolr.data.columns import Table
 from autolr.data.files import FORMATS, KNOWN
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 
 # Stands before the name of a function that reads its data itself; see `autolr.tune`.
 OWN = "tune:"

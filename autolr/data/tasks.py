@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from autolr.data.batches import IGNORED, Labels, predicting
 from autolr.metrics import METRICS, Function, called, imported, metrics_of
-from autolr.study import LANGUAGE, MetricName, TaskName
+from autolr.schema.data import LANGUAGE, MetricName, TaskName
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from autolr.data import labels as kinds
 from autolr.data.columns import Table
 from autolr.data.labels import is_missing
 from autolr.errors import DataError
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 # More than this share of examples that are unfit is no accident, but another column than was meant.
 MAX_UNFIT_SHARE = 0.05

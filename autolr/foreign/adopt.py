@@ -8,8 +8,9 @@ from typing import Any
 from autolr.errors import ModelError
 from autolr.foreign.terms import Terms
 from autolr.model.outline import config_of
+from autolr.schema.space import MethodKind, Role, Targets, roles_of
 from autolr.search.space import rule_rate
-from autolr.study import Earlier, MethodKind, Role, Targets, roles_of
+from autolr.study import Earlier
 from autolr.train.roles import role_of
 
 _TARGETS: tuple[Targets, ...] = ("qv", "qkv", "q", "k", "v", "qk", "kv", "vo", "all-linear")

@@ -16,7 +16,8 @@ from autolr.model import adapters
 from autolr.model.adapters import base_place
 from autolr.model.outline import outline
 from autolr.recipe import Recipe
-from autolr.study import LANGUAGE, Role
+from autolr.schema.data import LANGUAGE
+from autolr.schema.space import Role
 
 # A term's value: `model`, `batch`, `steps`, `lr`, `rank`, `alpha`, `targets` (names of modules), ...
 Terms = dict[str, Any]

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from autolr import display
 from autolr.merging.result import MergeResult, row
 from autolr.recipe import Recipe
-from autolr.study import LANGUAGE
+from autolr.schema.data import LANGUAGE
 from autolr.train.card import loading
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")

@@ -11,7 +11,7 @@ from pydantic import Field
 from autolr import display
 from autolr.documents import Document
 from autolr.recipe import Interval
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 REPORT = "merge.json"
 

@@ -20,7 +20,7 @@ from autolr.errors import ModelError
 from autolr.model import fused, whole
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.projections import Site, by_module
-from autolr.study import MethodKind, Targets
+from autolr.schema.space import MethodKind, Targets
 
 
 def initial_a(site: Site, rank: int, seed: int) -> Tensor:

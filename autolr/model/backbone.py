@@ -14,7 +14,8 @@ from autolr.errors import ModelError
 from autolr.model import calls, labelled, loading, outputs, placement, precision, projections
 from autolr.model.loading import Storage
 from autolr.model.projections import Projections
-from autolr.study import Attention, Precision, TaskName
+from autolr.schema.data import TaskName
+from autolr.schema.training import Attention, Precision
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 from autolr.data import demo
 from autolr.errors import ModelError
 from autolr.model import remote
-from autolr.study import LANGUAGE, TaskName
+from autolr.schema.data import LANGUAGE, TaskName
 
 
 def locate(source: str, *, weights: bool = True) -> tuple[str, dict[str, str]]:

@@ -13,7 +13,8 @@ from autolr.errors import ModelError
 from autolr.model import calls, outputs, placement, precision, remote
 from autolr.model.checkpoint import auto_class, cannot_load, locate
 from autolr.model.placement import Placement
-from autolr.study import LANGUAGE, Attention, Precision, TaskName
+from autolr.schema.data import LANGUAGE, TaskName
+from autolr.schema.training import Attention, Precision
 
 
 @dataclass(frozen=True)

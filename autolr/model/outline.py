@@ -12,7 +12,7 @@ from autolr.model import backbone, calls, projections
 from autolr.model.backbone import Backbone
 from autolr.model.checkpoint import auto_class, cannot_load, locate
 from autolr.model.outputs import in_order as ordered
-from autolr.study import LANGUAGE, TaskName
+from autolr.schema.data import LANGUAGE, TaskName
 
 _TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model", "merges.txt")
 

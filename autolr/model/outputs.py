@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 _SPELLINGS: tuple[Callable[[str], str], ...] = (str, lambda name: name.strip().casefold())
 

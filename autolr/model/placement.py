@@ -13,7 +13,7 @@ import torch
 from autolr.errors import ModelError
 from autolr.model.device import GIB, GpuMemory
 from autolr.model.precision import QUANTIZED, choose
-from autolr.study import Precision
+from autolr.schema.training import Precision
 
 # Of the memory that is free, the base may take this share: slots, activations and other processes need some.
 MAX_BASE_SHARE = 0.8

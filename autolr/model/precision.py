@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from autolr.errors import ModelError
-from autolr.study import Precision
+from autolr.schema.training import Precision
 
 QUANTIZED = ("int8", "nf4")
 # What torch calls the instructions that multiply bf16 numbers.

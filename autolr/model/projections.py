@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from autolr.errors import ModelError
 from autolr.model import layouts
 from autolr.model.layouts import Rows
-from autolr.study import Role, Targets, roles_of
+from autolr.schema.space import Role, Targets, roles_of
 
 # The names transformers gives to separate projections, family by family:
 # BERT, RoBERTa, ELECTRA (query); DistilBERT (q_lin); DeBERTa-v2 and v3 (query_proj); Llama, Mistral, Qwen, Gemma,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autolr.pack.row_optimizer import Rates, RowOptimizer
-from autolr.study import Training
+from autolr.schema.training import Training
 
 
 class RowAdamW(RowOptimizer):

@@ -13,7 +13,7 @@ from autolr.pack.hooks import Hooks, Part
 from autolr.pack.memory import moved
 from autolr.pack.row_block import RowBlock
 from autolr.pack.slots import Slot
-from autolr.study import MethodKind
+from autolr.schema.space import MethodKind
 
 # Neighbours are multiplied together, at the largest of their ranks, while that is less than this many times the rank
 # of each: fewer products, and little more work.

@@ -11,7 +11,8 @@ from autolr.model.backbone import Backbone
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
-from autolr.study import MethodKind, Role, Training
+from autolr.schema.space import MethodKind, Role
+from autolr.schema.training import Training
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from autolr.model.adapters import frozen
 from autolr.model.backbone import Backbone
 from autolr.model.fused import stack
 from autolr.model.projections import Site, by_module
-from autolr.study import MethodKind, Role
+from autolr.schema.space import MethodKind, Role
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ from autolr.pack.row_block import RowBlock
 from autolr.pack.rows import Block, Layout
 from autolr.pack.schedule import schedule_factor
 from autolr.pack.slots import Slot, SlotConfig
-from autolr.study import MethodKind, Role, Training
+from autolr.schema.space import MethodKind, Role
+from autolr.schema.training import Training
 
 # On a CPU freed memory goes back to the machine after so many passes.
 GIVE_BACK = 32

@@ -11,7 +11,7 @@ from autolr.pack.memory import to_device
 from autolr.pack.optimizers import row_optimizer
 from autolr.pack.row_optimizer import Rates
 from autolr.pack.rows import Layout
-from autolr.study import Training
+from autolr.schema.training import Training
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).
 AVERAGE_C = 8.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autolr.pack.memory import to_device
 from autolr.pack.rows import Block, Layout
-from autolr.study import Training
+from autolr.schema.training import Training
 
 # Numbers that a step of all rows holds in memory beside the buffers: 64 MiB in float32.
 SCRATCH = 2**24

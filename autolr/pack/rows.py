@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autolr.model.adapters import shapes
 from autolr.model.backbone import Backbone
-from autolr.study import MethodKind, Role
+from autolr.schema.space import MethodKind, Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
 # LoRA+ gives every B a rate of its own; all else of a role learns at that of A.

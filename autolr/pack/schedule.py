@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autolr.study import Training
+from autolr.schema.training import Training
 
 
 def schedule_factor(training: Training, step: int, steps: int) -> float:

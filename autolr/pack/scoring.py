@@ -13,7 +13,7 @@ from autolr.data.batches import TokenSet
 from autolr.data.tasks import Task
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import Slot
-from autolr.study import Training
+from autolr.schema.training import Training
 
 # A pass takes at least as many tokens and logits as these, however small the training passes are: short ones would
 # leave a GPU idle. In float32 the logits are 128 MiB.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from autolr.candidate import Candidate
 from autolr.pack.rows import Block
-from autolr.study import MethodKind, Role
+from autolr.schema.space import MethodKind, Role
 
 
 @dataclass(frozen=True)

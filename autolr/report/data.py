@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from autolr.candidate import Candidate
+from autolr.schema.space import has_ratio
 from autolr.search.encoding import Encoding
 from autolr.search.folder import RunFolder
 from autolr.search.records import Record, TrialRecord, by_candidate
 from autolr.search.result import SearchResult
 from autolr.search.surrogate import Surrogate
-from autolr.study import has_ratio
 
 SMOOTHING = 0.15
 # Between two sittings nothing runs: a longer pause is drawn as one so long, in seconds.

@@ -16,12 +16,12 @@ from autolr import display
 from autolr.candidate import Candidate
 from autolr.documents import Document
 from autolr.errors import AutoLRError, RunError
+from autolr.schema.space import Range
 from autolr.search.encoding import Array, Encoding
 from autolr.search.folder import RunFolder
 from autolr.search.index import folders
 from autolr.search.result import SearchResult
 from autolr.search.surrogate import MIN_TRIALS_FOR_SURROGATE, Surrogate, curves_of
-from autolr.study import Range
 
 # Probability that a prediction's interval holds the loss of a new trial.
 COVERAGE = 0.90

@@ -13,7 +13,7 @@ from autolr import documents
 from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.recipe import Rates, Recipe
-from autolr.study import Method
+from autolr.schema.method import Method
 
 ADAPTER = "adapter_config.json"
 # What may differ between two arms with one word, and where it stands in a recipe.

@@ -9,8 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 from autolr.candidate import Candidate
+from autolr.schema.space import Targets
 from autolr.search.space import SearchSpace
-from autolr.study import Study, Targets
+from autolr.study import Study
 
 USUAL_RANK = 8
 PAPER_LR_Q, PAPER_RATIO = 1e-4, 4.0

@@ -16,7 +16,9 @@ from safetensors.torch import save
 from autolr import documents
 from autolr.pack.memory import is_out_of_memory
 from autolr.pack.pack import Pack
-from autolr.search.loop import Job, Keeper, Running, Watcher
+from autolr.search.callbacks import Watcher
+from autolr.search.jobs import Job, Running
+from autolr.search.loop import Keeper
 
 # Seconds between checkpoints of all slots; and writing them takes at most this share of the time.
 EVERY, SHARE = 30.0, 0.02

@@ -8,18 +8,17 @@ has been silent for a while on the clock of whoever waits for it, so that clocks
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
 
 from autolr.search.folder import RunFolder
+from autolr.search.liveness import machine, process_is_there
 
 # The worker of a search that has but one.
 MAIN = "main"
@@ -123,23 +122,3 @@ class Claims(Alone):
 
     def _beat(self, count: int) -> None:
         self.study.set_user_attr(f"worker:{self.me}", {**self._sign, "beat": count})
-
-
-def machine() -> str:
-    """Return what tells this machine, and its numbering of processes, from all others."""
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            parts.append(Path(path).read_text().strip() if "boot" in path else str(Path(path).stat().st_ino))
-        except OSError:
-            continue
-    return " ".join(parts)
-
-
-def process_is_there(pid: int, born: float) -> bool:
-    """Tell whether a process of this machine, started at a time in seconds since 1970, still runs."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

@@ -15,14 +15,14 @@ from autolr import documents
 from autolr.errors import DocumentError, RunError
 from autolr.model.device import choose_device
 from autolr.recipe import Recipe
+from autolr.schema.data import Data
 from autolr.search import notebook, provenance, scored
 from autolr.search.arms import Arm, read_arms
+from autolr.search.callbacks import Watcher
 from autolr.search.compare_training import train
 from autolr.search.comparison import Comparison, arm_score, notes_on, pair_of, sentence
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.state import observed
-from autolr.study import Data
 
 # A difference smaller than this share of the first's loss does not matter, unless the user says otherwise.
 WORTH = 0.01

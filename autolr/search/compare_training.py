@@ -14,16 +14,18 @@ from autolr.pack.rows import ROLES
 from autolr.pack.slots import SlotConfig
 from autolr.problem import Problem, load_problem
 from autolr.recipe import Recipe
+from autolr.schema.data import Data
 from autolr.search import machine, records
 from autolr.search.arms import Arm
+from autolr.search.callbacks import Watcher
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Job, Watcher, drive
+from autolr.search.jobs import Job
+from autolr.search.loop import drive
 from autolr.search.records import Record
 from autolr.search.scoring import PackScorer
 from autolr.search.setting import PROBE_STEPS
 from autolr.search.trainings import Trainings
-from autolr.study import Data
 
 
 def train(

@@ -12,7 +12,7 @@ from autolr.candidate import Candidate
 from autolr.recipe import Cost, Evidence
 from autolr.search import baselines, records, verdict
 from autolr.search.encoding import Encoding
-from autolr.search.loop import Job
+from autolr.search.jobs import Job
 from autolr.search.records import Phase, Record, TrialRecord
 from autolr.search.result import SearchResult
 from autolr.search.space import SearchSpace

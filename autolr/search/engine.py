@@ -31,11 +31,13 @@ from typing import Protocol
 
 from autolr.errors import RunError
 from autolr.search import records
+from autolr.search.callbacks import Watcher
 from autolr.search.checkpoints import Checkpoints
 from autolr.search.claims import Claims
 from autolr.search.contest import Contest
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Job, Running, Source, Watcher, drive
+from autolr.search.jobs import Job, Running
+from autolr.search.loop import Source, drive
 from autolr.search.machine import Machine
 from autolr.search.optuna_trials import OptunaTrials
 from autolr.search.records import Phase

@@ -15,8 +15,8 @@ from autolr.merging.adapter import WEIGHTS, Adapter
 from autolr.merging.greedy import Choice
 from autolr.model import outline
 from autolr.model.adapters import base_place
+from autolr.schema.data import LANGUAGE, TaskName
 from autolr.search.arms import ADAPTER, Arm, base_model, distinct, read_arm
-from autolr.study import LANGUAGE, TaskName
 
 Rank = int | Literal["auto", "exact"]
 

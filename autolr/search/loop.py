@@ -11,63 +11,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from autolr.candidate import Candidate
-from autolr.pack.divergence import diverged
-from autolr.search.records import Outcome
+from autolr.divergence import diverged
+from autolr.search.callbacks import Watcher
+from autolr.search.jobs import Job, Running
 
 if TYPE_CHECKING:
     from autolr.pack.pack import Pack
-    from autolr.pack.slots import Slot, SlotConfig
 
 # Losses are looked at after at most so many steps: to look at each would make a GPU wait.
 LAG = 8
 # Seconds between questions for a job where there was none: another worker may leave one behind.
 ASK_AGAIN = 1.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """Something to train in a slot.
-
-    Attributes:
-        key: names it in the run folder, in every sitting of a search.
-        begun_as: keys of jobs that were the beginning of this very training, the longest first.
-    """
-
-    label: str
-    candidate: Candidate
-    config: SlotConfig
-    number: int
-    key: str = ""
-    begun_as: tuple[str, ...] = ()
-
-
-@dataclass(eq=False)
-class Running:
-    """A job in its slot. Setting `outcome` ends it.
-
-    Attributes:
-        score: the last select loss measured.
-        seconds: its share of the device's time.
-        begun: the step at which it went on with what another job had begun.
-        begun_tokens: tokens that were trained by then.
-    """
-
-    job: Job
-    slot: Slot
-    outcome: Outcome | None = None
-    score: float | None = None
-    seconds: float = 0.0
-    begun: int = 0
-    begun_tokens: int = 0
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens that this job has trained itself."""
-        return self.slot.tokens - self.begun_tokens
 
 
 class Keeper:
@@ -132,25 +88,6 @@ class Source(Protocol):
     def is_beginning(self, running: Running) -> bool:
         """Tell whether a job that has ended may be the beginning of another, which would go on from its end."""
         return False
-
-
-class Watcher:
-    """Sees a search happen. Every method may be overridden; none does anything."""
-
-    def phase(self, name: str, total: int, done: int) -> None:
-        """A phase begins that ends with `total` jobs, `done` of which are there from before."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
-    def stepped(self, running: list[Running], capacity: int) -> None:
-        """All slots took a step."""
-
-    def ended(self, running: Running) -> None:
-        """A job ended."""
-
-    def looked(self, state: object) -> None:
-        """So far are the workers of a search, an `autolr.search.state.State`; not called where there is but one."""
 
 
 def drive(pack: Pack, source: Source, watcher: Watcher, keeper: Keeper | None = None) -> None:

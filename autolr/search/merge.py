@@ -23,13 +23,15 @@ from autolr.model.device import choose_device
 from autolr.model.quiet import quiet
 from autolr.problem import Problem, load_problem
 from autolr.recipe import Interval, Rates, Recipe
+from autolr.schema.data import Data, TaskName
+from autolr.schema.method import Method
+from autolr.schema.training import Training
 from autolr.search import provenance
 from autolr.search.arms import Arm
 from autolr.search.averages import Bench, Cut, Outcome, finite
 from autolr.search.compare import other_data
 from autolr.search.ingredients import Ingredients, Rank, config_digest
 from autolr.search.spread import LEVEL, Spread
-from autolr.study import Data, Method, TaskName, Training
 from autolr.train.card import base_name
 
 # Examples that no recipe names train nothing: this share of them chooses, and this share judges.

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from autolr.search.loop import Running, Watcher
+from autolr.search.callbacks import Watcher
+from autolr.search.jobs import Running
 from autolr.search.state import Progress, State
 from autolr.search.view import View
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autolr.candidate import Candidate
 from autolr.search import baselines, prior, pruning
 from autolr.search.baselines import Baseline
-from autolr.search.loop import Watcher
+from autolr.search.callbacks import Watcher
 from autolr.search.optuna_trials import COUNTED
 from autolr.search.sampler import CurveSampler
 from autolr.search.space import SearchSpace

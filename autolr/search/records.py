@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from autolr.candidate import Candidate
+from autolr.divergence import is_number
 from autolr.documents import Document
-from autolr.pack.divergence import is_number
 
 D = TypeVar("D", bound=Document)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from autolr.errors import AutoLRError, RunError
 from autolr.model.device import choose_device, devices_of
 from autolr.search import machine, notebook, unchanged
+from autolr.search.callbacks import Watcher
 from autolr.search.claims import MAIN, Claims
 from autolr.search.cluster import RayFleet
 from autolr.search.engine import Engine, PackDriver
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.recipes import build_recipe
 from autolr.search.result import SearchResult
 from autolr.search.setting import Setting, read_setting

@@ -10,16 +10,18 @@ from safetensors import SafetensorError, safe_open
 
 from autolr.candidate import Candidate
 from autolr.data.tasks import task_of
+from autolr.divergence import first_without_number
 from autolr.errors import ModelError
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
-from autolr.pack.divergence import first_without_number
 from autolr.problem import Problem, load_examples, load_unsplit
 from autolr.recipe import Recipe
+from autolr.schema.data import Data
+from autolr.schema.training import Training
 from autolr.search.arms import ADAPTER, Arm, adapter_config, base_model
-from autolr.search.loop import Watcher
+from autolr.search.callbacks import Watcher
 from autolr.search.records import Record
-from autolr.study import Data, Study, Training
+from autolr.study import Study
 from autolr.train.evaluation import outcomes
 
 UNKNOWN = Candidate(lr_v=1e-3, ratio=1.0, rank=1)

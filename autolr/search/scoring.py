@@ -13,11 +13,11 @@ from torch import Tensor
 
 from autolr.data.batches import TokenSet, joined
 from autolr.data.prepared import Prepared
-from autolr.pack.divergence import first_without_number, stand_in
+from autolr.divergence import first_without_number, stand_in
 from autolr.pack.pack import Pack
 from autolr.search.claims import Claims
 from autolr.search.held_out import judges, last_steps
-from autolr.search.loop import Running
+from autolr.search.jobs import Running
 from autolr.search.stages import Judge, Stage
 from autolr.search.subset import Subset
 from autolr.study import Study

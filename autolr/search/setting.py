@@ -11,10 +11,11 @@ from autolr.model.device import choose_device as choose_device  # the one way to
 from autolr.pack.factory import PackFactory
 from autolr.pack.slots import SlotConfig
 from autolr.problem import Problem, load_problem
+from autolr.schema.space import MethodKind, Role, Targets, roles_of
 from autolr.search.baselines import targets_of
 from autolr.search.space import SearchSpace
 from autolr.search.stages import Stage, stages
-from autolr.study import MethodKind, Role, Study, Targets, roles_of
+from autolr.study import Study
 
 # Long enough for all that is tried out on a device before a search, however short the full run is.
 PROBE_STEPS = 64

@@ -14,7 +14,8 @@ from autolr.errors import ModelError
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
-from autolr.study import Range, Study, has_ratio
+from autolr.schema.space import Range, has_ratio
+from autolr.study import Study
 
 # The Tinker cookbook's get_lr: 5e-4 * (2000 / hidden) ** p, with p fitted per family.
 RULE_EXPONENTS = {"qwen": 0.0775}

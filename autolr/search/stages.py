@@ -35,7 +35,7 @@ from autolr.candidate import Candidate
 from autolr.data.batches import CYCLE
 from autolr.search import baselines
 from autolr.search.baselines import Baseline
-from autolr.search.loop import Job
+from autolr.search.jobs import Job
 from autolr.search.space import SearchSpace
 from autolr.study import StageSetting, Study
 

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from autolr import display, documents
 from autolr.documents import Document
 from autolr.errors import RunError
-from autolr.search.claims import process_is_there
+from autolr.search.callbacks import Watcher
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Running, Watcher
+from autolr.search.jobs import Running
+from autolr.search.liveness import process_is_there
 
 if TYPE_CHECKING:
     import torch

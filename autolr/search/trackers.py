@@ -15,8 +15,9 @@ import re
 from typing import Any
 
 from autolr.errors import AutoLRError
+from autolr.search.callbacks import Watcher
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Running, Watcher
+from autolr.search.jobs import Running
 
 
 class Tracker(Watcher):

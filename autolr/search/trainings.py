@@ -8,7 +8,8 @@ from pathlib import Path
 from autolr.errors import RunError
 from autolr.search import records
 from autolr.search.claims import Alone
-from autolr.search.loop import Job, Running, Source
+from autolr.search.jobs import Job, Running
+from autolr.search.loop import Source
 from autolr.search.records import Record
 from autolr.search.scoring import EndScorer
 from autolr.search.stages import Stage

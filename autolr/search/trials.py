@@ -9,9 +9,10 @@ import warnings
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autolr.pack import divergence
+from autolr import divergence
 from autolr.search import baselines, proposals, pruning, records
-from autolr.search.loop import Job, Keeper, Running, Source
+from autolr.search.jobs import Job, Running
+from autolr.search.loop import Keeper, Source
 from autolr.search.optuna_trials import COUNTED, END, OptunaTrials, claim
 from autolr.search.records import TrialRecord
 from autolr.search.scoring import RungScorer, Score

@@ -9,10 +9,10 @@ import numpy as np
 from autolr import display
 from autolr.candidate import Candidate
 from autolr.recipe import Interval, Score
+from autolr.schema.space import Targets
 from autolr.search.baselines import Baseline
 from autolr.search.records import Record, by_candidate, losses_of
 from autolr.search.spread import LEVEL, Spread
-from autolr.study import Targets
 
 DEFAULT_TARGETS: tuple[Targets, ...] = ("qv",)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autolr.search.callbacks import Watcher
 from autolr.search.claims import Claims
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.space import SearchSpace
 from autolr.search.stages import Stage
 from autolr.study import Study

@@ -15,8 +15,8 @@ import torch
 
 from autolr.errors import AutoLRError, RunError
 from autolr.search import records
+from autolr.search.callbacks import Watcher
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.stages import TRIALS
 from autolr.search.state import Ended as StateEnded
 from autolr.search.state import State, StateFile, read_state

@@ -15,7 +15,8 @@ from autolr.data.batches import IGNORED, TokenSet
 from autolr.data.tasks import Task
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
-from autolr.study import Targets, Training
+from autolr.schema.space import Targets
+from autolr.schema.training import Training
 
 ALPHA = 16.0
 STEPS = 3

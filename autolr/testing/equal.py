@@ -19,7 +19,7 @@ from autolr.pack.pack import Pack
 from autolr.pack.rows import ROLES
 from autolr.pack.schedule import schedule_factor
 from autolr.pack.slots import SlotConfig
-from autolr.study import Role, Targets
+from autolr.schema.space import Role, Targets
 from autolr.testing.bench import ALPHA, STEPS, Bench, ProblemError, Trained
 from autolr.train.optimizer import grouped
 

@@ -12,7 +12,7 @@ from autolr.data.tasks import Classification, Language, Task
 from autolr.errors import AutoLRError
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
-from autolr.study import Role, Targets
+from autolr.schema.space import Role, Targets
 from autolr.testing.bench import STEPS, Bench, ProblemError, random_tokens
 from autolr.testing.equal import packed_equals_alone, split_by_hand
 from autolr.testing.roles import check_projections, check_roles

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autolr.model import adapters
 from autolr.model.projections import by_module
-from autolr.study import MethodKind
+from autolr.schema.space import MethodKind
 from autolr.testing.bench import Bench, ProblemError, logits_of
 from autolr.testing.equal import adapted
 

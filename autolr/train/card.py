@@ -14,7 +14,7 @@ from autolr import display
 from autolr.model.adapters import hub_name
 from autolr.model.checkpoint import gguf_file
 from autolr.recipe import Recipe, Score
-from autolr.study import LANGUAGE
+from autolr.schema.data import LANGUAGE
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 # What follows the code, by task.

@@ -12,7 +12,7 @@ from torch import nn
 from autolr.model import layouts
 from autolr.pack.optimizers import row_optimizer
 from autolr.recipe import Rates, Recipe
-from autolr.study import Role, roles_of
+from autolr.schema.space import Role, roles_of
 from autolr.train.roles import layer_stacks, role_of
 
 # Modules that hold W_q, W_k and W_v in one tensor.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from autolr.model import layouts
 from autolr.model.projections import NAMES
-from autolr.study import Role
+from autolr.schema.space import Role
 
 # Where PEFT keeps a matrix that trains whole, and what else lies inside one of its layers.
 WHOLE = "ln_tuning_layers"

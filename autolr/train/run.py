@@ -17,10 +17,10 @@ from transformers.integrations.integration_utils import (
 )
 
 from autolr import documents
+from autolr.divergence import is_number
 from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.model import adapters
 from autolr.model.quiet import quiet
-from autolr.pack.divergence import is_number
 from autolr.pack.resources import Recorder
 from autolr.problem import Problem, load_problem
 from autolr.recipe import Recipe

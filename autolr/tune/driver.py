@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from autolr.candidate import Candidate
+from autolr.divergence import diverged, first_without_number, is_number
 from autolr.errors import RunError
-from autolr.pack.divergence import diverged, first_without_number, is_number
 from autolr.search import records
+from autolr.search.callbacks import Watcher
 from autolr.search.engine import Room
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Job, Keeper, Running, Source, Watcher
+from autolr.search.jobs import Job, Running
+from autolr.search.loop import Keeper, Source
 from autolr.search.records import Record, TrialRecord
 from autolr.search.scoring import Score
 from autolr.search.stages import Judge, Stage

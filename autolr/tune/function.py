@@ -26,10 +26,10 @@ from autolr import documents
 from autolr.data.tables import OWN
 from autolr.errors import RunError
 from autolr.model.device import choose_device
+from autolr.search.callbacks import Watcher
 from autolr.search.claims import MAIN, Claims
 from autolr.search.engine import Engine
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.recipes import build_recipe
 from autolr.search.result import SearchResult
 from autolr.search.run import default_folder

@@ -18,7 +18,7 @@ from autolr.candidate import Candidate
 from autolr.errors import AutoLRError
 from autolr.foreign import trl
 from autolr.foreign.adopt import study_of
-from autolr.search.loop import Watcher
+from autolr.search.callbacks import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.stages import steps_of
 from autolr.study import StageSetting

@@ -19,8 +19,11 @@ from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.quiet import quiet
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
+from autolr.schema.data import TaskName
+from autolr.schema.space import Targets
+from autolr.schema.training import Training
 from autolr.search.setting import Setting, read_setting
-from autolr.study import Study, Targets, TaskName, Training
+from autolr.study import Study
 from studies import STUDIES
 from studies.research.oracle import sections as debian
 

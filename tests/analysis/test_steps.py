@@ -8,7 +8,7 @@ import torch
 from autolr.analysis import peaks, steps
 from autolr.candidate import Candidate
 from autolr.data.tasks import Classification
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests import tiny
 
 TRAINING = Training(batch_size=4, clip_norm=None)

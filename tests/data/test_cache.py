@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from autolr.data import cache, sources
 from autolr.data.batches import tokenize
-from autolr.study import Data
+from autolr.schema.data import Data
 
 
 @pytest.fixture

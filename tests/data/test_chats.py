@@ -14,7 +14,7 @@ from autolr.data import cache, language, sources
 from autolr.data.batches import IGNORED
 from autolr.data.prepared import prepare
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 from studies.benchmarks.robustness import tokenizer_kinds as kinds
 
 HISTORY = [

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
 from autolr.data import sources
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 
 TEXTS = [f"text {n}" for n in range(40)]
 LABELS = [n % 2 for n in range(40)]

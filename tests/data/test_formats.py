@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from autolr.data import sources
 from autolr.errors import DataError
-from autolr.study import Data, TaskName
+from autolr.schema.data import Data, TaskName
 
 Columns = dict[str, list]
 ROWS = 24

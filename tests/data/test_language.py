@@ -11,7 +11,7 @@ from autolr.data import language, sources
 from autolr.data.batches import IGNORED
 from autolr.data.prepared import prepare
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 from tests.conftest import tokenizer_with
 
 

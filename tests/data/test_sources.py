@@ -7,7 +7,7 @@ import pytest
 
 from autolr.data import sources, splits
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 
 
 def write(path, table: dict) -> Data:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from autolr.data import sources, splits
 from autolr.data.prepared import prepare
 from autolr.errors import DataError
-from autolr.study import Data
+from autolr.schema.data import Data
 
 ROWS = {"text": [f"text number {n}" for n in range(60)], "label": [n % 2 for n in range(60)]}
 NAMED = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})

@@ -9,7 +9,7 @@ import pytest
 
 from autolr.data import cache, sources
 from autolr.data.prepared import prepare
-from autolr.study import Data
+from autolr.schema.data import Data
 from tests.conftest import CHAT, tokenizer_with
 
 # The sha256 of all that is below, for each version of `cache.TOKENIZATION` that there has been.

@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from autolr.data import sources
 from autolr.data.prepared import prepare
 from autolr.errors import DataError
+from autolr.schema.data import Data
 from autolr.search.plan import plan
 from autolr.search.run import search
-from autolr.study import Data
 from tests.conftest import tokenizer_with
 
 TEXTS = [f"text number {n}" for n in range(60)]

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from autolr.metrics import METRICS, metrics_of
-from autolr.study import TaskName
+from autolr.schema.data import TaskName
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,8 @@ from autolr.model.backbone import Backbone, checkpoint_layers
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import MethodKind, Training
+from autolr.schema.space import MethodKind
+from autolr.schema.training import Training
 from tests import tiny
 
 KINDS: tuple[MethodKind, ...] = ("lora", "rslora", "dora", "full")

@@ -13,7 +13,7 @@ from autolr.model import backbone
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.recipe import Rates, Recipe
-from autolr.study import Training
+from autolr.schema.training import Training
 from autolr.train.run import train
 from tests import tiny
 

@@ -16,9 +16,10 @@ from autolr.data import sources
 from autolr.data.tasks import task_of
 from autolr.errors import DataError
 from autolr.model import backbone, outputs
+from autolr.schema.data import Data
 from autolr.search.compare import compare
 from autolr.search.run import search
-from autolr.study import Data, Study
+from autolr.study import Study
 from autolr.train.run import train
 from tests import tiny
 from tests.conftest import tokenizer_with

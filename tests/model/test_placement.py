@@ -14,8 +14,8 @@ from autolr.model import backbone, placement
 from autolr.model.placement import GIB, decide
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
+from autolr.schema.training import Training
 from autolr.search.plan import plan
-from autolr.study import Training
 from tests import tiny
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from autolr.model import backbone, precision
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests import tiny
 from tests.pack.test_packed_equals_alone import TASK
 

@@ -12,7 +12,7 @@ import torch
 from autolr.pack import capacity, memory
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests import tiny
 from tests.pack.test_packed_equals_alone import TASK
 

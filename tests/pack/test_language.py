@@ -16,7 +16,7 @@ from autolr.model import adapters
 from autolr.model.labelled import forward, watch
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests import tiny
 
 STEPS = 12

@@ -16,10 +16,10 @@ from autolr.pack import capacity
 from autolr.pack.memory import is_out_of_memory
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.search.loop import Watcher
+from autolr.schema.training import Training
+from autolr.search.callbacks import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.run import search
-from autolr.study import Training
 from tests import tiny
 
 TASKS = {

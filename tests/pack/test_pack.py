@@ -14,7 +14,7 @@ from autolr.model import adapters
 from autolr.pack.pack import Pack
 from autolr.pack.row_block import AVERAGE_C
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests import tiny
 
 TASK = Classification(("a", "b", "c"))

@@ -14,7 +14,7 @@ from autolr.errors import ModelError
 from autolr.model import adapters
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests import tiny
 
 STEPS = 20

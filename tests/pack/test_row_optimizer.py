@@ -14,7 +14,7 @@ from autolr.pack import optimizers
 from autolr.pack.pack import Pack
 from autolr.pack.row_optimizer import RowOptimizer
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from tests.pack.test_packed_equals_alone import SLOTS, STEPS, TRAINING, alone, assert_same, make_pack
 
 MOMENTUM = 0.9

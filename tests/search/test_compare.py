@@ -17,9 +17,9 @@ from autolr.recipe import Interval, Rates, Recipe
 from autolr.report.comparison import render
 from autolr.search import records
 from autolr.search.arms import Arm, read_arms, varied
+from autolr.search.callbacks import Watcher
 from autolr.search.compare import compare
 from autolr.search.comparison import Pair, pair_of, sentence
-from autolr.search.loop import Watcher
 from autolr.search.records import Record
 from autolr.train.run import train
 

@@ -20,9 +20,9 @@ from autolr import cli
 from autolr.errors import RunError
 from autolr.report.page import render
 from autolr.search import records, retry
+from autolr.search.callbacks import Watcher
 from autolr.search.check import check
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.retry import RetryingStorage
 from autolr.search.run import search

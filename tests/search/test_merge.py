@@ -24,8 +24,8 @@ from autolr.errors import AutoLRError, DocumentError, RunError
 from autolr.merging.adapter import Adapter
 from autolr.merging.card import merge_card
 from autolr.recipe import Recipe
+from autolr.schema.data import Data
 from autolr.search.merge import merge
-from autolr.study import Data
 from autolr.train.run import train
 
 

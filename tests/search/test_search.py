@@ -10,14 +10,15 @@ import pytest
 from autolr.candidate import Candidate
 from autolr.errors import ModelError, RunError
 from autolr.recipe import Recipe
+from autolr.schema.training import Horizon
 from autolr.search import proposals, verdict
+from autolr.search.callbacks import Watcher
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.plan import plan
 from autolr.search.result import SearchResult
 from autolr.search.run import search
 from autolr.search.space import SearchSpace
-from autolr.study import Horizon, Search, Study
+from autolr.study import Search, Study
 
 
 class Stop(Watcher):

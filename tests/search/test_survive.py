@@ -22,13 +22,14 @@ from autolr import documents
 from autolr.data.tasks import task_of
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
+from autolr.schema.training import Training
 from autolr.search import checkpoints, claims, records, state, storage, trials
+from autolr.search.callbacks import Watcher
 from autolr.search.claims import SILENT, Claims
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.result import SearchResult
 from autolr.search.run import search
-from autolr.study import Study, Training
+from autolr.study import Study
 from tests import tiny
 from tests.search.test_search import Stop, facts
 

@@ -15,9 +15,10 @@ from autolr import cli
 from autolr.data import batches, cache, sources
 from autolr.errors import DataError, ModelError, RunError
 from autolr.recipe import Recipe
+from autolr.schema.data import Data
 from autolr.search.folder import RunFolder
 from autolr.search.run import join, search
-from autolr.study import Data, Study
+from autolr.study import Study
 from autolr.train.run import train
 
 
@@ -148,7 +149,7 @@ def test_a_search_of_before_says_that_it_was_not_checked(searched, run, tmp_path
     study, _ = searched
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "fingerprints.json").unlink()
-    from autolr.search.loop import Watcher
+    from autolr.search.callbacks import Watcher
 
     class Notes(Watcher):
         said: list[str] = []

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 
 from autolr.errors import AutoLRError, RunError
 from autolr.search import storage, workers
+from autolr.search.callbacks import Watcher
 from autolr.search.folder import STORAGE, RunFolder
-from autolr.search.loop import Watcher
 from autolr.search.records import CLAIM
 from autolr.search.result import SearchResult
 from autolr.search.run import join, search, wait_for

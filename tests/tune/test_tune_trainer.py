@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 import autolr
 from autolr.errors import AutoLRError
-from autolr.search.loop import Watcher
+from autolr.search.callbacks import Watcher
 from tests import tiny
 from tests.conftest import tokenizer_with
 

@@ -17,7 +17,7 @@ from autolr.data.batches import TokenSet, batch_order
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
-from autolr.study import Role
+from autolr.schema.space import Role
 
 ALPHA = 16.0
 RATES: dict[Role, float] = {"q": 1e-4, "k": 0.0, "v": 1e-3, "head": 5e-3}

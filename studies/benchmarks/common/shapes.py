@@ -17,7 +17,8 @@ from autolr.data.batches import IGNORED, TokenSet
 from autolr.model import backbone, loading, precision
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
-from autolr.study import Data, Precision
+from autolr.schema.data import Data
+from autolr.schema.training import Precision
 
 CLASSES = ["negative", "positive"]
 PAD = 1

@@ -20,7 +20,8 @@ from autolr.model.quiet import quiet
 from autolr.pack.graphs import Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import MethodKind, Role, Training
+from autolr.schema.space import MethodKind, Role
+from autolr.schema.training import Training
 from studies.benchmarks.common.shapes import ROBERTA, TINIEST_ROBERTA, base, tokens
 from studies.benchmarks.gpu.models import save
 from studies.benchmarks.gpu.parts import DEVICE, Run, first_line

@@ -20,7 +20,8 @@ from autolr.pack import capacity
 from autolr.pack.graphs import WARM, Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import Role, Training
+from autolr.schema.space import Role
+from autolr.schema.training import Training
 from studies.benchmarks.common import peers
 from studies.benchmarks.common.shapes import Shape, base, flops, texts, tokens
 from studies.benchmarks.gpu.parts import DEVICE, GIB, Run, first_line

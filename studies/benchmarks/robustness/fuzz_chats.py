@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from autolr.data import language, sources
 from autolr.data.batches import IGNORED
 from autolr.errors import AutoLRError
-from autolr.study import Data
+from autolr.schema.data import Data
 from studies.benchmarks.common import document
 from studies.benchmarks.robustness import tokenizer_kinds as kinds
 from studies.benchmarks.robustness.drawn_cases import drawn

@@ -40,7 +40,7 @@ from hypothesis import strategies as st
 from autolr import cli
 from autolr.data import sources
 from autolr.errors import AutoLRError
-from autolr.study import Data
+from autolr.schema.data import Data
 from studies.benchmarks.common import document, tiny_model
 from studies.benchmarks.robustness.drawn_cases import drawn
 

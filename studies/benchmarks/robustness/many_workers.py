@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from autolr.pack.slots import Slot
+from autolr.search.callbacks import Watcher
 from autolr.search.claims import Claims
 from autolr.search.folder import RunFolder
-from autolr.search.loop import Job, Running, Watcher
+from autolr.search.jobs import Job, Running
 from autolr.search.sampler import CurveSampler
 from autolr.search.scoring import SubsetScorer
 from autolr.search.setting import Setting, read_setting

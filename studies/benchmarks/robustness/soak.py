@@ -11,7 +11,8 @@ import numpy as np
 import psutil
 
 from autolr.pack.memory import give_back, resident_bytes
-from autolr.search.loop import Running, Watcher
+from autolr.search.callbacks import Watcher
+from autolr.search.jobs import Running
 from autolr.search.run import search
 from autolr.study import Study
 from studies.benchmarks.common import tiny_model

@@ -26,7 +26,8 @@ from autolr.model.backbone import Backbone, checkpoint_layers
 from autolr.model.quiet import quiet
 from autolr.pack.pack import MULTIPLE, Pack
 from autolr.pack.slots import SlotConfig
-from autolr.study import Role, Training
+from autolr.schema.space import Role
+from autolr.schema.training import Training
 from studies.benchmarks.common import document, shapes
 from studies.benchmarks.common.document import Result
 from studies.benchmarks.common.shapes import LLAMA_1B, LLAMA_8B, ROBERTA, Shape

@@ -35,9 +35,10 @@ import autolr
 from autolr import documents
 from autolr.model import backbone
 from autolr.model.quiet import quiet
+from autolr.schema.overrides import apply_overrides
 from autolr.search import provenance, records
 from autolr.search.setting import Setting, choose_device, read_setting
-from autolr.study import Study, apply_overrides
+from autolr.study import Study
 from autolr.train.evaluation import evaluate
 from autolr.train.trainer import EVALUATIONS
 from studies import SENTIMENT

@@ -32,8 +32,9 @@ from autolr.model.backbone import Backbone
 from autolr.pack.graphs import WARM, Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
+from autolr.schema.training import Training
 from autolr.search.setting import choose_device
-from autolr.study import Study, Training
+from autolr.study import Study
 from studies import SENTIMENT
 from studies.benchmarks.common import document, peers
 from studies.benchmarks.common.document import Result

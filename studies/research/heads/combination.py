@@ -21,7 +21,8 @@ from autolr.analysis.combine import Change, combine, mixture
 from autolr.candidate import Candidate
 from autolr.data import sources
 from autolr.pack.slots import SlotConfig
-from autolr.study import Data, Training
+from autolr.schema.data import Data
+from autolr.schema.training import Training
 from studies.benchmarks.common import document
 from studies.research.common import completions, debian, labelled, look, model_for, task_of, train
 

@@ -34,8 +34,10 @@ from autolr.pack.capacity import CPU_SLOTS
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.search import provenance, records
+from autolr.search.callbacks import Watcher
 from autolr.search.held_out import last_steps
-from autolr.search.loop import Job, Running, Source, Watcher, drive
+from autolr.search.jobs import Job, Running
+from autolr.search.loop import Source, drive
 from autolr.search.setting import Setting, choose_device, read_setting
 from autolr.study import Study
 from studies import SENTIMENT

@@ -27,7 +27,7 @@ from autolr.data.batches import TokenSet
 from autolr.model import backbone, loading
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from studies.benchmarks.common import document
 from studies.research.common import task_of, train
 

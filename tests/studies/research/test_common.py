@@ -6,7 +6,7 @@ import numpy as np
 
 from autolr.data.tasks import Classification
 from autolr.pack.slots import SlotConfig
-from autolr.study import Training
+from autolr.schema.training import Training
 from studies.research import common
 from tests import tiny
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autolr.pack.divergence import diverged, first_without_number, is_number, stand_in
+from autolr.divergence import diverged, first_without_number, is_number, stand_in
 
 START = [0.7] * 10
 
