@@ -103,15 +103,9 @@ def load_unsplit(
     allow_code: bool = False,
     trust_remote_code: bool = False,
 ) -> Unsplit:
-    """Load model and data without splitting the data; see `load_problem`.
+    """Load model and data as `load_problem` does, and do not split the data.
 
-    Args:
-        given: names model, data, task and metric.
-        device: where the model goes.
-        data: other data to take instead.
-        examples: if they are read already, with their classes in the order of a trained head's outputs.
-        allow_code: see `load_problem`.
-        trust_remote_code: likewise.
+    `examples` may be read already, with their classes in the order of a trained head's outputs.
     """
     task_of(given.task, (), given.metric, allow_code=allow_code)  # refuses code before anything is read
     trusted = remote.agreed(given.trust_remote_code, trust_remote_code, given.model)

@@ -22,15 +22,10 @@ class Checkpoint:
     """A checkpoint of which no weights are read yet.
 
     Attributes:
-        source: what the user calls the model.
-        location: what transformers reads it from.
-        gguf: names the GGUF file in that place; empty for other checkpoints.
-        code: whether code that comes with it may run, as transformers is told.
+        location: what transformers reads it from, with `gguf` and `code` as options.
         auto: transformers' auto class for the task.
         config: without dropout.
-        tokenizer: padding on the right.
         head: how the checkpoint's outputs fit the data; None for a language model.
-        attention: as transformers names it, or auto.
     """
 
     source: str
