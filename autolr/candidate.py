@@ -49,7 +49,7 @@ class Candidate(Document):
         return self.lr_q if set(roles_of(self.targets)) <= SOFTMAX else self.lr_v
 
     def is_as_large_as(self, other: Candidate) -> bool:
-        """Tell whether training this one takes at least the memory of the other: no smaller adapters, as many."""
+        """Return True if training this one takes at least the memory of the other: no smaller adapters, as many."""
         covers = set(roles_of(other.targets)) <= set(roles_of(self.targets))
         return covers and self.rank >= other.rank and (self.kind == other.kind or self.kind == "dora")
 

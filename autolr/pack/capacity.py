@@ -22,7 +22,7 @@ from autolr.pack.pack import GIVE_BACK, Pack
 from autolr.pack.slots import SlotConfig
 
 # Of the memory that is free, this share is used: other processes, fragmentation.
-SHARE = 0.85
+USABLE_SHARE = 0.85
 # On a CPU as many slots train side by side as it has threads, and so many at least. More would train no faster, and
 # begin before the first have taught the sampler anything.
 CPU_SLOTS = 2
@@ -34,9 +34,9 @@ MOST_SLOTS = 256
 # Lengths come round after a cycle: each is met once before the clock runs, and once while it does.
 WARM_UP, TIMED = CYCLE, CYCLE
 # Examples that are scored to probe the memory of a CPU.
-SCORED = 256
+SCORED_EXAMPLES = 256
 # Over a search the heap of a CPU's process comes to this many times the probe's: pieces between what is in use.
-PIECES = 1.06
+HEAP_FRAGMENTATION = 1.06
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _on_gpu(
 
 def _limit(device: torch.device) -> int:
     """Return the bytes that may be in use on a GPU."""
-    return int(SHARE * free_memory(device)) + torch.cuda.memory_allocated(device)
+    return int(USABLE_SHARE * free_memory(device)) + torch.cuda.memory_allocated(device)
 
 
 def fullest(peaks: Mapping[torch.device, int], limits: Mapping[torch.device, int]) -> int:
@@ -146,9 +146,9 @@ def _on_cpu(
     free, before = free_memory(), resident_bytes()
     one = _probe_cpu(make_pack, config, 1)
     cores = torch.get_num_threads()
-    passes = max(1, min(cores, most, wanted or most, int(SHARE * free) // max(1, one - before)))
+    passes = max(1, min(cores, most, wanted or most, int(USABLE_SHARE * free) // max(1, one - before)))
     peak = _probe_cpu(make_pack, config, passes) if passes > 1 else one
-    fitting = passes + max(0, int(SHARE * free) - (peak - before)) // max(1, row_bytes)
+    fitting = passes + max(0, int(USABLE_SHARE * free) - (peak - before)) // max(1, row_bytes)
     slots = wanted or min(max(CPU_SLOTS, passes), most, fitting)
     if wanted:
         reason = "as asked"
@@ -278,8 +278,8 @@ def _probe_cpu(make_pack: Callable[..., Pack], config: SlotConfig, passes: int) 
         for slot in pack.slots:
             slot.order = [_widest(pack)] * len(slot.order)
         pack.step()
-        pack.evaluate(pack.slots, pack.data.take(range(min(len(pack.data), SCORED))), averaged=False)
-        return int(PIECES * peak_bytes(pack.device))
+        pack.evaluate(pack.slots, pack.data.take(range(min(len(pack.data), SCORED_EXAMPLES))), averaged=False)
+        return int(HEAP_FRAGMENTATION * peak_bytes(pack.device))
 
 
 def _fill(pack: Pack, config: SlotConfig, slots: int, *, widest: bool) -> None:

@@ -24,7 +24,7 @@ STRIDE = 16
 # A pass is recorded when it comes for this time; before, it runs as it is, and the libraries warm up.
 WARM = 3
 # Recordings that are kept; the one that was not used for the longest time makes room for another.
-MOST = 64
+MAX_RECORDINGS = 64
 # What the places of a padded text hold; ids are padded with the tokenizer's own.
 FILL = {"attention_mask": 0, "labels": -100}
 
@@ -81,7 +81,7 @@ class Graphs:
         if self._seen[key] < WARM:
             work(batch)
             return
-        if self.shapes >= MOST:
+        if self.shapes >= MAX_RECORDINGS:
             oldest = next(iter(self._recorded))
             del self._recorded[oldest], self._seen[oldest]
         place = {name: value.clone() for name, value in batch.items()}

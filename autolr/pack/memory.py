@@ -75,13 +75,13 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that the device, or the machine, has no more memory to give."""
+    """Return True if an error means that the device, or the machine, has no more memory to give."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The CPU's allocator and some of a GPU's libraries raise plain RuntimeErrors.
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        words in said for words in ("out of memory", "can't allocate memory", "alloc_failed")
+        words in message for words in ("out of memory", "can't allocate memory", "alloc_failed")
     )
 
 

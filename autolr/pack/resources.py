@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from autolr import documents
 from autolr.pack.memory import peak_bytes, resident_bytes
 
 # Energy counters of the CPU's packages, in Linux; their parts (intel-rapl:0:1) are counted in them.
 RAPL = Path("/sys/class/powercap")
 # Seconds between samples, and between writes; the first is doubled whenever so many rows have come together.
-EVERY, WRITE_EVERY = 1.0, 15.0
+SAMPLE_INTERVAL_S, WRITE_INTERVAL_S = 1.0, 15.0
 MOST_ROWS = 20_000
 
 SCHEMA = pa.schema(
@@ -65,7 +65,7 @@ class Recorder:
         self.path = path
         self.device = device
         self.name = ""
-        self.every = EVERY
+        self.every = SAMPLE_INTERVAL_S
         self._before = self._held()
         self._rows: list[dict[str, Any]] = []
         self._sampled = self._started = 0.0
@@ -100,7 +100,7 @@ class Recorder:
         if len(self._rows) > MOST_ROWS:
             self.every *= 2
             self._before, self._rows = self._table(), []
-        if now - self._written > WRITE_EVERY:
+        if now - self._written > WRITE_INTERVAL_S:
             self.write()
 
     def note(self, training: Training) -> None:
@@ -113,15 +113,9 @@ class Recorder:
         table = self._table()
         if not table.num_rows:
             return
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        try:
-            pq.write_table(table, name)
-            Path(name).chmod(0o644)
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
+        documents.write_bytes(self.path, content.getvalue().to_pybytes(), durable=False)
 
     def _add(self, **values: Any) -> None:
         self._rows.append({"time": round(time.time(), 3), "phase": self.name, **values})

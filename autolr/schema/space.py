@@ -29,7 +29,7 @@ def roles_of(targets: Targets) -> tuple[Role, ...]:
 
 
 def has_ratio(targets: Targets) -> bool:
-    """Tell whether λ means something for `targets`: whether matrices of either rate are among them."""
+    """Return True if λ means something for `targets`: whether matrices of either rate are among them."""
     roles = set(roles_of(targets))
     return bool(roles & SOFTMAX) and bool(roles - SOFTMAX)
 

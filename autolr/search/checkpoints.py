@@ -21,7 +21,7 @@ from autolr.search.jobs import Job, Running
 from autolr.search.loop import Keeper
 
 # Seconds between checkpoints of all slots; and writing them takes at most this share of the time.
-EVERY, SHARE = 30.0, 0.02
+CHECKPOINT_INTERVAL_S, MAX_WRITING_SHARE = 30.0, 0.02
 LOSSES = "losses"
 
 
@@ -42,7 +42,7 @@ class Checkpoints(Keeper):
         self.folder = folder
         self.watcher = watcher
         self.worker = worker
-        self.every = EVERY if every is None else every
+        self.every = CHECKPOINT_INTERVAL_S if every is None else every
         self._wait = self.every
         self._saved = time.monotonic()
 
@@ -54,35 +54,35 @@ class Checkpoints(Keeper):
     def save_all(self, pack: Pack, running: list[Running], clock: int) -> None:
         """Write a checkpoint of all that are under way, and put off the next."""
         start = time.monotonic()
-        for one in running:
-            self.save(pack, one, clock)
+        for job in running:
+            self.save(pack, job, clock)
         self._saved = time.monotonic()
-        self._wait = max(self.every, (self._saved - start) / SHARE)
+        self._wait = max(self.every, (self._saved - start) / MAX_WRITING_SHARE)
 
-    def save(self, pack: Pack, one: Running, clock: int) -> None:
+    def save(self, pack: Pack, running: Running, clock: int) -> None:
         """Write a checkpoint; losses must have come from the device.
 
         Args:
             pack: holds the job's slot.
-            one: the job.
+            running: the job.
             clock: steps that the worker has taken by now.
         """
-        slot = one.slot
+        slot = running.slot
         state = pack.state(slot) | {LOSSES: torch.tensor(slot.losses, dtype=torch.float64)}
         head = {
-            "job": _identity(one.job),
+            "job": _identity(running.job),
             "step": slot.step,
             "tokens": slot.tokens,
             "worker": self.worker,
             "clock": clock,
-            "seconds": one.seconds,
-            "score": one.score,
-            "begun": one.begun,
-            "begun_tokens": one.begun_tokens,
+            "seconds": running.seconds,
+            "score": running.score,
+            "begun": running.begun,
+            "begun_tokens": running.begun_tokens,
         }
         metadata = {"autolr": json.dumps(head)}
         documents.write_bytes(
-            self._path(one.job.key), save({name: t.cpu().contiguous() for name, t in state.items()}, metadata)
+            self._path(running.job.key), save({name: t.cpu().contiguous() for name, t in state.items()}, metadata)
         )
 
     def clock(self, job: Job) -> int | None:

@@ -118,7 +118,7 @@ class SearchSpace:
         return SlotConfig.of(candidate, rates, rates_b, seed, self.steps, length)
 
     def holds(self, candidate: Candidate) -> bool:
-        """Tell whether the candidate is a point of the space."""
+        """Return True if the candidate is a point of the space."""
         values = candidate.model_dump()
         if any(values[name] != value for name, value in self.fixed.items()):
             return False

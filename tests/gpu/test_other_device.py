@@ -64,7 +64,9 @@ def test_little_memory_on_the_second_gpu_means_few_slots(make_gpu):
     gpu = make_gpu(devices=2)
     choose_device("cuda:1")
     one = measured("cuda:1", 1)
-    gpu.memories[1].limit = int((gpu.used(1) + 1.3 * one.peak_bytes) / capacity.SHARE)  # the first one has room
+    gpu.memories[1].limit = int(
+        (gpu.used(1) + 1.3 * one.peak_bytes) / capacity.USABLE_SHARE
+    )  # the first one has room
     few = measured("cuda:1", 4)
     assert few.slots == 1 and "memory" in few.reason
 

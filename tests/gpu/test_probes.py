@@ -63,7 +63,7 @@ def test_probes_leave_nothing_behind(gpu, family):
 def test_slots_are_as_many_as_the_card_holds(gpu):
     make = make_for("llama/lm")
     two = capacity.measure(make, config(0, 8), 8, wanted=2)
-    gpu.limit = int((two.peak_bytes + 0.5 * two.slot_bytes) / capacity.SHARE)
+    gpu.limit = int((two.peak_bytes + 0.5 * two.slot_bytes) / capacity.USABLE_SHARE)
     found = capacity.measure(make, config(0, 8), 4)
     assert found.slots <= 2 and "memory" in found.reason
     with make(found.slots) as pack:

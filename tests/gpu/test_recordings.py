@@ -66,7 +66,7 @@ def test_slots_of_other_ranks_share_a_recording(gpu):
 
 
 def test_the_recording_that_was_not_used_for_the_longest_time_makes_room(gpu, monkeypatch):
-    monkeypatch.setattr(recordings, "MOST", 2)
+    monkeypatch.setattr(recordings, "MAX_RECORDINGS", 2)
     graphs, total = Graphs(0), torch.zeros((), device="cuda", dtype=torch.int64)
 
     def run(rows: int) -> None:

@@ -82,7 +82,7 @@ def test_little_memory_means_few_slots(monkeypatch, cores, room, passes, slots):
         row = 5 * 4 * pack.rows.shape[1]
     # A machine where a pass takes what its slot's row takes, and there is room for so many.
     monkeypatch.setattr(capacity, "resident_bytes", lambda: BASE)
-    monkeypatch.setattr(capacity, "free_memory", lambda *_: int(room * row / capacity.SHARE))
+    monkeypatch.setattr(capacity, "free_memory", lambda *_: int(room * row / capacity.USABLE_SHARE))
     monkeypatch.setattr(capacity, "_probe_cpu", lambda make_pack, config, passes: BASE + passes * row)
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     found = capacity.measure(make_pack, CONFIG, most=24)
@@ -94,7 +94,7 @@ def test_the_peak_of_a_cpu_is_the_process_own():
     found = capacity.measure(make_pack, CONFIG, most=24)
     assert memory.resident_bytes() <= found.peak_bytes
     peak = memory.peak_bytes(torch.device("cpu"))
-    assert found.peak_bytes == pytest.approx(capacity.PIECES * peak, rel=0.1)
+    assert found.peak_bytes == pytest.approx(capacity.HEAP_FRAGMENTATION * peak, rel=0.1)
 
 
 def test_free_memory_is_what_torch_can_have():

@@ -33,7 +33,7 @@ def test_the_file_stays_small_and_whole(tmp_path, monkeypatch):
     recorder.phase("search")
     for step in range(40):
         recorder.sample([Training(slot, f"trial {slot}", step, step, 0.0) for slot in range(3)])
-    assert recorder.every > resources.EVERY  # sampled less often from then on
+    assert recorder.every > resources.SAMPLE_INTERVAL_S  # sampled less often from then on
     recorder.write()
     table = pq.read_table(tmp_path / "r.parquet")
     assert table.num_rows == 160 and table.schema.equals(resources.SCHEMA)

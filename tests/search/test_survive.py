@@ -206,7 +206,7 @@ class StopInTheFinals(Stop):
 
 
 def test_what_has_no_rungs_is_kept_as_often_as_trials_are(undisturbed, small_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "EVERY", 1e9)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_INTERVAL_S", 1e9)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         search(small_study, run, device="cpu", watcher=StopInTheFinals(7))
@@ -256,7 +256,8 @@ def test_a_search_killed_with_signal_9_goes_on_with_the_same_command(undisturbed
     # As the command does, but with a line when training begins and many checkpoints.
     script = (
         "import sys; from autolr.search import checkpoints, loop; from autolr.search.run import search;"
-        "from autolr.study import Study; checkpoints.EVERY, checkpoints.SHARE = 0.05, 1.0;"
+        "from autolr.study import Study;"
+        "checkpoints.CHECKPOINT_INTERVAL_S, checkpoints.MAX_WRITING_SHARE = 0.05, 1.0;"
         "step = loop._step;"
         "loop._step = lambda *a: (print(flush=True), step(*a))[1];"
         "search(Study.load(sys.argv[1]), sys.argv[2], device='cpu')"
@@ -291,7 +292,7 @@ def test_half_a_last_line_is_dropped_and_said(undisturbed, small_study, tmp_path
 
 
 def test_a_damaged_checkpoint_is_said_and_its_trial_starts_anew(undisturbed, small_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_INTERVAL_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         search(small_study, tmp_path / "run", device="cpu", watcher=Stop(7))
     kept = sorted((tmp_path / "run" / "slots").glob("*.safetensors"))
