@@ -106,24 +106,19 @@ def _rank(text: str) -> Rank:
 def _lines(found: MergeResult) -> list[str]:
     from autolr.merging.result import row
 
-    width = max(len(one.label) for one in found.ingredients)
-    lines = [
-        f"{label:<{width}}  validation loss {alone}, {'taken' if taken == 'yes' else 'left out'}: it {why}"
+    rows = [
+        (label, f"validation loss {alone}, {'taken' if taken == 'yes' else 'left out'}: it {why}")
         for label, alone, taken, why in map(row, found.ingredients)
     ]
     if found.rank is not None:
-        lines.append(f"rank     {found.rank}, the exact average has {found.exact_rank}")
-    lines += [
-        f"{name:<9}loss {display.loss(own.loss)}, {found.metric} {own.metric:.4f}; {found.best} alone "
-        f"{display.loss(best.loss)}, {best.metric:.4f} ({own.examples:,} examples)"
-        for name, own, best in (
-            ("chosen", found.validation, found.validation_best),
-            ("test", found.test, found.test_best),
-        )
-    ]
-    return [
-        *lines,
-        *(f"note     {note}" for note in found.notes),
-        f"verdict  {found.verdict}",
-        f"adapter  {found.folder}",
-    ]
+        rows.append(("rank", f"{found.rank}; the exact average has {found.exact_rank}"))
+    for split, own, best in (
+        ("validation", found.validation, found.validation_best),
+        ("test", found.test, found.test_best),
+    ):
+        scores = f"loss {display.loss(own.loss)}, {found.metric} {own.metric:.4f}"
+        alone = f"{found.best} alone {display.loss(best.loss)}, {best.metric:.4f}"
+        rows.append((split, f"{scores}; {alone} ({own.examples:,} examples)"))
+    rows += [*(("note", note) for note in found.notes), ("verdict", found.verdict), ("adapter", str(found.folder))]
+    width = max(len(head) for head, _ in rows)
+    return [f"{head:<{width}}  {text}" for head, text in rows]

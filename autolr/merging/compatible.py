@@ -59,8 +59,12 @@ def problems(adapters: Sequence[Adapter], base: str | None = None) -> list[str]:
         adapters: the ingredients.
         base: what all of them are adapters of, whatever they say; None: they must agree.
     """
-    alone = [f"{one.label}: {reason}" for one in adapters if (reason := why_not(one)) is not None]
-    return alone or [problem for one in adapters[1:] for problem in _differences(adapters[0], one, base)]
+    reasons = [why_not(one) for one in adapters]
+    sound = [one for one, reason in zip(adapters, reasons, strict=True) if reason is None]
+    return [
+        *(f"{one.label}: {reason}" for one, reason in zip(adapters, reasons, strict=True) if reason is not None),
+        *(problem for one in sound[1:] for problem in _differences(sound[0], one, base)),
+    ]
 
 
 def why_not(adapter: Adapter) -> str | None:
@@ -73,8 +77,8 @@ def why_not(adapter: Adapter) -> str | None:
         )
     if config.get("use_dora"):
         return (
-            "is a DoRA adapter, whose rows are divided by their own lengths, so that an average is no low-rank "
-            "adapter. Leave it out, or train lora or rslora"
+            "is a DoRA adapter: its rows are divided by their own lengths, so its average is no low-rank adapter. "
+            "Leave it out, or train lora or rslora"
         )
     if config.get("init_lora_weights") not in _STARTS:
         return (

@@ -342,8 +342,10 @@ def test_other_bases_tasks_and_kinds_are_refused(runs, tmp_path, model_folders, 
         merge([up, other], data=reviews)
     with pytest.raises(DocumentError, match=r"another configuration than --model"):
         merge([up, other], data=reviews, model=model_folders["bert"])
-    with pytest.raises(DocumentError, match="dora: is a DoRA adapter, whose rows"):
+    with pytest.raises(DocumentError, match="dora: is a DoRA adapter: its rows"):
         merge([up, dora], data=reviews)
+    with pytest.raises(DocumentError, match=r"(?s)2 problems.*dora: is.*other: has the base model"):
+        merge([up, dora, other], data=reviews)
     copy = shutil.copytree(model_folders["bert"], tmp_path / "copy")
     same = changed(up, tmp_path / "same", base_model_name_or_path=str(copy))
     shutil.copytree(runs / "down", tmp_path / "swapped")
@@ -365,8 +367,8 @@ def test_the_verb(runs, tmp_path, capsys):
         return stop.value.code, said.out, said.err
 
     code, out, _ = run(runs / "up", runs / "down", "--out", tmp_path / "m", "--device", "cpu", "--rank", "exact")
-    assert code == 0 and "verdict  The merge of" in out and f"adapter  {tmp_path / 'm'}" in out
-    assert "up: validation loss" in out and "rank     8, the exact average has 8" in out
+    assert code == 0 and "\nverdict     The merge of" in out and f"\nadapter     {tmp_path / 'm'}\n" in out
+    assert "up: validation loss" in out and "\nrank        8; the exact average has 8" in out
     code, out, _ = run(runs / "up", runs / "down", "--out", tmp_path / "j", "--device", "cpu", "--all", "--json")
     content = json.loads(out)
     assert code == 0 and content["folder"] == str(tmp_path / "j") and len(content["ingredients"]) == 2
