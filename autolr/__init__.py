@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -26,18 +24,6 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-class _Package(ModuleType):
-    """Keeps `autolr.search`, `autolr.train`, `autolr.heads` and `autolr.theory` the functions, not their rooms."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing autolr.search.run would bind the package autolr.search here.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 
 from autolr.data import cache, sources
-from autolr.data.prepared import Prepared, prepare
+from autolr.data.pipeline import Prepared, prepare
 from autolr.data.sources import Examples
 from autolr.data.tasks import Regression, Task, task_of
 from autolr.errors import DataError, ModelError
-from autolr.model import backbone, outline, remote
+from autolr.model import backbone, meta_model, remote_code
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
-from autolr.recipe import Recipe
 from autolr.schema.data import LANGUAGE, Data, TaskName
-from autolr.study import Study
+from autolr.schema.recipe import Recipe
+from autolr.schema.study import Study
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Unsplit:
             data: other data that the examples are of.
 
         Raises:
-            DataError: see `autolr.data.prepared.prepare`.
+            DataError: see `autolr.data.pipeline.prepare`.
         """
         base = self.backbone
         with quiet():
@@ -108,7 +108,7 @@ def load_unsplit(
     `examples` may be read already, with their classes in the order of a trained head's outputs.
     """
     task_of(given.task, (), given.metric, allow_code=allow_code)  # refuses code before anything is read
-    trusted = remote.agreed(given.trust_remote_code, trust_remote_code, given.model)
+    trusted = remote_code.agreed(given.trust_remote_code, trust_remote_code, given.model)
     if isinstance(given, Recipe) and data is None and given.tokenization not in (None, cache.TOKENIZATION):
         raise DataError(
             f"recipe {given.name}: its search made tokens in way {given.tokenization}, this AutoLR in way "
@@ -126,8 +126,8 @@ def load_unsplit(
             device,
             training.precision,
             given.task,
-            training.attention,
-            training.checkpointing,
+            training.attn_implementation,
+            training.gradient_checkpointing,
             trust_remote_code=trusted,
         )
     if isinstance(given, Recipe):
@@ -175,7 +175,9 @@ def load_bare(
         ModelError: the model cannot be loaded.
     """
     names = [] if task in LANGUAGE else [str(number) for number in range(outputs)]
-    base = outline.outline(model, task, outputs) if device is None else backbone.load(model, names, device, task=task)
+    base = (
+        meta_model.outline(model, task, outputs) if device is None else backbone.load(model, names, device, task=task)
+    )
     return base, task_of(task, names, None)
 
 
@@ -185,7 +187,7 @@ def _classes(given: Study | Recipe, data: Data | None, examples: Examples, trust
         return given.classes
     if given.task != "classification":
         return examples.classes
-    return outline.in_order(given.model, examples.classes, trust_remote_code=trusted)
+    return meta_model.in_order(given.model, examples.classes, trust_remote_code=trusted)
 
 
 def _check_model(recipe: Recipe, base: Backbone) -> None:

@@ -48,8 +48,8 @@ device, time and tokens of each phase and slot.
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made from the code."""
-    from autolr.recipe import Recipe
-    from autolr.study import Study
+    from autolr.schema.recipe import Recipe
+    from autolr.schema.study import Study
 
     for name, text in {
         "study": STUDY + documented(Study),
@@ -68,7 +68,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def tools() -> str:
     """Return the tools that recipes are exported to, as a Markdown table."""
-    from autolr.foreign.export import TOOLS, module_of
+    from autolr.integrations.registry import TOOLS, module_of
 
     rows = [f"| `{tool}` | {module_of(tool).RATES} |" for tool in TOOLS]
     return "\n".join(["| tool | W_q and W_v at their own rates |", "|---|---|", *rows])

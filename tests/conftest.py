@@ -20,10 +20,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from autolr.candidate import Candidate
 from autolr.data import sources
-from autolr.recipe import Rates, Recipe
-from autolr.study import Study
+from autolr.schema.candidate import Candidate
+from autolr.schema.recipe import Rates, Recipe
+from autolr.schema.study import Study
 from studies.benchmarks.common import servers
 from tests import tiny
 
@@ -98,10 +98,10 @@ def small_study(model_folders, reviews) -> Study:
     return Study(
         name="small",
         model=model_folders["bert"],
-        data={"source": reviews, "select": 0.2, "confirm": 0.2},
+        data={"source": reviews, "validation": 0.2, "test": 0.2},
         space={"lr_v": {"low": 2e-4, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
         training={"batch_size": 8, "horizon": {"steps": 24}},
-        search={"stages": STAGES, "rungs": [4, 8], "prune": 0.1, "slots": 4, "seeds": 2},
+        search={"stages": STAGES, "rungs": [4, 8], "prune_below": 0.1, "slots": 4, "seeds": 2},
         budget={"trials": 9},
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autolr import testing
+from autolr import conformance
 from autolr.model import projections
-from autolr.model.layouts import Rows
+from autolr.model.families import Rows
 from tests import tiny
 
 
@@ -22,13 +22,13 @@ def one_thread():
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_kit_passes(family):
-    checks = list(testing.run(tiny.base(family, torch.float64)))
+    checks = list(conformance.run(tiny.base(family, torch.float64)))
     assert [f"{check.name}: {check.found}" for check in checks if not check.passed] == []
     assert len(checks) == 8
 
 
 def failed(base) -> dict[str, str]:
-    return {check.name: check.found for check in testing.run(base) if not check.passed}
+    return {check.name: check.found for check in conformance.run(base) if not check.passed}
 
 
 def test_rows_taken_for_the_wrong_role_are_found_out(monkeypatch):

@@ -44,8 +44,8 @@ def test_examples_are_short(path):
 
 
 def test_public_names_are_documented_functions_and_classes():
-    import autolr.search.run
-    import autolr.train.run
+    import autolr.finetune.run
+    import autolr.tuner.run
 
     for name in autolr.__all__:
         value = getattr(autolr, name)

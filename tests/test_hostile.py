@@ -18,22 +18,22 @@ import pytest
 import torch
 
 from autolr import cli
+from autolr.abtest.compare import compare
 from autolr.data import sources
 from autolr.errors import AutoLRError, DataError, DocumentError, ModelError, redacted
+from autolr.finetune.resume import last_checkpoint
+from autolr.finetune.run import train
 from autolr.model import backbone
-from autolr.recipe import Cost, Evidence, Recipe
 from autolr.report import dashboard, page
 from autolr.report.comparison import render as render_comparison
+from autolr.rundir.folder import RunFolder
 from autolr.schema.data import Data
-from autolr.search.compare import compare
-from autolr.search.folder import RunFolder
-from autolr.search.plan import plan
-from autolr.search.run import search
-from autolr.study import Study
-from autolr.train.resume import last_checkpoint
-from autolr.train.run import train
+from autolr.schema.recipe import Cost, Evidence, Recipe
+from autolr.schema.study import Study
+from autolr.tuner.dry_run import plan
+from autolr.tuner.run import search
+from tests.finetune.test_run import recipe  # noqa: F401 (a fixture)
 from tests.report import made
-from tests.train.test_run import recipe  # noqa: F401 (a fixture)
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 SECRETS = {
@@ -387,7 +387,7 @@ def test_notes_of_the_dashboard_show_what_strangers_say_as_it_is(tmp_path):
 
 
 def test_a_model_card_shows_what_strangers_say_as_it_is(recipe):  # noqa: F811
-    from autolr.train.card import model_card
+    from autolr.finetune.card import model_card
 
     ill = f"`{EVIL}`\n| a | b |\n# c"
     evidence = Evidence(
@@ -397,7 +397,7 @@ def test_a_model_card_shows_what_strangers_say_as_it_is(recipe):  # noqa: F811
     told = {"classes": [ill, "b"], "data": recipe.data.model_copy(update={"source": ill}), "evidence": evidence}
     evil = recipe.model_copy(update=told)
     scores = {"loss": 1.0, recipe.metric: 0.5}
-    card = model_card(evil, {"best_step": 1, "select": scores, "confirm": scores})
+    card = model_card(evil, {"best_step": 1, "validation": scores, "test": scores})
     assert "\n# c" not in card and "\n| a" not in card
     outside = "".join(part for line in card.split("```")[0].splitlines() for part in line.split("`")[::2])
     assert "alert" in outside and "<script" not in outside and "<img" not in outside
@@ -434,7 +434,7 @@ def test_a_bug_shows_no_secret_either(monkeypatch, capsys):
 
 
 def test_an_address_with_a_password_is_not_taken_into_documents(in_folder, capsys):
-    for key in ("model", "data.source", "data.select_split"):
+    for key in ("model", "data.source", "data.validation_split"):
         said = refused(["search", f"{key}=https://me:geheim@host/x"], capsys)
         assert "holds a password or token" in said and "geheim" not in said
 
@@ -478,6 +478,6 @@ def test_the_dashboard_listens_on_this_machine_alone(tmp_path, small_study):
     assert bound[0].startswith("http://127.0.0.1:")
     import inspect
 
-    from autolr.cli.dashboard import dashboard as verb
+    from autolr.cli.verbs.dashboard import dashboard as verb
 
     assert inspect.signature(verb).parameters["host"].default == "127.0.0.1"

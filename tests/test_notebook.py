@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 
 import autolr
 from autolr.errors import AutoLRError
-from autolr.search.result import SearchResult
-from autolr.search.run import search
+from autolr.rundir.result import SearchResult
+from autolr.tuner.run import search
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "search.ipynb"
 
@@ -51,7 +51,7 @@ def test_the_example_notebook_runs(model_folders, reviews, tmp_path):
     NotebookClient(book, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     shown = [output.data for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
     html = [data["text/html"] for data in shown if "text/html" in data]
-    assert sum("confirm loss" in text for text in html) >= 2
+    assert sum("test loss" in text for text in html) >= 2
     views = [text for text in html if text.startswith("<pre")]  # of the search, then of the comparison, at their ends
     assert len(views) == 2 and "seeds" in views[0] and "comparison 6/6" in views[1] and "best " in views[0]
     assert sum("application/vnd.plotly.v1+json" in data for data in shown) == 2

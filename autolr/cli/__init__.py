@@ -50,7 +50,7 @@ def _options(
 
 
 for verb in VERBS:
-    app.command(verb)(getattr(importlib.import_module(f"autolr.cli.{verb}"), verb))
+    app.command(verb)(getattr(importlib.import_module(f"autolr.cli.verbs.{verb}"), verb))
 
 
 def main(arguments: list[str] | None = None) -> None:

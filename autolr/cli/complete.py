@@ -7,16 +7,16 @@ from pathlib import Path
 
 def studies(incomplete: str) -> list[str]:
     """Return shipped studies and study files that start with `incomplete`."""
-    from autolr.cli.studies import shipped
+    from autolr.cli.resolve import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)] + _paths(incomplete, ".yaml")
 
 
 def shipped(incomplete: str) -> list[str]:
     """Return shipped studies that start with `incomplete`."""
-    from autolr.cli import studies
+    from autolr.cli import resolve
 
-    return [name for name in studies.shipped() if name.startswith(incomplete)]
+    return [name for name in resolve.shipped() if name.startswith(incomplete)]
 
 
 def runs(incomplete: str) -> list[str]:

@@ -13,10 +13,10 @@ from rich.live import Live
 from autolr import display
 from autolr.cli.output import say
 from autolr.display import spell
-from autolr.search.callbacks import Watcher
-from autolr.search.jobs import Running
-from autolr.search.state import Progress, State
-from autolr.search.view import View
+from autolr.progress.callbacks import Callback
+from autolr.progress.jobs import Running
+from autolr.progress.state import Progress, State
+from autolr.progress.table import View
 
 
 def is_live(console: Console) -> bool:
@@ -25,8 +25,8 @@ def is_live(console: Console) -> bool:
 
 
 @contextmanager
-def watch(plain: bool, instead: Watcher | None = None) -> Iterator[Watcher]:
-    """Return a watcher for this terminal: a live table, or plain lines if asked or piped; or the one given."""
+def watch(plain: bool, instead: Callback | None = None) -> Iterator[Callback]:
+    """Return a callback for this terminal: a live table, or plain lines if asked or piped; or the one given."""
     console = Console()
     if instead is not None:
         yield instead
@@ -53,7 +53,7 @@ class PlainWatcher(Progress):
     def ended(self, running: Running) -> None:
         """Print how a job ended."""
         super().ended(running)
-        score = "no score" if running.score is None else f"select loss {display.loss(running.score)}"
+        score = "no score" if running.score is None else f"validation loss {display.loss(running.score)}"
         say(
             f"  {running.job.label:<12} {running.job.candidate.describe():<34} {running.outcome} at step "
             f"{running.slot.step}, {score} | {self.now().summary()}"

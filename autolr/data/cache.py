@@ -21,9 +21,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from autolr.data import language
+from autolr.data import lm_labels
 from autolr.data.batches import tokenize
-from autolr.data.language import Learned
+from autolr.data.lm_labels import Learned
 from autolr.data.sources import Examples
 from autolr.schema.data import LANGUAGE
 
@@ -37,14 +37,14 @@ def tokens(examples: Examples, tokenizer: Any, max_length: int, limit: int | Non
     """Return the tokens of examples, from the cache or anew; without labels if a class or a number is learned.
 
     Raises:
-        DataError: see `autolr.data.language.learn`.
+        DataError: see `autolr.data.lm_labels.learn`.
     """
     path = folder() / f"{_key(examples, tokenizer, max_length)}.safetensors"
     kept = _read(path, len(examples))
     if kept is not None:
         return kept
     if examples.task in LANGUAGE:
-        fresh = language.learn(examples, tokenizer, max_length, limit)
+        fresh = lm_labels.learn(examples, tokenizer, max_length, limit)
     else:
         fresh = Learned(tokenize(tokenizer, examples.texts, max_length, examples.pairs), [])
     # A read-only or full disk costs the next run some time, and this one nothing.

@@ -14,7 +14,7 @@ from autolr.data import chats, labels, tables
 from autolr.data.batches import tenths
 from autolr.data.chats import Chat
 from autolr.data.columns import Table
-from autolr.data.unfit import Sieve
+from autolr.data.row_checks import RowChecker
 from autolr.errors import DataError
 from autolr.schema.data import LANGUAGE, Data, TaskName
 
@@ -55,7 +55,7 @@ class Examples:
         pairs: second texts, where examples are pairs; of sft the completions.
         chats: of each example, where sft learns chats.
         notices: what was left out, and what is odd.
-        parts: `train`, `select` or `confirm` for each example, where splits are named; None: all are cut from one.
+        parts: `train`, `validation` or `test` for each example, where splits are named; None: all are cut from one.
         task: what is learned.
         numbers: of each class in the data's own order; none: the classes are in it.
         where: the source, for messages.
@@ -120,12 +120,12 @@ def load(data: Data, task: TaskName = "classification") -> Examples:
     table, parts = tables.read(data)
     if not table or not parts:
         raise DataError(f"data {data.source!r}: holds no rows")
-    sieve = Sieve(table, f"data {data.source!r}")
+    sieve = RowChecker(table, f"data {data.source!r}")
     found = _learned(sieve, parts, data, task) if task in LANGUAGE else _labelled(sieve, parts, data, task)
     return replace(found, task=task, notices=(*table.notices, *found.notices))
 
 
-def _sifted(sieve: Sieve, parts: list[str]) -> tuple[Table, dict[str, Any]]:
+def _sifted(sieve: RowChecker, parts: list[str]) -> tuple[Table, dict[str, Any]]:
     """Return the table of what is fit, and what is to be said of all examples."""
     table, parts, notices = sieve.sifted(parts)
     rows = [row for row in range(sieve.rows) if row not in sieve.unfit]
@@ -133,7 +133,7 @@ def _sifted(sieve: Sieve, parts: list[str]) -> tuple[Table, dict[str, Any]]:
     return table, {"parts": parts if len(set(parts)) > 1 else None, **told}
 
 
-def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
+def _learned(sieve: RowChecker, parts: list[str], data: Data, task: TaskName) -> Examples:
     """Return texts that are learned: whole ones, completions, or what the assistant says in chats."""
     where, table = sieve.where, sieve.table
     if task == "lm":
@@ -174,7 +174,7 @@ def _learned(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Exam
     return replace(_texts(table[prompt], table[completion]), **told)
 
 
-def _chats(sieve: Sieve, parts: list[str], data: Data, columns: tuple[str, ...]) -> Examples:
+def _chats(sieve: RowChecker, parts: list[str], data: Data, columns: tuple[str, ...]) -> Examples:
     """Return chats: messages, or prompts and completions that are messages."""
     table = sieve.table
     others = [name for name in table if name not in columns]
@@ -210,7 +210,7 @@ def _texts(texts: list[str], completions: list[str] | None = None) -> Examples:
     return Examples(texts, lengths, [], _fingerprint(texts, ends), completions)
 
 
-def _labelled(sieve: Sieve, parts: list[str], data: Data, task: TaskName) -> Examples:
+def _labelled(sieve: RowChecker, parts: list[str], data: Data, task: TaskName) -> Examples:
     table = sieve.table
     text_column, pair_column, label_column = _columns(table, data)
     names = table.classes.get(label_column)
@@ -255,7 +255,7 @@ def _refuse_lost_header(table: Table, data: Data, label_column: str) -> None:
         )
 
 
-def _classes(sieve: Sieve, column: str) -> list[labels.Class | None]:
+def _classes(sieve: RowChecker, column: str) -> list[labels.Class | None]:
     try:
         return labels.canonical(sieve.table[column], sieve.unfit)
     except ValueError as error:

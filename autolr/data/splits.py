@@ -1,4 +1,4 @@
-"""Three splits: *train*, *select* (pruning, choosing) and *confirm* (the numbers a user is told)."""
+"""Three splits: *train*, *validation* (pruning, choosing) and *test* (the numbers a user is told)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from autolr.errors import DataError
 from autolr.schema.data import Data
 
 # The first of these that holds a text keeps it; it is left out of the others.
-KEEPERS = ("confirm", "select", "train")
+KEEPERS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
 class Splits:
     """Indices into the examples; disjoint, and together all of them but those the notices tell of.
 
-    No text stands in two splits, so nothing learned by heart helps on select or confirm.
+    No text stands in two splits, so nothing learned by heart helps on validation or test.
     """
 
     train: list[int]
-    select: list[int]
-    confirm: list[int]
+    validation: list[int]
+    test: list[int]
     notices: tuple[str, ...] = ()
 
 
 def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
     """Split the examples, stratified by label; a text, or a pair, that occurs twice stays on one side.
 
-    A split that the data names is taken as it is, at most `data.most` of its examples; the others are cut from
+    A split that the data names is taken as it is, at most `data.max_eval_samples` of its examples; the others are
+    cut from
     *train*.
 
     Raises:
@@ -42,13 +43,17 @@ def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
     groups, notices = _groups(examples)
     rng = np.random.default_rng([seed, 7])
     total = sum(len(group) for group in groups["train"])
-    most = data.most / max(1, total)
-    share = {name: 0.0 if name in named else min(getattr(data, name), most) for name in ("select", "confirm")}
-    parts: dict[str, list[int]] = {"train": [], "select": [], "confirm": []}
+    most = data.max_eval_samples / max(1, total)
+    share = {name: 0.0 if name in named else min(getattr(data, name), most) for name in ("validation", "test")}
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for name in sorted(named):
-        parts[name] = _at_most(groups[name], data.most, rng)
+        parts[name] = _at_most(groups[name], data.max_eval_samples, rng)
         left = sum(len(group) for group in groups[name]) - len(parts[name])
-        notices += [f"{name}: {left:,} examples above data.most ({data.most:,}) are left out"] if left else []
+        notices += (
+            [f"{name}: {left:,} examples above data.max_eval_samples ({data.max_eval_samples:,}) are left out"]
+            if left
+            else []
+        )
     small = []
     for stratum, texts in _by_stratum(groups["train"], examples.strata).items():
         if len(texts) < 3 - len(named):
@@ -56,15 +61,15 @@ def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
             small.append(f"{name!r} has {len(texts)}")
             continue
         order = rng.permutation(len(texts))
-        confirm, select = (
-            0 if name in named else max(1, round(share[name] * len(texts))) for name in ("confirm", "select")
+        test, validation = (
+            0 if name in named else max(1, round(share[name] * len(texts))) for name in ("test", "validation")
         )
-        confirm = min(confirm, len(texts) - 1 - bool(select))
-        select = min(select, len(texts) - confirm - 1)
+        test = min(test, len(texts) - 1 - bool(validation))
+        validation = min(validation, len(texts) - test - 1)
         bounds = {
-            "confirm": (0, confirm),
-            "select": (confirm, confirm + select),
-            "train": (confirm + select, None),
+            "test": (0, test),
+            "validation": (test, test + validation),
+            "train": (test + validation, None),
         }
         for name, (start, end) in bounds.items():
             parts[name] += [index for position in order[start:end] for index in texts[position]]
@@ -72,7 +77,7 @@ def split(examples: Examples, data: Data, batch_size: int, seed: int) -> Splits:
         raise DataError(
             f"{where}: each class needs at least {3 - len(named)} different texts to train on, but {', '.join(small)}"
         )
-    for name in ("select", "confirm"):
+    for name in ("validation", "test"):
         if len(parts[name]) < 2:
             raise DataError(f"{where}: {name} is left with {len(parts[name])} examples; give it more")
     if len(parts["train"]) < batch_size:

@@ -23,11 +23,11 @@ _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
 
 def read(data: Data) -> tuple[Table, list[str]]:
-    """Read the table of a study, with the splits it names for *select* and *confirm* below it.
+    """Read the table of a study, with the splits it names for *validation* and *test* below it.
 
     Returns:
-        The columns; and of each row the part it belongs to (`select`, `confirm`, or `train`, which select and confirm
-        are cut from if they have no split of their own).
+        The columns; and of each row the part it belongs to (`validation`, `test`, or `train`, which validation and
+        test are cut from if they have no split of their own).
 
     Raises:
         DataError: something cannot be read, or the parts have not the same columns.
@@ -49,7 +49,7 @@ def read(data: Data) -> tuple[Table, list[str]]:
 def _read_parts(data: Data) -> tuple[Table, list[str]]:
     table = _read(data, data.split)
     parts = ["train"] * table.rows
-    for part, split in (("select", data.select_split), ("confirm", data.confirm_split)):
+    for part, split in (("validation", data.validation_split), ("test", data.test_split)):
         if split is None:
             continue
         if split == data.split:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from autolr.data.batches import IGNORED, Labels, predicting
-from autolr.metrics import METRICS, Function, called, imported, metrics_of
 from autolr.schema.data import LANGUAGE, MetricName, TaskName
+from autolr.schema.metrics import METRICS, Function, called, imported, metrics_of
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Language(Task):
     """The next token, wherever it is one that is learned: of a completion, or of the whole text.
 
     Logits are those of the learned tokens alone, [learned, vocabulary], row after row (see
-    `autolr.model.labelled`); labels are token ids [rows, tokens], `IGNORED` where nothing is learned.
+    `autolr.model.sparse_logits`); labels are token ids [rows, tokens], `IGNORED` where nothing is learned.
 
     An example's loss is the mean over its learned tokens, so that each counts once where candidates are compared. A
     step trains on the mean over all learned tokens of its batch, which is transformers' own loss.

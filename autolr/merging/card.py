@@ -8,10 +8,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from autolr import display
+from autolr.finetune.card import loading
 from autolr.merging.result import MergeResult, row
-from autolr.recipe import Recipe
 from autolr.schema.data import LANGUAGE
-from autolr.train.card import loading
+from autolr.schema.recipe import Recipe
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 

@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import Field
 
 from autolr import display
-from autolr.documents import Document
-from autolr.recipe import Interval
 from autolr.schema.data import TaskName
+from autolr.schema.recipe import Interval
+from autolr.schema.yaml_io import Document
 
 REPORT = "merge.json"
 

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import fused, whole
+from autolr.model import full_matrices, fused_peft
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.projections import Site, by_module
 from autolr.schema.space import MethodKind, Targets
@@ -110,9 +110,9 @@ def peft_model(
     for name, group in by_module(sites).items():
         layer = model.get_submodule(f"base_model.model.{name}")
         if kind == "full":
-            whole.train_rows(layer, group)
+            full_matrices.train_rows(layer, group)
         elif group[0].rows:
-            fused.split(layer, group, rank)
+            fused_peft.split(layer, group, rank)
     set_values(model, values)
     return model
 
@@ -150,7 +150,7 @@ def lora_config(backbone: Backbone, sites: Sequence[Site], rank: int, alpha: flo
     """Return the stock PEFT configuration of an adapter.
 
     On a fused module its rank is as many times as large as it has roles, and alpha so that the scale stays; see
-    `autolr.model.fused`.
+    `autolr.model.fused_peft`.
     """
     from peft import LoraConfig, TaskType
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autolr.errors import ModelError
-from autolr.model import calls, labelled, loading, outputs, placement, precision, projections
+from autolr.model import calls, loading, outputs, placement, precision, projections, sparse_logits
 from autolr.model.loading import Storage
 from autolr.model.projections import Projections
 from autolr.schema.data import TaskName
@@ -100,7 +100,7 @@ def load(
     wanted: Precision = "fp32",
     task: TaskName = "classification",
     attention: Attention = "auto",
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     *,
     trust_remote_code: bool = False,
 ) -> Backbone:
@@ -114,7 +114,7 @@ def load(
         wanted: precision of products with the frozen weights; see `autolr.model.precision`.
         task: what the head is for; `sft` and `lm` take the language model as it is.
         attention: how it is computed, as transformers names it.
-        checkpointing: keep the inputs of layers alone for the way back.
+        gradient_checkpointing: keep the inputs of layers alone for the way back.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -123,7 +123,9 @@ def load(
     """
     device = torch.device(device)
     if attention == "flash_attention_2" and device.type != "cuda":
-        raise ModelError(f"training.attention {attention}: runs on a GPU alone, not on {device}; take sdpa or auto")
+        raise ModelError(
+            f"training.attn_implementation {attention}: runs on a GPU alone, not on {device}; take sdpa or auto"
+        )
     checkpoint = loading.read_checkpoint(source, classes, task, attention, trust_remote_code)
     storage = loading.storage_of(checkpoint, wanted, device)
     model, missing, mismatched = loading.read_weights(checkpoint, storage)
@@ -136,7 +138,7 @@ def load(
     base.notes = (*notes, *base.notes)
     base.placed = storage.placed.reason if storage.placed else None
     base.precision = storage.precision
-    if checkpointing:
+    if gradient_checkpointing:
         checkpoint_layers(model, source)
     if not storage.quantized:  # bitsandbytes has put those on their device
         _put(base, storage)
@@ -178,7 +180,7 @@ def from_model(model: Any, tokenizer: Any, source: str, fresh: frozenset[str]) -
                 f"model {source!r}: reads a text in both directions, so it cannot learn to continue one; choose a "
                 "decoder, such as llama or qwen3, or task=classification"
             )
-        labelled.watch(model)
+        sparse_logits.watch(model)
         return Backbone(model, tokenizer, source, found, head=(), fresh=frozenset(), notes=notes)
     head = [
         name
@@ -227,7 +229,7 @@ def checkpoint_layers(model: Any, source: str) -> None:
     if not layers or not model.supports_gradient_checkpointing:
         raise ModelError(
             f"model {source!r}: transformers cannot checkpoint its family {model.config.model_type!r}; "
-            "set training.checkpointing=false"
+            "set training.gradient_checkpointing=false"
         )
     # Nothing is drawn inside, so there is no state of a generator to keep.
     model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})

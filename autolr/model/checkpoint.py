@@ -9,7 +9,7 @@ from typing import Any
 
 from autolr.data import demo
 from autolr.errors import ModelError
-from autolr.model import remote
+from autolr.model import remote_code
 from autolr.schema.data import LANGUAGE, TaskName
 
 
@@ -102,7 +102,7 @@ def auto_class(config: Any, task: TaskName, source: str, trust_remote_code: bool
     else:
         auto, known = AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         kind, remedy = "sequence-classification", "; search it with task=sft or task=lm, or"
-    if type(config) in known or (trust_remote_code and remote.names_own_code(config, auto.__name__)):
+    if type(config) in known or (trust_remote_code and remote_code.names_own_code(config, auto.__name__)):
         return auto
     raise ModelError(
         f"model {source!r}: transformers has no {kind} class for its family {config.model_type!r}{remedy} "

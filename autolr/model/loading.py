@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from autolr.errors import ModelError
-from autolr.model import calls, outputs, placement, precision, remote
+from autolr.model import calls, outputs, placement, precision, remote_code
 from autolr.model.checkpoint import auto_class, cannot_load, locate
 from autolr.model.placement import Placement
 from autolr.schema.data import LANGUAGE, TaskName
@@ -82,7 +82,7 @@ def read_checkpoint(
             setattr(config, option, value)
         auto = auto_class(config, task, source, trust_remote_code)
         if attention == "auto":
-            remote.check_config(config, source)
+            remote_code.check_config(config, source)
         else:
             config._attn_implementation = attention  # whatever its file says
         disable_dropout(config)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from autolr.errors import ModelError
-from autolr.model import layouts
-from autolr.model.layouts import Rows
+from autolr.model import families
+from autolr.model.families import Rows
 from autolr.schema.space import Role, Targets, roles_of
 
 # The names transformers gives to separate projections, family by family:
@@ -150,7 +150,7 @@ def find(model: nn.Module, name: str, called: Collection[str] | None = None) -> 
     mlps = [
         Site(path, "mlp", *_shape(module))
         for path, module in model.named_modules()
-        if _is_matrix(module) and path not in taken and layouts.is_mlp(path)
+        if _is_matrix(module) and path not in taken and families.is_mlp(path)
     ]
     run, rest = _split(mlps, None if called is None else {_layer(path) for path in called}, _layer)
     left = _kinds(site.module for site in (*unused, *rest))
@@ -190,7 +190,7 @@ def _separate(module: nn.Module, path: str, config: Any) -> list[Site]:
             if not _is_matrix(matrix):  # no W_k of its own: nothing to freeze
                 continue
             d_in, d_out = _shape(matrix)
-            rows = layouts.gated(module, config, d_out) if role == "q" else None
+            rows = families.gated(module, config, d_out) if role == "q" else None
             full = ".".join(part for part in (path, names[role], "q" if rows else "") if part)
             sites.append(Site(full, role, d_in, rows.count if rows else d_out, rows))  # type: ignore[arg-type]
         return sites
@@ -198,14 +198,14 @@ def _separate(module: nn.Module, path: str, config: Any) -> list[Site]:
 
 
 def _fused(module: nn.Module, path: str, config: Any, name: str) -> list[Site]:
-    child = layouts.CHILDREN.get(str(getattr(config, "model_type", "")))
+    child = families.CHILDREN.get(str(getattr(config, "model_type", "")))
     matrix = getattr(module, child, None) if child else None
     # GPT-2's cross-attention reads its queries elsewhere.
     if not _is_matrix(matrix) or getattr(module, "is_cross_attention", False):
         return []
     d_in, total = _shape(matrix)
     try:
-        parts = layouts.fused(config, total)
+        parts = families.fused(config, total)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {path}.{child}: {error}") from None
     return [Site(f"{path}.{child}.{role}", role, d_in, rows.count, rows) for role, rows in parts.items()]  # type: ignore[arg-type]
@@ -214,12 +214,12 @@ def _fused(module: nn.Module, path: str, config: Any, name: str) -> list[Site]:
 def _output(model: nn.Module, path: str) -> list[Site]:
     """Return W_o of the attention module at `path`: a child of its own, or a sibling's as in BERT."""
     parent = path.rpartition(".")[0]
-    for full in (*(f"{path}.{child}" for child in layouts.OUTPUTS), f"{parent}.output.dense"):
+    for full in (*(f"{path}.{child}" for child in families.OUTPUTS), f"{parent}.output.dense"):
         try:
             matrix = model.get_submodule(full)
         except AttributeError:
             continue
-        if _is_matrix(matrix) and layouts.is_output(full):
+        if _is_matrix(matrix) and families.is_output(full):
             return [Site(full, "o", *_shape(matrix))]
     return []
 
@@ -228,7 +228,7 @@ def _experts(model: nn.Module) -> tuple[str, ...]:
     """Return what layers keep as one parameter for many matrices, kind by kind: `2 x mlp.experts.up_proj 4x32x16`."""
     kinds: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 3 and layouts.is_mlp(name):
+        if parameter.dim() == 3 and families.is_mlp(name):
             kind = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {'x'.join(str(size) for size in parameter.shape)}"
             kinds[kind] = kinds.get(kind, 0) + 1
     return tuple(f"{count} x {kind}" for kind, count in kinds.items())
@@ -258,6 +258,6 @@ def _nothing_found(model: nn.Module, name: str) -> str:
     family = getattr(getattr(model, "config", None), "model_type", "unknown")
     return (
         f"model {name!r}: no attention layer has query and value projections that AutoLR knows (separate: {known}; "
-        f"fused, of the families {', '.join(sorted(layouts.CHILDREN))}). It is of the family {family!r}; choose a "
+        f"fused, of the families {', '.join(sorted(families.CHILDREN))}). It is of the family {family!r}; choose a "
         f"model with W_q and W_v. Its modules:\n{listing}"
     )

@@ -9,8 +9,8 @@ from autolr.data.batches import TokenSet
 from autolr.data.tasks import Task
 from autolr.model.backbone import Backbone
 from autolr.pack.graphs import Graphs
+from autolr.pack.layout import ROLES
 from autolr.pack.pack import Pack
-from autolr.pack.rows import ROLES
 from autolr.schema.space import MethodKind, Role
 from autolr.schema.training import Training
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from autolr.errors import ModelError
 from autolr.model.adapters import frozen
 from autolr.model.backbone import Backbone
-from autolr.model.fused import stack
+from autolr.model.fused_peft import stack
 from autolr.model.projections import Site, by_module
 from autolr.schema.space import MethodKind, Role
 

@@ -40,18 +40,18 @@ from autolr.errors import RunError
 from autolr.model.adapters import check, initial_a, scaling, shapes
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.device import devices_of
-from autolr.model.labelled import forward, with_places
+from autolr.model.sparse_logits import forward, with_places
 from autolr.pack import retreat, scoring
 from autolr.pack.binding import Binding
-from autolr.pack.crew import Crew
 from autolr.pack.graphs import Graphs
 from autolr.pack.hooks import Hooks
+from autolr.pack.layout import Block, Layout
 from autolr.pack.memory import give_back, moved, release
 from autolr.pack.optimizers import DEFAULT
 from autolr.pack.row_block import RowBlock
-from autolr.pack.rows import Block, Layout
 from autolr.pack.schedule import schedule_factor
 from autolr.pack.slots import Slot, SlotConfig
+from autolr.pack.thread_pool import ThreadPool
 from autolr.schema.space import MethodKind, Role
 from autolr.schema.training import Training
 
@@ -153,7 +153,7 @@ class Pack:
         self._pending: list[tuple[list[Slot], Tensor]] = []
         self._passes = 0
         most = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self.crew = Crew(min(passes or most, -(-capacity // self.together)))
+        self.crew = ThreadPool(min(passes or most, -(-capacity // self.together)))
         self.hooks = Hooks(backbone, sites, self.kinds, dtype)
         self.binding = Binding(self.hooks, self.block)
 

@@ -17,10 +17,10 @@ from autolr.data.batches import TokenSet
 from autolr.data.tasks import Task
 from autolr.errors import RunError
 from autolr.pack import scoring
-from autolr.pack.crew import Crew
 from autolr.pack.memory import is_out_of_memory, release
 from autolr.pack.scoring import Scored
 from autolr.pack.slots import Slot
+from autolr.pack.thread_pool import ThreadPool
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Retreating(Scored, Protocol):
 
     slots: list[Slot]
     thrifty: bool
-    crew: Crew
+    crew: ThreadPool
 
     def groups(self, count: int) -> list[slice]:
         """Return the places of slots that share a pass."""

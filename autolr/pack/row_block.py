@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from autolr.pack.layout import Layout
 from autolr.pack.memory import to_device
 from autolr.pack.optimizers import row_optimizer
 from autolr.pack.row_optimizer import Rates
-from autolr.pack.rows import Layout
 from autolr.schema.training import Training
 
 # The running average of a slot's weights gives step t the weight (c + 1) / (t + c).

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from autolr.pack.layout import Block, Layout
 from autolr.pack.memory import to_device
-from autolr.pack.rows import Block, Layout
 from autolr.schema.training import Training
 
 # Numbers that a step of all rows holds in memory beside the buffers: 64 MiB in float32.
@@ -100,10 +100,10 @@ class RowOptimizer(ABC):
         for is_trained, (block, columns) in zip(on_device, self.layout.blocks.items(), strict=False):
             if min(rates[block]) < 0:
                 grad[:, columns].mul_(is_trained)
-        if self.training.clip_norm is not None:
+        if self.training.max_grad_norm is not None:
             torch.linalg.vector_norm(grad, dim=1, keepdim=True, out=norm)
             # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
-            grad.mul_(norm.add_(1e-6).reciprocal_().mul_(self.training.clip_norm).clamp_(max=1.0))
+            grad.mul_(norm.add_(1e-6).reciprocal_().mul_(self.training.max_grad_norm).clamp_(max=1.0))
         self.move_rows(grad, on_device[len(rates) :], scratch)
 
     def shrink(self) -> bool:

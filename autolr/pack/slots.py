@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autolr.candidate import Candidate
-from autolr.pack.rows import Block
+from autolr.pack.layout import Block
+from autolr.schema.candidate import Candidate
 from autolr.schema.space import MethodKind, Role
 
 

@@ -6,15 +6,15 @@ import html
 from pathlib import Path
 from typing import Any
 
-from autolr import documents
+from autolr.abtest.comparison import Comparison
 from autolr.report.figures.style import GREY, add_intervals, blank
 from autolr.report.page import fill, section
-from autolr.search.comparison import Comparison
+from autolr.schema import yaml_io
 
 
 def write_comparison(found: Comparison, path: str | Path) -> Path:
     """Write one self-contained page about a comparison, and return its file."""
-    documents.write_text(Path(path), render(found))
+    yaml_io.write_text(Path(path), render(found))
     return Path(path)
 
 
@@ -26,7 +26,7 @@ def render(found: Comparison) -> str:
 def gains(found: Comparison) -> Any:
     """Gain of each arm over the first, with its interval; dotted: the smallest difference that matters."""
     labels = [html.escape(pair.label) for pair in found.pairs]
-    drawn = blank("confirm loss below the first's", "", 120 + 60 * len(labels))
+    drawn = blank("test loss below the first's", "", 120 + 60 * len(labels))
     add_intervals(drawn, [pair.gain for pair in found.pairs], labels, labels)
     for edge in (-found.worth, found.worth):
         drawn.add_vline(x=edge, line={"color": GREY, "dash": "dot", "width": 1})
@@ -35,7 +35,7 @@ def gains(found: Comparison) -> Any:
 
 def _gains(found: Comparison) -> dict[str, Any]:
     text = (
-        f"Paired differences on confirm. Right of the middle line an arm is better than {found.arms[0].label}; "
+        f"Paired differences on test. Right of the middle line an arm is better than {found.arms[0].label}; "
         "between the outer lines a difference does not matter."
     )
     return section("gains", "Differences", gains(found), text)

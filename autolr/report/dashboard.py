@@ -24,11 +24,11 @@ from optuna.study import Study
 from optuna.study._frozen import FrozenStudy
 
 from autolr import display
-from autolr.candidate import Candidate
 from autolr.errors import AutoLRError, RunError
 from autolr.report.figures import FIGURES
-from autolr.search.folder import RunFolder
-from autolr.search.result import SearchResult
+from autolr.rundir.folder import RunFolder
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
 
 # Seconds between looks at a run that may still be searching.
 EVERY = 10.0
@@ -276,13 +276,13 @@ def _note(result: SearchResult) -> str:
     lines += ["## Verdict", "", plain(evidence.verdict), "", "## Recipe", ""]
     lines += [f"- {plain(recipe.candidate.describe())}", f"- {plain(recipe.rates.describe())}", ""]
     if evidence.finals:
-        rows = [[score, display.loss(score.chosen_by), display.loss(score.confirm_loss)] for score in evidence.finals]
-        lines += ["## At the end of the full run", "", *_table([evidence.finals_by, "confirm loss"], rows), ""]
+        rows = [[score, display.loss(score.chosen_by), display.loss(score.test_loss)] for score in evidence.finals]
+        lines += ["## At the end of the full run", "", *_table([evidence.finals_by, "test loss"], rows), ""]
     rows = [
-        [score, display.loss(score.confirm_loss), plain(display.gap(score.gain.mean)) if score.gain else "winner"]
+        [score, display.loss(score.test_loss), plain(display.gap(score.gain.mean)) if score.gain else "winner"]
         for score in evidence.scores
     ]
-    return "\n".join([*lines, "## Confirmed", "", *_table(["confirm loss", "above the winner"], rows)])
+    return "\n".join([*lines, "## Confirmed", "", *_table(["test loss", "above the winner"], rows)])
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> Iterator[str]:
@@ -304,14 +304,12 @@ def _trial_notes(result: SearchResult) -> dict[int, str]:
             what = f"{one.label}: at {stage} of the full run held-out loss {display.loss(one.held_out_loss)}"
             notes.setdefault(one.candidate, []).append(what)
     for score in evidence.finals:
-        what = f"{score.label}: at the end of the full run confirm loss {display.loss(score.confirm_loss)}"
+        what = f"{score.label}: at the end of the full run test loss {display.loss(score.test_loss)}"
         notes.setdefault(score.candidate, []).append(what)
     for score in evidence.scores:
         what = "the winner" if score.gain is None else f"{display.gap(score.gain.mean)} above the winner"
         notes.setdefault(score.candidate, [score.label])
-        notes[score.candidate].append(
-            f"confirm loss {display.loss(score.confirm_loss)} after a trial's steps, {what}"
-        )
+        notes[score.candidate].append(f"test loss {display.loss(score.test_loss)} after a trial's steps, {what}")
     trials = {trial.candidate: trial.number for trial in reversed(result.trials)}
     return {trials[one]: plain("; ".join(parts)) for one, parts in notes.items() if one in trials}
 

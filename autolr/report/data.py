@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from autolr.candidate import Candidate
+from autolr.rundir.folder import RunFolder
+from autolr.rundir.records import Record, TrialRecord, by_candidate
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
 from autolr.schema.space import has_ratio
-from autolr.search.encoding import Encoding
-from autolr.search.folder import RunFolder
-from autolr.search.records import Record, TrialRecord, by_candidate
-from autolr.search.result import SearchResult
-from autolr.search.surrogate import Surrogate
+from autolr.tuner.propose.encoding import Encoding
+from autolr.tuner.propose.surrogate import Surrogate
 
 SMOOTHING = 0.15
 # Between two sittings nothing runs: a longer pause is drawn as one so long, in seconds.

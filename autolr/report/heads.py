@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autolr import documents
-from autolr.heads import Heads, Look
+from autolr.insight.heads import Heads, Look
 from autolr.report.figures import heads as figures
 from autolr.report.page import fill, section
+from autolr.schema import yaml_io
 
 _ACTIVATION = (
     "Each field is a head: the mean over samples of its activation <O, dL/dO> ({kind}), which equals the sum of its "
@@ -18,7 +18,7 @@ _ACTIVATION = (
 
 def write_heads(found: Heads, path: str | Path) -> Path:
     """Write one self-contained page about attention heads, and return its file."""
-    documents.write_text(Path(path), render(found))
+    yaml_io.write_text(Path(path), render(found))
     return Path(path)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from autolr.errors import AutoLRError, RunError
 from autolr.report.figures import FIGURES
 from autolr.report.figures.style import CARD, INK, THEMES
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 Format = Literal["png", "svg"]
 WIDTH = 960

@@ -10,12 +10,13 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from autolr import display, documents
+from autolr import display
 from autolr.report import data
 from autolr.report.figures import FIGURES, style
 from autolr.report.figures.registry import Figure
-from autolr.search import records
-from autolr.search.result import SearchResult
+from autolr.rundir import records
+from autolr.rundir.result import SearchResult
+from autolr.schema import yaml_io
 
 
 def write_report(result: SearchResult, path: str | Path | None = None) -> Path:
@@ -29,7 +30,7 @@ def write_report(result: SearchResult, path: str | Path | None = None) -> Path:
         The file written.
     """
     target = Path(path) if path is not None else result.folder / "report.html"
-    documents.write_text(target, render(result))
+    yaml_io.write_text(target, render(result))
     return target
 
 
@@ -45,7 +46,7 @@ def render(result: SearchResult) -> str:
         verdict=verdict.removesuffix(".") + "." if verdict else "",
         more=more,
         recipe_yaml=recipe.model_copy(update={"evidence": None}).to_yaml() if recipe else "",
-        study_yaml=documents.to_yaml(result.study.model_dump(mode="json")),
+        study_yaml=yaml_io.to_yaml(result.study.model_dump(mode="json")),
         counts={name: sum(t.outcome == name for t in ended) for name in records.ENDED},
         ended=ended,
         by_ratio=data.ratio_matters(result),
@@ -103,6 +104,6 @@ def _section(figure: Figure, result: SearchResult) -> dict[str, Any]:
 def _train(result: SearchResult) -> dict[str, Any] | None:
     found = data.full_run(result)
     try:
-        return {"confirm": found["confirm"], "best_step": found["best_step"], "steps": found["steps"]}
+        return {"test": found["test"], "best_step": found["best_step"], "steps": found["steps"]}
     except KeyError:
         return None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from autolr.documents import Document
+from autolr.schema.yaml_io import Document
 
 
 def _seconds(value: Any) -> Any:

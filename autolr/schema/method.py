@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from autolr.documents import Document
 from autolr.schema.space import MethodKind, Rate, one_as_list
+from autolr.schema.yaml_io import Document
 
 
 class Method(Document):
@@ -19,7 +19,7 @@ class Method(Document):
         description="lora; rslora: scaled by alpha / sqrt(rank); dora: the length of each row learns by itself; "
         "several are compared in one search. full: the matrices themselves",
     )
-    alpha: float = Field(
+    lora_alpha: float = Field(
         16.0,
         gt=0,
         allow_inf_nan=False,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from autolr import documents
 from autolr.errors import DocumentError
+from autolr.schema import yaml_io
 
 
 def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
@@ -23,7 +23,7 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
             problems.append(f"{override!r} is not of the form key=value, such as space.rank=[8,16]")
             continue
         try:
-            parsed = documents.parse(value, override)
+            parsed = yaml_io.parse(value, override)
         except DocumentError:
             problems.append(f"{override!r}: {value!r} is not a YAML value")
             continue

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from autolr.documents import Document
+from autolr.schema.yaml_io import Document
 
 Role = Literal["q", "k", "v", "o", "mlp", "head"]
 # What is trained beside the head: W_q, W_k, W_v, the output projection W_o; all of them and the MLP's matrices.
@@ -79,7 +79,7 @@ class Space(Document):
     rank: Annotated[list[Rank], BeforeValidator(one_as_list)] = Field(
         [4, 8, 16], min_length=1, description="of adapters; method.kind full has none"
     )
-    rho: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
+    loraplus_lr_ratio: Annotated[Range | list[Ratio], BeforeValidator(_rate_choice)] = Field(
         [1.0], description="LoRA+: ρ = lr_B / lr_A, the rate of every B by that of its A"
     )
     targets: Annotated[list[Targets], BeforeValidator(one_as_list)] = Field(
@@ -91,7 +91,7 @@ class Space(Document):
 
     @model_validator(mode="after")
     def _sound(self) -> Space:
-        for name, limit in (("lr_v", 10.0), ("ratio", 1e4), ("rho", 1e4)):
+        for name, limit in (("lr_v", 10.0), ("ratio", 1e4), ("loraplus_lr_ratio", 1e4)):
             value = getattr(self, name)
             if isinstance(value, Range) and value.high > limit:
                 raise ValueError(f"{name}.high ({value.high:g}) is above {limit:g}")

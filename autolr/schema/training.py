@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from autolr.documents import Document
+from autolr.schema.yaml_io import Document
 
 Precision = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -33,19 +33,23 @@ class Training(Document):
 
     batch_size: int = Field(16, ge=1, le=2**20, description="examples per optimizer step, over all devices")
     horizon: Horizon = Horizon(epochs=3.0)
-    schedule: Literal["linear", "constant"] = Field("linear", description="linear: down to 0 at the last step")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which rates rise from 0")
+    lr_scheduler_type: Literal["linear", "constant"] = Field(
+        "linear", description="linear: down to 0 at the last step"
+    )
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps over which rates rise from 0")
     weight_decay: float = Field(0.0, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null: none")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null: none")
     precision: Precision = Field(
         "auto",
         description="of products with frozen weights; auto: bf16 where the device is fast at it, else fp32; int8 and "
         "nf4: weights are kept in 8 or 4 bits by bitsandbytes",
     )
-    attention: Attention = Field("auto", description="how attention is computed; auto: as transformers chooses")
-    checkpointing: bool = Field(
+    attn_implementation: Attention = Field(
+        "auto", description="how attention is computed; auto: as transformers chooses"
+    )
+    gradient_checkpointing: bool = Field(
         False, description="keep the inputs of layers alone and compute the rest once more: less memory, more time"
     )
 

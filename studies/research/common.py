@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolr.analysis import pattern
-from autolr.analysis.pattern import Pattern
 from autolr.data.batches import TokenSet
 from autolr.data.sources import Examples
 from autolr.data.tasks import task_of
+from autolr.insight import activations
+from autolr.insight.activations import Pattern
 from autolr.model import adapters, backbone
 from autolr.model.backbone import Backbone, fresh_head
 from autolr.model.quiet import quiet
@@ -21,9 +21,9 @@ from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.schema.data import TaskName
 from autolr.schema.space import Targets
+from autolr.schema.study import Study
 from autolr.schema.training import Training
-from autolr.search.setting import Setting, read_setting
-from autolr.study import Study
+from autolr.tuner.setting import Setting, read_setting
 from studies import STUDIES
 from studies.research.oracle import sections as debian
 
@@ -59,7 +59,11 @@ def train(
         weights, where that is given.
     """
     kept: list[dict[int, Values]] = [{} for _ in configs]
-    options: dict[str, Any] = {"capacity": len(configs), "max_rank": max(c.rank for c in configs), "alpha": alpha}
+    options: dict[str, Any] = {
+        "capacity": len(configs),
+        "max_rank": max(c.rank for c in configs),
+        "lora_alpha": alpha,
+    }
     with Pack(base, training, task, data, **options) as pack:
         slots = [pack.admit(config) for config in configs]
         for step in range(max(config.length for config in configs) + 1):
@@ -80,12 +84,12 @@ def look(
         with torch.no_grad():
             for name, value in fresh_head(base, config.seed).items():
                 base.head_parameters()[name].copy_(value)
-        return pattern.measure(base, task, data)
+        return activations.measure(base, task, data)
     kept = {name: p.detach().clone() for name, p in base.head_parameters().items()}
     model = adapters.peft_model(base, targets, config.rank, 16.0, config.seed, config.kind)
     try:
         adapters.set_values(model, values)
-        return pattern.measure(base, task, data, model)
+        return activations.measure(base, task, data, model)
     finally:
         base.model = model.unload().eval().requires_grad_(False)
         with torch.no_grad():
@@ -108,10 +112,10 @@ def labelled(texts: list[str], labels: list[int], names: list[str], base: Backbo
 
 def completions(prompts: list[str], ends: list[str], base: Backbone, length: int) -> TokenSet:
     """Return prompts with their completions as tokens of which the completions are learned."""
-    from autolr.data import language
+    from autolr.data import lm_labels
 
     sizes = [float(len(p) + len(e)) for p, e in zip(prompts, ends, strict=True)]
-    ids, labels = language.tokenize(Examples(prompts, sizes, [], "", ends, task="sft"), base.tokenizer, length)
+    ids, labels = lm_labels.tokenize(Examples(prompts, sizes, [], "", ends, task="sft"), base.tokenizer, length)
     return TokenSet(ids, labels, int(base.tokenizer.pad_token_id))
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from autolr import cli
-from autolr.cli import studies
-from autolr.search import view
-from autolr.search.result import SearchResult
-from autolr.study import Study
+from autolr.cli import resolve
+from autolr.progress import table
+from autolr.rundir.result import SearchResult
+from autolr.schema.study import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,7 +180,7 @@ point = "--lr-v 1e-3 --ratio 4 --rank 8".split()
 for words in (["ls"], ["runs", "none"], ["watch", "none"], ["report", "none"], ["predict", "none", *point]):
     with contextlib.suppress(SystemExit):
         cli.main(words)
-    assert sys.modules.keys() >= {"autolr.search.folder"} or words == ["ls"], words  # it has begun to work
+    assert sys.modules.keys() >= {"autolr.rundir.folder"} or words == ["ls"], words  # it has begun to work
     assert "torch" not in sys.modules, words
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -196,7 +196,7 @@ def test_what_fails_because_of_ctrl_c_is_ctrl_c(pressed, study_file, in_folder, 
         finally:
             raise RuntimeError("the lock was not held")
 
-    monkeypatch.setattr(importlib.import_module("autolr.search.run"), "search", broken)
+    monkeypatch.setattr(importlib.import_module("autolr.tuner.run"), "search", broken)
     with pytest.raises(SystemExit) as stop:
         cli.main(["search", str(study_file), "--out", str(in_folder / "run"), "--plain"])
     said = capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_two_searches_in_one_folder(study_file, in_folder):
 
 
 def test_a_full_disk_is_said_so(study_file, in_folder, monkeypatch, capsys):
-    from autolr.search import records
+    from autolr.rundir import records
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "curves.jsonl")
@@ -240,14 +240,14 @@ def test_a_full_disk_is_said_so(study_file, in_folder, monkeypatch, capsys):
 
 
 def test_own_data_without_a_study_is_a_study_of_its_own(reviews, model_folders):
-    study = studies.resolve([], {"data.source": reviews, "model": model_folders["bert"]}, None)
+    study = resolve.resolve([], {"data.source": reviews, "model": model_folders["bert"]}, None)
     assert study.name == "reviews" and study.data.source == reviews and study.data.text_column is None
-    default = studies.resolve([], {"seed": 3}, None)
+    default = resolve.resolve([], {"seed": 3}, None)
     assert default.name == "sentiment" and default.seed == 3
     assert isinstance(default, Study)
 
 
 def test_spark_lines():
-    assert view.spark([1, 2, 3, 4], 4) == "▁▃▆█"
-    assert view.spark([], 4) == "" and view.spark([float("nan")], 4) == ""
-    assert len(view.spark(list(range(100)), 12)) == 12
+    assert table.spark([1, 2, 3, 4], 4) == "▁▃▆█"
+    assert table.spark([], 4) == "" and table.spark([float("nan")], 4) == ""
+    assert len(table.spark(list(range(100)), 12)) == 12

@@ -12,12 +12,12 @@ import sys
 import pytest
 import yaml
 
-from autolr.cli import cp as cp_verb
-from autolr.cli import studies
-from autolr.cli.init import commented
-from autolr.foreign.export import TOOLS
-from autolr.search.run import search
-from autolr.study import Study
+from autolr.cli import resolve
+from autolr.cli.verbs import cp as cp_verb
+from autolr.cli.verbs.init import commented
+from autolr.integrations.registry import TOOLS
+from autolr.schema.study import Study
+from autolr.tuner.run import search
 from tests.cli.test_cli import apart, autolr
 
 
@@ -78,18 +78,18 @@ def test_init_from_a_set_up(in_folder, reviews):
     text = (in_folder / "study.yaml").read_text(encoding="utf-8")
     assert "## not taken over: dropout 0.1" in text
     study = Study.load("study.yaml")
-    assert study.space.rank == [4, 8, 16] and study.method.alpha == 32 and study.model == "a/model"
+    assert study.space.rank == [4, 8, 16] and study.method.lora_alpha == 32 and study.model == "a/model"
 
 
 def test_ls_and_cp(in_folder):
     listed = json.loads(autolr("ls", "--json").stdout)
-    assert [row["name"] for row in listed] == list(studies.shipped())
+    assert [row["name"] for row in listed] == list(resolve.shipped())
     assert all(row["model"] and row["about"] and row["trials"] > 0 for row in listed)
     said = autolr("ls").stdout
     assert all(row["name"] in said for row in listed)
     for row in listed:
         cp_verb.cp(row["name"], None)
-        shipped, _ = studies.load(row["name"])
+        shipped, _ = resolve.load(row["name"])
         assert Study.load(f"{row['name']}.yaml").identity() == shipped.identity()
     done = autolr("cp", "sentiment")
     assert done.returncode == 2 and "sentiment.yaml: this file exists" in done.stderr

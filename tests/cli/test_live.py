@@ -17,9 +17,9 @@ from rich.live import Live
 from autolr import cli
 from autolr.cli.live import Screen, is_live
 from autolr.cli.output import fold
-from autolr.search.run import search
-from autolr.search.state import Best, SlotState, State
-from autolr.search.view import View, spell
+from autolr.progress.state import Best, SlotState, State
+from autolr.progress.table import View, spell
+from autolr.tuner.run import search
 
 SLOTS = [
     SlotState(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autolr import cli
-from autolr.testing import kit
+from autolr.conformance import kit
 from tests import tiny
 from tests.conftest import tokenizer_with
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autolr.data import cache, language, sources
+from autolr.data import cache, lm_labels, sources
 from autolr.data.batches import IGNORED
-from autolr.data.prepared import prepare
+from autolr.data.pipeline import prepare
 from autolr.errors import DataError
 from autolr.schema.data import Data
 from studies.benchmarks.robustness import tokenizer_kinds as kinds
@@ -51,8 +51,8 @@ def load(path, rows: list[dict], **given) -> sources.Examples:
     return sources.load(Data(source=str(path), **given), "sft")
 
 
-def learn(path, rows: list[dict], tokenizer, length: int = 10_000, limit: int | None = None) -> language.Learned:
-    return language.learn(load(path, rows), tokenizer, length, limit)
+def learn(path, rows: list[dict], tokenizer, length: int = 10_000, limit: int | None = None) -> lm_labels.Learned:
+    return lm_labels.learn(load(path, rows), tokenizer, length, limit)
 
 
 def said(tokenizer, labels: list[int]) -> list[str]:
@@ -85,7 +85,7 @@ def test_a_prompt_and_its_completion_are_one_text(tokenizers, name, prompt, comp
     tokenizer = tokenizers[name]
     prompt, completion = (text.encode(errors="ignore").decode() for text in (f"q{prompt}", f"{completion}a"))
     examples = sources.Examples([prompt], [1.0], [], "f", pairs=[completion], task="sft")
-    ids, labels = (found[0] for found in language.tokenize(examples, tokenizer, 10_000))
+    ids, labels = (found[0] for found in lm_labels.tokenize(examples, tokenizer, 10_000))
     whole = tokenizer(prompt + completion, return_offsets_mapping=True)
     end = tokenizer.eos_token_id
     assert ids == [*whole["input_ids"][: len(ids) - 1], end]
@@ -101,11 +101,11 @@ def test_the_end_token_is_learned_where_it_pads_too(tokenizers):
     tokenizer = tokenizers["bytes, pad is eos"]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     examples = sources.Examples(["q"], [1.0], [], "f", pairs=[" yes"], task="sft")
-    ids, labels = language.tokenize(examples, tokenizer, 100)
+    ids, labels = lm_labels.tokenize(examples, tokenizer, 100)
     assert labels[0][-1] == ids[0][-1] == tokenizer.eos_token_id
     # A completion that has its end token gets no second one.
     again = sources.Examples(["q"], [1.0], [], "f", pairs=[f" yes{tokenizer.eos_token}"], task="sft")
-    assert language.tokenize(again, tokenizer, 100) == (ids, labels)
+    assert lm_labels.tokenize(again, tokenizer, 100) == (ids, labels)
 
 
 # Against TRL and transformers.
@@ -120,7 +120,7 @@ def test_prompts_and_completions_are_learned_as_trl_does(tokenizers):
             whole = data_utils._tokenize(tokenizer, prompt + completion + tokenizer.eos_token)["input_ids"]
             start = data_utils.common_prefix_length(first, whole)
             examples = sources.Examples([prompt], [1.0], [], "f", pairs=[completion], task="sft")
-            ids, labels = language.tokenize(examples, tokenizer, 100)
+            ids, labels = lm_labels.tokenize(examples, tokenizer, 100)
             assert ids[0] == whole
             assert labels[0] == [IGNORED] * start + whole[start:]
 
@@ -257,7 +257,7 @@ def test_other_forms_of_messages_are_the_same_chat(tokenizer, tmp_path):
     pd.DataFrame([{"messages": json.dumps(plain)}]).to_csv(tmp_path / "d.csv", index=False)
     for name in ("d.parquet", "d.csv"):
         examples = sources.load(Data(source=str(tmp_path / name)), "sft")
-        assert language.tokenize(examples, tokenizer, 100) == (wanted.ids, wanted.labels)
+        assert lm_labels.tokenize(examples, tokenizer, 100) == (wanted.ids, wanted.labels)
 
 
 def test_columns_that_a_chat_cannot_take_are_named(tokenizer, tmp_path):
@@ -276,7 +276,7 @@ def test_columns_that_a_chat_cannot_take_are_named(tokenizer, tmp_path):
         "1 of 1 examples have messages of the role 'function_call', which are written and not learned (row 1)",
         "1 of 1 examples have a system message in the chat and another in column 'system', which is not used (row 1)",
     )
-    assert said(tokenizer, language.tokenize(found, tokenizer, 100)[1][0]) == ["b<|im_end|>"]
+    assert said(tokenizer, lm_labels.tokenize(found, tokenizer, 100)[1][0]) == ["b<|im_end|>"]
 
 
 def test_of_a_prompt_of_messages_no_answer_is_learned(tokenizer, tmp_path):
@@ -353,7 +353,7 @@ def test_bad_chats_are_left_out_and_named_by_their_rows(tokenizer, tmp_path, mon
         {"role": "assistant", "content": "c"},
     ]
     examples = load(tmp_path / "d.jsonl", rows_of({2: None, 7: twice}))
-    data = Data(source=str(tmp_path / "d.jsonl"), select=0.2, confirm=0.2)
+    data = Data(source=str(tmp_path / "d.jsonl"), validation=0.2, test=0.2)
     for _ in range(2):  # anew, and from the cache
         found = prepare(examples, data, tokenizer, 4, 0)
         told = "\n".join(found.summary)
@@ -365,8 +365,8 @@ def test_bad_chats_are_left_out_and_named_by_their_rows(tokenizer, tmp_path, mon
             "1 of 59 examples left out: a chat that the model's chat template refuses: roles must alternate (row 8)"
             in told
         )
-        assert len(found.train) + len(found.select) + len(found.confirm) == 58
-        assert all(found.train.lengths()) and all(found.select.lengths()) and all(found.confirm.lengths())
+        assert len(found.train) + len(found.validation) + len(found.test) == 58
+        assert all(found.train.lengths()) and all(found.validation.lengths()) and all(found.test.lengths())
     with pytest.raises(DataError, match=r"20 of 60 rows have a chat that .* \(first: row 1\).*write the chats as"):
         learn(tmp_path / "d.jsonl", rows_of(dict.fromkeys(range(20), twice)), tokenizer)
 
@@ -397,7 +397,7 @@ def test_a_token_across_the_end_of_a_prompt_is_told(tokenizers):
     whole = tokenizer(" answer", return_offsets_mapping=True)["offset_mapping"]
     assert whole[0][1] > 3  # the word is a token, or nearly
     examples = sources.Examples(["the an"], [1.0], [], "f", pairs=["swer"], task="sft")
-    found = language.learn(examples, tokenizer, 100)
+    found = lm_labels.learn(examples, tokenizer, 100)
     expected = "a token that reaches from the prompt into the completion, and is learned with it"
     assert found.notices == (f"1 of 1 examples have {expected} (row 1)",)
 
@@ -426,5 +426,5 @@ def test_the_cache_knows_what_a_template_reads(tokenizer, tmp_path, monkeypatch)
         lengths.add(len(fresh.ids[0]))
     assert len(lengths) == 4
     monkeypatch.setattr(cache, "TOKENIZATION", 0)
-    monkeypatch.setattr(language, "learn", lambda *_: language.Learned([[7]], [[7]]))
+    monkeypatch.setattr(lm_labels, "learn", lambda *_: lm_labels.Learned([[7]], [[7]]))
     assert np.array_equal(cache.tokens(examples, tokenizer, 1000).ids, [[7]])

@@ -283,7 +283,7 @@ def test_classes_of_splits_are_matched_by_name(tmp_path):
         "test": named(["maybe", "yes", "no"], [*["no", "yes", "yes"] * 15, "-1", "maybe"], 100),
     }
     DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-    examples = sources.load(Data(source=str(tmp_path / "saved"), confirm_split="test"))
+    examples = sources.load(Data(source=str(tmp_path / "saved"), test_split="test"))
     words = [examples.classes[int(label)] for label in examples.labels]
     assert words == ["no", "yes"] * 40 + ["no", "yes", "yes"] * 15 and examples.classes == ["no", "yes"]
     assert sorted(examples.notices) == [
@@ -299,13 +299,13 @@ def test_words_of_a_file_are_matched_with_names(tmp_path, names):
     words = rows(label=lambda n: ["no", "yes", "yes"][n % 3])
     (tmp_path / "words.csv").write_text(words)
     for source, split in (("named.parquet", "words.csv"), ("words.csv", "named.parquet")):
-        examples = sources.load(Data(source=str(tmp_path / source), confirm_split=str(tmp_path / split)))
+        examples = sources.load(Data(source=str(tmp_path / source), test_split=str(tmp_path / split)))
         found = dict(zip(examples.texts, (examples.classes[int(label)] for label in examples.labels), strict=True))
         assert [found[f"text {n}"] for n in range(3)] == ["no", "yes", "yes"]
         assert [found[f"text {n}"] for n in (100, 101)] == ["no", "yes"]
     (tmp_path / "numbers.csv").write_text(rows())
     with pytest.raises(DataError, match="that train does not have"):  # whose 1 is it?
-        sources.load(Data(source=str(tmp_path / "named.parquet"), confirm_split=str(tmp_path / "numbers.csv")))
+        sources.load(Data(source=str(tmp_path / "named.parquet"), test_split=str(tmp_path / "numbers.csv")))
 
 
 def test_places_beyond_the_names_stay_without_one(tmp_path):
@@ -314,9 +314,7 @@ def test_places_beyond_the_names_stay_without_one(tmp_path):
     wrong = train.set_column(1, "label", pa.array([*[0, 1] * 59, 0, 2]))  # datasets itself would not write it
     pq.write_table(wrong.replace_schema_metadata(train.schema.metadata), tmp_path / "train.parquet")
     named(["no", "yes", "maybe"], [*["no", "yes"] * 20, "maybe"], 200).to_parquet(str(tmp_path / "test.parquet"))
-    examples = sources.load(
-        Data(source=str(tmp_path / "train.parquet"), confirm_split=str(tmp_path / "test.parquet"))
-    )
+    examples = sources.load(Data(source=str(tmp_path / "train.parquet"), test_split=str(tmp_path / "test.parquet")))
     assert examples.classes == ["no", "yes"]
     assert "a label in column 'label' that is none of the 3 classes (row 120)" in examples.notices[0]
 

@@ -88,7 +88,7 @@ def test_splits_are_disjoint_whole_stratified_and_share_no_text(tmp_path):
     data = write(tmp_path / "d.csv", table)
     examples = sources.load(data)
     parts = splits.split(examples, data, batch_size=8, seed=0)
-    rows = [parts.train, parts.select, parts.confirm]
+    rows = [parts.train, parts.validation, parts.test]
     assert sorted(sum(rows, [])) == list(range(300))
     texts = [{examples.texts[row] for row in part} for part in rows]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
@@ -111,9 +111,9 @@ def test_too_few_examples(tmp_path):
 def test_splits_of_a_large_set_are_no_larger_than_asked():
     texts = [f"text {number}" for number in range(4000)]
     examples = sources.Examples(texts, [number % 4 // 3 for number in range(4000)], ["a", "b"], "")
-    parts = splits.split(examples, Data(source="x", select=0.1, confirm=0.2, most=100), 8, 0)
-    assert (len(parts.select), len(parts.confirm), len(parts.train)) == (100, 100, 3800)
-    assert sum(examples.labels[row] for row in parts.select) == 25
+    parts = splits.split(examples, Data(source="x", validation=0.1, test=0.2, max_eval_samples=100), 8, 0)
+    assert (len(parts.validation), len(parts.test), len(parts.train)) == (100, 100, 3800)
+    assert sum(examples.labels[row] for row in parts.validation) == 25
 
 
 @pytest.mark.parametrize("names", [("sentence1", "sentence2"), ("premise", "hypothesis"), ("Question", "sentence")])
@@ -138,7 +138,7 @@ def test_a_pair_that_occurs_twice_stays_on_one_side(tmp_path):
     data = write(tmp_path / "d.csv", table)
     examples = sources.load(data)
     parts = splits.split(examples, data, 4, 0)
-    sides = [{examples.texts[row] for row in rows} for rows in (parts.train, parts.select, parts.confirm)]
+    sides = [{examples.texts[row] for row in rows} for rows in (parts.train, parts.validation, parts.test)]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
 
 
@@ -150,7 +150,7 @@ def test_numbers_of_a_regression(tmp_path):
     assert examples.classes == ["value"]
     parts = splits.split(examples, data, 4, 0)
     # Each part of the split sees low and high labels alike.
-    for rows in (parts.select, parts.confirm):
+    for rows in (parts.validation, parts.test):
         assert min(numbers[r] for r in rows) < 2 and max(numbers[r] for r in rows) > 3.5
 
 

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer
 
 from autolr.data import sources, splits
-from autolr.data.prepared import prepare
+from autolr.data.pipeline import prepare
 from autolr.errors import DataError
 from autolr.schema.data import Data
 
@@ -26,8 +26,8 @@ def test_a_folder_that_datasets_saved(tmp_path):
     examples = sources.load(Data(source=str(tmp_path / "set")))
     assert (examples.texts, examples.labels, examples.classes) == (ROWS["text"], ROWS["label"], ["no", "yes"])
     assert examples.parts is None
-    with pytest.raises(DataError, match="has no splits; confirm_split 'test' must be a file"):
-        sources.load(Data(source=str(tmp_path / "set"), confirm_split="test"))
+    with pytest.raises(DataError, match="has no splits; test_split 'test' must be a file"):
+        sources.load(Data(source=str(tmp_path / "set"), test_split="test"))
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="a folder that datasets has not saved"):
         sources.load(Data(source=str(tmp_path / "other")))
@@ -37,26 +37,26 @@ def test_splits_that_are_named_are_what_they_are(tmp_path):
     whole = {"train": part(0, 40), "validation": part(36, 50), "test": part(48, 60)}
     sets = {name: Dataset.from_dict(rows, features=NAMED) for name, rows in whole.items()}
     DatasetDict(sets).save_to_disk(tmp_path / "sets")
-    data = Data(source=str(tmp_path / "sets"), select_split="validation", confirm_split="test")
+    data = Data(source=str(tmp_path / "sets"), validation_split="validation", test_split="test")
     examples = sources.load(data)
     found = splits.split(examples, data, 4, 0)
-    texts = {name: [examples.texts[row] for row in getattr(found, name)] for name in ("train", "select", "confirm")}
+    texts = {name: [examples.texts[row] for row in getattr(found, name)] for name in ("train", "validation", "test")}
     assert (
         texts
         == {
             "train": ROWS["text"][:36],  # four are in validation too, which keeps them
-            "select": ROWS["text"][36:48],
-            "confirm": ROWS["text"][48:],
+            "validation": ROWS["text"][36:48],
+            "test": ROWS["text"][48:],
         }
     )
     assert sorted(found.notices) == [
         "select: 2 examples left out, since confirm has their texts",
         "train: 4 examples left out, since select has their texts",
     ]
-    with pytest.raises(DataError, match="no split 'dev' .data.select_split.; it has: train, validation, test"):
-        sources.load(data.model_copy(update={"select_split": "dev"}))
+    with pytest.raises(DataError, match="no split 'dev' .data.validation_split.; it has: train, validation, test"):
+        sources.load(data.model_copy(update={"validation_split": "dev"}))
     with pytest.raises(DataError, match="is what is trained on"):
-        sources.load(data.model_copy(update={"select_split": "train"}))
+        sources.load(data.model_copy(update={"validation_split": "train"}))
 
 
 def test_one_split_is_a_file_and_the_other_is_cut(tmp_path):
@@ -65,15 +65,15 @@ def test_one_split_is_a_file_and_the_other_is_cut(tmp_path):
     (tmp_path / "b.jsonl").write_text(
         "\n".join(json.dumps({"text": f"other {n}", "label": n % 2}) for n in range(30))
     )
-    data = Data(source=str(tmp_path / "a.json"), confirm_split=str(tmp_path / "b.jsonl"), select=0.2, most=10)
+    data = Data(source=str(tmp_path / "a.json"), test_split=str(tmp_path / "b.jsonl"), validation=0.2, most=10)
     examples = sources.load(data)
     found = splits.split(examples, data, 4, 0)
-    assert (len(found.train), len(found.select), len(found.confirm)) == (32, 8, 10)
-    assert all(examples.texts[row].startswith("other") for row in found.confirm)
-    assert found.notices == ("confirm: 20 examples above data.most (10) are left out",)
+    assert (len(found.train), len(found.validation), len(found.test)) == (32, 8, 10)
+    assert all(examples.texts[row].startswith("other") for row in found.test)
+    assert found.notices == ("confirm: 20 examples above data.max_eval_samples (10) are left out",)
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "x"}))
-    with pytest.raises(DataError, match="confirm_split .* lacks the columns label"):
-        sources.load(data.model_copy(update={"confirm_split": str(tmp_path / "c.jsonl")}))
+    with pytest.raises(DataError, match="test_split .* lacks the columns label"):
+        sources.load(data.model_copy(update={"test_split": str(tmp_path / "c.jsonl")}))
 
 
 def test_what_is_said_of_labels_and_lengths(tmp_path, model_folders):

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from autolr.data import cache, sources
-from autolr.data.prepared import prepare
+from autolr.data.pipeline import prepare
 from autolr.schema.data import Data
 from tests.conftest import CHAT, tokenizer_with
 

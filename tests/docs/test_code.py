@@ -17,13 +17,14 @@ import torch
 import yaml
 
 import autolr
-from autolr import cli, documents
-from autolr.cli import studies
-from autolr.pack import capacity
-from autolr.pack.capacity import Capacity
-from autolr.search.run import search
-from autolr.study import Study
-from autolr.train.run import train
+from autolr import cli
+from autolr.cli import resolve
+from autolr.finetune.run import train
+from autolr.pack import slot_count
+from autolr.pack.slot_count import Capacity
+from autolr.schema import yaml_io
+from autolr.schema.study import Study
+from autolr.tuner.run import search
 from tests.docs.pages import PAGES, ROOT, Block, blocks
 
 # What is begun elsewhere, waits, or needs a machine, an account or models that a test has not: it is parsed alone.
@@ -36,7 +37,7 @@ def unmeasured() -> Iterator[None]:
     """One thread and two slots, without trying more: that takes longest, and models so small are slower with two."""
     found = Capacity(slots=2, reason="as a test has it", peak_bytes=0, slot_bytes=0, free_bytes=0, rates={}, passes=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capacity, "measure", lambda *_: found)
+        patch.setattr(slot_count, "measure", lambda *_: found)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
@@ -94,7 +95,7 @@ def test_the_code_of_a_page_runs(page, reader, capsys, monkeypatch):
                 for line in block.code.splitlines():
                     run_command(block, line, capsys)
             elif block.language == "yaml":
-                documents.validate(Study, documents.parse(block.code, block.where), block.where)
+                yaml_io.validate(Study, yaml_io.parse(block.code, block.where), block.where)
             else:
                 raise AssertionError(f"{block.where}: nobody runs {block.language}")
         except ModuleNotFoundError as error:
@@ -148,7 +149,7 @@ def autolr_runs(block: Block, words: list[str], capsys) -> None:
     command.make_context(verb, list(rest))  # refuses what the verb does not know
     own = [word for word in rest if word in ("--model", "--out") or Path(word).is_file()]
     if verb == "search" and not own:
-        studies.resolve([word for word in rest[:1] if not word.startswith("-")], {}, None)
+        resolve.resolve([word for word in rest[:1] if not word.startswith("-")], {}, None)
         return
     if verb in PARSED_ALONE or any(word in NEEDS_MORE for word in rest):
         return

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from autolr.metrics import METRICS, metrics_of
 from autolr.schema.data import TaskName
+from autolr.schema.metrics import METRICS, metrics_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

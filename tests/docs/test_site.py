@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import autolr
-from autolr.foreign.export import TOOLS
-from autolr.recipe import Recipe
-from autolr.study import Study
+from autolr.integrations.registry import TOOLS
+from autolr.schema.recipe import Recipe
+from autolr.schema.study import Study
 from tests.docs.pages import PAGES, ROOT
 
 TROUBLE = ROOT / "docs" / "pages" / "troubleshooting.md"
@@ -57,7 +57,7 @@ def test_the_reference_holds_every_setting(site):
             assert re.search(rf"^{name}$", text, re.MULTILINE), name
             assert " ".join((field.description or "").split())[:60] in text
     study = text_of(site, "reference/study.html")
-    assert "space.ratio" in study and "training.horizon.steps" in study and "search.prior.rate" in study
+    assert "space.ratio" in study and "training.horizon.steps" in study and "search.warm_start.rate" in study
     assert "whole number, ≥ 2, ≤ 10,000,000" in study  # limits come along
 
 
@@ -111,7 +111,7 @@ def _texts(tree: ast.AST) -> Iterator[str]:
 
 
 def is_said(message: str) -> bool:
-    """Tell whether the code has a text with all parts of a message, in their order."""
+    """Return True if the code has a text with all parts of a message, in their order."""
     parts = [re.escape(part) for part in message.split("…") if part.strip()]
     pattern = re.compile(".*?".join(parts), re.DOTALL)
     return any(pattern.search(text) for text in _messages())

@@ -33,8 +33,8 @@ def test_weights_losses_and_scores_are_the_cpus(gpu, family):
 
 
 def test_layers_that_are_computed_again_in_autograds_thread_see_their_slots(gpu):
-    expected = trained("llama", "cpu", ("lora", "dora"), checkpointing=True)
+    expected = trained("llama", "cpu", ("lora", "dora"), gradient_checkpointing=True)
     assert apart(expected, trained("llama", "cpu", ("lora", "dora"))) < 1e-12
-    assert apart(expected, trained("llama", "cuda", ("lora", "dora"), checkpointing=True)) < 1e-12
-    expected = trained("gpt2/lm", "cpu", checkpointing=True)
-    assert apart(expected, trained("gpt2/lm", "cuda", checkpointing=True)) < 1e-12
+    assert apart(expected, trained("llama", "cuda", ("lora", "dora"), gradient_checkpointing=True)) < 1e-12
+    expected = trained("gpt2/lm", "cpu", gradient_checkpointing=True)
+    assert apart(expected, trained("gpt2/lm", "cuda", gradient_checkpointing=True)) < 1e-12

@@ -32,7 +32,7 @@ def same(found, expected) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4)
-    assert found.confirm["loss"] == pytest.approx(expected.confirm["loss"], abs=1e-4)
+    assert found.test["loss"] == pytest.approx(expected.test["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
@@ -55,7 +55,7 @@ def test_a_full_run_that_was_stopped_goes_on(gpu, recipe, on_cpu, tmp_path):
 def test_a_full_run_in_bf16_is_near_that_in_float32(gpu, recipe, on_cpu, tmp_path):
     half = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "bf16"})})
     found = autolr.train(half, tmp_path / "full", device="cuda")
-    assert found.confirm["loss"] == pytest.approx(on_cpu.confirm["loss"], abs=0.02)
+    assert found.test["loss"] == pytest.approx(on_cpu.test["loss"], abs=0.02)
 
 
 def test_a_card_that_a_search_has_filled_has_room_for_its_full_run(gpu, recipe, on_cpu, tmp_path):

@@ -7,23 +7,23 @@ import os
 import pytest
 import torch
 
+from autolr.finetune.distributed import Processes
 from autolr.model import placement
-from autolr.pack import capacity
-from autolr.search import workers
-from autolr.search.setting import choose_device
-from autolr.search.workers import LocalFleet, Order
-from autolr.train.processes import Processes
+from autolr.pack import slot_count
+from autolr.tuner.setting import choose_device
+from autolr.tuner.workers import local
+from autolr.tuner.workers.local import LocalPool, Order
 from tests.gpu.training import apart, base_on, config, pack_on, trained
 
 
-def measured(device: str, most: int = 2) -> capacity.Capacity:
+def measured(device: str, most: int = 2) -> slot_count.Capacity:
     """Measure a pack of a language model, whose passes are not recorded."""
     base = base_on("llama/lm", device, torch.bfloat16)
 
     def make(count, passes=None, graphs=False):
         return pack_on(base, "llama/lm", graphs=graphs, capacity=count, together=count)
 
-    return capacity.measure(make, config(0, 8), most)
+    return slot_count.measure(make, config(0, 8), most)
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["eager", "recorded"])
@@ -65,7 +65,7 @@ def test_little_memory_on_the_second_gpu_means_few_slots(make_gpu):
     choose_device("cuda:1")
     one = measured("cuda:1", 1)
     gpu.memories[1].limit = int(
-        (gpu.used(1) + 1.3 * one.peak_bytes) / capacity.USABLE_SHARE
+        (gpu.used(1) + 1.3 * one.peak_bytes) / slot_count.USABLE_SHARE
     )  # the first one has room
     few = measured("cuda:1", 4)
     assert few.slots == 1 and "memory" in few.reason
@@ -99,9 +99,9 @@ def test_each_worker_sees_its_own_gpu_alone(make_gpu, monkeypatch, tmp_path, see
     make_gpu(devices=3)
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    monkeypatch.setattr(local.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
     (tmp_path / "workers").mkdir()
-    fleet = LocalFleet(Order(tmp_path, workers.devices(3, None)))
+    fleet = LocalPool(Order(tmp_path, local.devices(3, None)))
     for place in range(fleet.size):
         fleet.start(place)
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started] == (seen.split(",") if seen else ["0", "1", "2"])

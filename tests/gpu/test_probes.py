@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from autolr.pack import capacity
+from autolr.pack import slot_count
 from tests import tiny
 from tests.gpu.training import base_on, config, pack_on
 
@@ -26,7 +26,7 @@ def make_for(family: str, dtype: torch.dtype = torch.bfloat16):
 @pytest.mark.parametrize("family", ["bert", "llama/lm"])
 def test_training_and_scoring_stay_below_the_peak_that_was_predicted(gpu, family):
     make = make_for(family)
-    found = capacity.measure(make, config(0, 8), 8, wanted=2)
+    found = slot_count.measure(make, config(0, 8), 8, wanted=2)
     assert gpu.peak() < found.peak_bytes / 2  # what follows has a peak of its own
     more = tiny.tokens(48, seed=1, learned=family != "bert")
     with make(2) as pack:
@@ -40,7 +40,7 @@ def test_training_and_scoring_stay_below_the_peak_that_was_predicted(gpu, family
 
 
 def test_passes_of_a_language_model_are_not_recorded_and_not_probed_so(gpu):
-    found = capacity.measure(make_for("llama/lm"), config(0, 8), 1)
+    found = slot_count.measure(make_for("llama/lm"), config(0, 8), 1)
     assert not found.graphs and "not recorded" in found.graphs_reason
     assert gpu.replayed == 0 and not any("graphs.py" in line for line in gpu.waits)
 
@@ -49,7 +49,7 @@ def test_passes_of_a_language_model_are_not_recorded_and_not_probed_so(gpu):
 def test_probes_leave_nothing_behind(gpu, family):
     make = make_for(family)
     before = gpu.used()
-    found = capacity.measure(make, config(0, 8), 1)
+    found = slot_count.measure(make, config(0, 8), 1)
     gc.collect()
     torch.cuda.empty_cache()
     assert gpu.used() == gpu.reserved() == before
@@ -62,9 +62,9 @@ def test_probes_leave_nothing_behind(gpu, family):
 
 def test_slots_are_as_many_as_the_card_holds(gpu):
     make = make_for("llama/lm")
-    two = capacity.measure(make, config(0, 8), 8, wanted=2)
-    gpu.limit = int((two.peak_bytes + 0.5 * two.slot_bytes) / capacity.USABLE_SHARE)
-    found = capacity.measure(make, config(0, 8), 4)
+    two = slot_count.measure(make, config(0, 8), 8, wanted=2)
+    gpu.limit = int((two.peak_bytes + 0.5 * two.slot_bytes) / slot_count.USABLE_SHARE)
+    found = slot_count.measure(make, config(0, 8), 4)
     assert found.slots <= 2 and "memory" in found.reason
     with make(found.slots) as pack:
         for seed in range(found.slots):
@@ -90,7 +90,7 @@ def test_a_shortage_of_any_library_ends_the_doubling_of_slots(error):
             raise error
         return slots * MIB, float(slots)
 
-    slots, reason, peaks, rates = capacity.knee(probe, 2**40, 64)
+    slots, reason, peaks, rates = slot_count.knee(probe, 2**40, 64)
     assert slots == 4 and "memory" in reason and set(peaks) == set(rates) == {1, 2, 4}
 
 
@@ -101,15 +101,15 @@ def test_another_error_of_a_probe_is_passed_on():
         return MIB, 1.0
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        capacity.knee(probe, 2**40, 64)
+        slot_count.knee(probe, 2**40, 64)
 
 
 def test_a_card_without_room_for_one_batch_trains_it_in_parts(gpu):
     make = make_for("bert")
-    one = capacity.measure(make, config(0, 8), 1, wanted=1)
+    one = slot_count.measure(make, config(0, 8), 1, wanted=1)
     gc.collect()
     fixed = gpu.used() + 5 * 4 * 16_000
     gpu.limit = int(fixed + 0.3 * (one.peak_bytes - fixed))
-    found = capacity.measure(make, config(0, 8), 8)
+    found = slot_count.measure(make, config(0, 8), 8)
     assert found.slots == 1 and "parts, which take the same step" in found.reason
     assert not gpu.stuck

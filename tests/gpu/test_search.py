@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import autolr
-from autolr.search.result import SearchResult
-from tests.search.test_search import Stop
+from autolr.rundir.result import SearchResult
+from tests.tuner.test_search import Stop
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def test_a_search_its_pause_its_full_run_and_a_comparison_on_the_second_gpu(make
     expected = autolr.search(study, tmp_path / "cpu", device="cpu")
     gpu = make_gpu(devices=2)
     with pytest.raises(KeyboardInterrupt):
-        autolr.search(study, tmp_path / "run", device="cuda:1", watcher=Stop(19))
+        autolr.search(study, tmp_path / "run", device="cuda:1", callback=Stop(19))
     found = autolr.search(study, tmp_path / "run", device="cuda:1")
     # Candidates, what became of them, and the recipe are the CPU's: it is the same search.
     assert [trial.candidate for trial in found.trials] == [trial.candidate for trial in expected.trials]
     assert [trial.outcome for trial in found.trials] == [trial.outcome for trial in expected.trials]
     assert found.recipe.candidate == expected.recipe.candidate
-    losses, others = ([record.confirm_loss for record in result.repeats] for result in (found, expected))
+    losses, others = ([record.test_loss for record in result.repeats] for result in (found, expected))
     assert losses == pytest.approx(others, abs=1e-3)
     machine = machine_of(found)
     assert machine["device"].startswith("cuda") and machine["slots"] == 4
@@ -47,12 +47,12 @@ def test_a_search_its_pause_its_full_run_and_a_comparison_on_the_second_gpu(make
     before = sum(gpu.by_device.values())
     full = autolr.train(found.recipe, tmp_path / "full", device="cuda:1")
     host = autolr.train(expected.recipe, tmp_path / "full-cpu", device="cpu")
-    assert full.confirm["loss"] == pytest.approx(host.confirm["loss"], abs=1e-3)
+    assert full.test["loss"] == pytest.approx(host.test["loss"], abs=1e-3)
     assert sum(gpu.by_device.values()) > before
 
     compared = autolr.compare([found.recipe], vary=["ratio=1"], seeds=2, out=tmp_path / "ab", device="cuda:1")
     on_host = autolr.compare([expected.recipe], vary=["ratio=1"], seeds=2, out=tmp_path / "ab-cpu", device="cpu")
-    losses, others = ([arm.confirm_loss for arm in result.arms] for result in (compared, on_host))
+    losses, others = ([arm.test_loss for arm in result.arms] for result in (compared, on_host))
     assert losses == pytest.approx(others, abs=1e-3)
     assert set(gpu.by_device) == {1} and gpu.peak(0) == 0
 
@@ -82,4 +82,4 @@ def test_a_search_of_a_language_model(gpu, small_study, model_folders, tmp_path)
     machine = machine_of(found)
     assert not machine["graphs"] and machine["peak_bytes"] <= 1.1 * machine["predicted_bytes"]
     full = autolr.train(found.recipe, tmp_path / "full", device="cuda")
-    assert full.confirm["loss"] > 0
+    assert full.test["loss"] > 0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autolr.pack import capacity
+from autolr.pack import slot_count
 from tests.gpu.training import apart, base_on, config, pack_on, trained
 
 CASES = {
     "classification": ("llama", ("lora",), {}),
     "dora": ("llama", ("dora", "rslora"), {}),
     "full": ("llama", ("full",), {}),
-    "checkpointed": ("llama", ("lora",), {"checkpointing": True}),
+    "checkpointed": ("llama", ("lora",), {"gradient_checkpointing": True}),
     "language": ("llama/lm", ("lora",), {}),
-    "language, checkpointed": ("llama/lm", ("dora",), {"checkpointing": True}),
+    "language, checkpointed": ("llama/lm", ("dora",), {"gradient_checkpointing": True}),
     "asked to record": ("llama", ("lora",), {"graphs": True, "steps": 6}),
 }
 
@@ -35,9 +35,9 @@ def test_the_memory_of_both_gpus_bounds_the_slots(make_gpu):
     def make(count, passes=None, graphs=False):
         return pack_on(base, "llama", graphs=graphs, capacity=count, together=count)
 
-    free = capacity.measure(make, config(0, 8), 2)
+    free = slot_count.measure(make, config(0, 8), 2)
     assert not free.graphs and "several devices" in free.graphs_reason
     held = torch.empty(2**24, dtype=torch.uint8, device="cuda:1")
     gpu.memories[1].limit = gpu.used(1) + free.slot_bytes  # the first GPU has room, the second little
-    few = capacity.measure(make, config(0, 8), 4)
+    few = slot_count.measure(make, config(0, 8), 4)
     assert few.slots == 1 and "memory" in few.reason and held.device.index == 1

@@ -66,10 +66,12 @@ def kinds_of(family: str) -> tuple[MethodKind, ...]:
     return tuple(kind for kind in KINDS if kind != "dora" or family.partition("/")[0] in tiny.SEPARATE)
 
 
-def base_on(family: str, device: str, dtype: torch.dtype = torch.float64, *, checkpointing: bool = False) -> Backbone:
+def base_on(
+    family: str, device: str, dtype: torch.dtype = torch.float64, *, gradient_checkpointing: bool = False
+) -> Backbone:
     """Return a tiny base on a device; `split`: its layers in turn on two GPUs, as accelerate puts them."""
     base = tiny.base(family, dtype)
-    if checkpointing:
+    if gradient_checkpointing:
         checkpoint_layers(base.model, family)
     if device == "split":
         placement.spread(base.model, _parts(base.model))
@@ -88,7 +90,7 @@ def _parts(model: Any) -> dict[str, int | str]:
 def pack_on(base: Backbone, family: str, *, graphs: bool = False, batch_size: int = 8, **options: Any) -> Pack:
     """Return a pack with room for four slots that train together."""
     data = tiny.tokens(learned=is_language(family))
-    given = {"capacity": 4, "max_rank": 8, "alpha": 16.0, "together": 4, **options}
+    given = {"capacity": 4, "max_rank": 8, "lora_alpha": 16.0, "together": 4, **options}
     recorder = Graphs(data.pad_id) if graphs else None
     return Pack(base, Training(batch_size=batch_size), task_of(family), data, graphs=recorder, **given)
 
@@ -100,12 +102,12 @@ def trained(
     *,
     dtype: torch.dtype = torch.float64,
     graphs: bool = False,
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     steps: int = 3,
     after_step: Callable[[Pack], object] = lambda pack: None,
 ) -> Trained:
     """Train three slots some steps; then one goes, another comes, a third is saved and restored; and train on."""
-    base = base_on(family, device, dtype, checkpointing=checkpointing)
+    base = base_on(family, device, dtype, gradient_checkpointing=gradient_checkpointing)
     of = [kinds[place % len(kinds)] for place in range(4)]
     with pack_on(base, family, graphs=graphs, kinds=tuple(dict.fromkeys(of))) as pack:
         slots = [pack.admit(config(seed, rank, of[seed])) for seed, rank in enumerate((4, 8, 2))]

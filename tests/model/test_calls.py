@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from autolr import cli
 from autolr.errors import DataError, ModelError
 from autolr.model import backbone, calls, projections
-from autolr.model.outline import outline
-from autolr.search.setting import read_setting
+from autolr.model.meta_model import outline
+from autolr.tuner.setting import read_setting
 from tests import tiny
 from tests.conftest import tokenizer_with
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from autolr.candidate import Candidate
 from autolr.data.tasks import Classification
 from autolr.errors import ModelError
+from autolr.finetune.run import train
 from autolr.model import backbone
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.recipe import Rates, Recipe
+from autolr.schema.candidate import Candidate
+from autolr.schema.recipe import Rates, Recipe
 from autolr.schema.training import Training
-from autolr.train.run import train
 from tests import tiny
 
 TASK = Classification(("0", "1"))
@@ -57,7 +57,7 @@ def test_a_half_precision_checkpoint_trains_as_its_weights_in_float32_do(model_f
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_checkpointed_layers_compute_twice_and_learn_the_same(model_folders, family, kind):
     plain, checkpointed = (
-        backbone.load(model_folders[family], ["0", "1"], checkpointing=wanted) for wanted in (False, True)
+        backbone.load(model_folders[family], ["0", "1"], gradient_checkpointing=wanted) for wanted in (False, True)
     )
     layers = [m for m in checkpointed.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inside = next(child for child in layers[0].modules() if isinstance(child, torch.nn.LayerNorm | torch.nn.Linear))
@@ -84,10 +84,10 @@ def test_a_full_run_with_checkpointed_layers_gives_the_same_adapter(small_study,
         training=small_study.training,
         steps=8,
     )
-    checkpointed = recipe.training.model_copy(update={"checkpointing": True})
+    checkpointed = recipe.training.model_copy(update={"gradient_checkpointing": True})
     plain = train(recipe, tmp_path / "plain", device="cpu")
     again = train(recipe.model_copy(update={"training": checkpointed}), tmp_path / "again", device="cpu")
-    assert again.confirm == pytest.approx(plain.confirm, rel=1e-6)
+    assert again.test == pytest.approx(plain.test, rel=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -101,5 +101,5 @@ def test_what_cannot_be_is_said(model_folders, monkeypatch):
         backbone.load(model_folders["bert"], ["0", "1"], attention="flash_attention_2")
     model = tiny.model("bert")
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
-    with pytest.raises(ModelError, match="set training.checkpointing=false"):
+    with pytest.raises(ModelError, match="set training.gradient_checkpointing=false"):
         backbone.checkpoint_layers(model, "x")

@@ -12,15 +12,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from autolr.abtest.compare import compare
 from autolr.data import sources
 from autolr.data.tasks import task_of
 from autolr.errors import DataError
+from autolr.finetune.run import train
 from autolr.model import backbone, outputs
 from autolr.schema.data import Data
-from autolr.search.compare import compare
-from autolr.search.run import search
-from autolr.study import Study
-from autolr.train.run import train
+from autolr.schema.study import Study
+from autolr.tuner.run import search
 from tests import tiny
 from tests.conftest import tokenizer_with
 
@@ -162,7 +162,7 @@ def test_an_adapter_has_the_right_names_with_the_original_base(swapped, small_st
     start = [record.curve[0] for record in result.trials]
     assert max(start) < 0.69  # it begins with what it knows
     done = train(result.recipe, tmp_path / "run" / "train", device="cpu")
-    assert done.confirm["f1"] > 0.75  # under swapped names it would be below 0.25
+    assert done.test["f1"] > 0.75  # under swapped names it would be below 0.25
     stock = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(model), done.adapter).eval()
     with Path(data).open() as file:
         rows = list(csv.DictReader(file))
@@ -215,13 +215,13 @@ def test_adapters_are_scored_in_their_own_order_of_classes(swapped, small_recipe
                 "rates": small_recipe.rates.model_copy(update={"q": 1e-6, "v": 1e-6, "head": 1e-6}),
             }
         )
-        scores[order[0]] = train(recipe, tmp_path / order[0] / "train", device="cpu").confirm
+        scores[order[0]] = train(recipe, tmp_path / order[0] / "train", device="cpu").test
         recipe.save(tmp_path / order[0] / "recipe.yaml")
     assert scores["pos"]["loss"] == pytest.approx(scores["neg"]["loss"], abs=1e-3)
     assert scores["pos"]["f1"] == scores["neg"]["f1"] > 0.75
     found = compare([tmp_path / "pos" / "train" / "adapter", tmp_path / "neg" / "train" / "adapter"], device="cpu",
                     out=tmp_path / "compared")  # fmt: skip
     one, other = found.arms
-    assert one.confirm_loss == pytest.approx(scores["pos"]["loss"], abs=1e-5)
-    assert other.confirm_loss == pytest.approx(scores["neg"]["loss"], abs=1e-5)
+    assert one.test_loss == pytest.approx(scores["pos"]["loss"], abs=1e-5)
+    assert other.test_loss == pytest.approx(scores["neg"]["loss"], abs=1e-5)
     assert abs(found.pairs[0].gain.mean) < 1e-3

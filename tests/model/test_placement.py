@@ -15,7 +15,7 @@ from autolr.model.placement import GIB, decide
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.schema.training import Training
-from autolr.search.plan import plan
+from autolr.tuner.dry_run import plan
 from tests import tiny
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import PeftModel
 
+from autolr.conformance import equal
+from autolr.conformance.bench import Bench, random_tokens
 from autolr.errors import ModelError
 from autolr.model import adapters, backbone, precision
 from autolr.pack.slots import SlotConfig
-from autolr.testing import equal
-from autolr.testing.bench import Bench, random_tokens
 from tests.model.test_loading import TASK
 
 CPU = torch.device("cpu")

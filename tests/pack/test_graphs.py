@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from autolr.pack import capacity
+from autolr.pack import slot_count
 from autolr.pack.graphs import STRIDE, WARM, Graphs
 from autolr.pack.pack import Pack
 from tests import tiny
@@ -75,10 +75,10 @@ def test_recording_is_chosen_where_it_pays_fits_and_works():
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
         return 1.0
 
-    assert capacity.recording(lambda on: 3.0 if on else 2.0, peak=10, limit=20) == (True, "1.50 times as fast")
-    assert capacity.recording(lambda on: 2.0, peak=10, limit=20) == (False, "1.00 times as fast")
-    assert capacity.recording(broken, peak=10, limit=20)[1].endswith("when stream is capturing")
-    assert capacity.recording(broken, peak=11, limit=20) == (False, "no memory for their activations")
+    assert slot_count.recording(lambda on: 3.0 if on else 2.0, peak=10, limit=20) == (True, "1.50 times as fast")
+    assert slot_count.recording(lambda on: 2.0, peak=10, limit=20) == (False, "1.00 times as fast")
+    assert slot_count.recording(broken, peak=10, limit=20)[1].endswith("when stream is capturing")
+    assert slot_count.recording(broken, peak=11, limit=20) == (False, "no memory for their activations")
 
 
 def test_the_tiny_texts_are_shorter_than_the_stride():

@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from autolr.data.batches import TokenSet
 from autolr.data.tasks import Language
 from autolr.model import adapters
-from autolr.model.labelled import forward, watch
+from autolr.model.sparse_logits import forward, watch
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
 from autolr.schema.training import Training
 from tests import tiny
 
 STEPS = 12
-TRAINING = Training(batch_size=4, weight_decay=0.1, clip_norm=0.5)
+TRAINING = Training(batch_size=4, weight_decay=0.1, max_grad_norm=0.5)
 TASK = Language(())
 DATA = tiny.tokens(learned=True)
 SLOTS = [
@@ -53,7 +53,7 @@ def alone(config: SlotConfig, order: list[list[int]], initial: dict) -> tuple[di
             group["lr"] = config.rates[role] * (STEPS - step) / STEPS
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), TRAINING.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), TRAINING.max_grad_norm)
         optimizer.step()
         losses.append(float(loss.detach()))
     return adapters.values_of(model), losses
@@ -62,7 +62,7 @@ def alone(config: SlotConfig, order: list[list[int]], initial: dict) -> tuple[di
 @pytest.mark.parametrize(("together", "passes"), [(1, 2), (2, 1)])
 def test_every_slot_equals_a_stock_run(together, passes):
     base = tiny.base("llama/lm", torch.float64)
-    options = {"capacity": 2, "max_rank": 8, "alpha": 16.0, "together": together, "passes": passes}
+    options = {"capacity": 2, "max_rank": 8, "lora_alpha": 16.0, "together": together, "passes": passes}
     with Pack(base, TRAINING, TASK, DATA, **options) as pack:
         slots = [pack.admit(config) for config in SLOTS]
         initial = [pack.initial_values(config) for config in SLOTS]

@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from autolr.candidate import Candidate
 from autolr.data.tasks import Classification, Language
 from autolr.errors import RunError
-from autolr.pack import capacity
+from autolr.pack import slot_count
 from autolr.pack.memory import is_out_of_memory
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
+from autolr.progress.callbacks import Callback
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
 from autolr.schema.training import Training
-from autolr.search.callbacks import Watcher
-from autolr.search.result import SearchResult
-from autolr.search.run import search
+from autolr.tuner.run import search
 from tests import tiny
 
 TASKS = {
@@ -187,14 +187,14 @@ def test_the_probe_takes_one_slot_in_parts_where_a_batch_does_not_fit(monkeypatc
         return pack_of(passes=passes)
 
     rows = 2
-    found = capacity.measure(make, replace(config(0), steps=64), 8)
+    found = slot_count.measure(make, replace(config(0), steps=64), 8)
     assert found.slots == 1 and "in 4 parts" in found.reason
     rows = 0
     with pytest.raises(torch.OutOfMemoryError, match="one example"):
-        capacity.measure(make, replace(config(0), steps=64), 8)
+        slot_count.measure(make, replace(config(0), steps=64), 8)
 
 
-class Notes(Watcher):
+class Notes(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -218,7 +218,7 @@ def test_a_search_ends_candidates_that_do_not_fit_and_the_sampler_learns_it(smal
     budget = small_study.budget.model_copy(update={"trials": 12})
     study = small_study.model_copy(update={"space": space, "budget": budget, "baselines": ["default", "same_lr"]})
     notes = Notes()
-    result = search(study, tmp_path / "run", device="cpu", watcher=notes)
+    result = search(study, tmp_path / "run", device="cpu", callback=notes)
     outcomes = [trial.outcome for trial in result.ended()]
     unfit = [trial for trial in result.ended() if trial.outcome == "infeasible"]
     assert len(outcomes) == 12 and unfit and {trial.candidate.rank for trial in unfit} == {16}

@@ -23,7 +23,7 @@ QV = SlotConfig({"q": 1e-2, "k": 0.0, "v": 1e-2, "head": 1e-2}, rank=8, seed=0, 
 
 
 def make_pack(**options) -> Pack:
-    options = {"capacity": 2, "max_rank": 8, "alpha": 16.0, **options}
+    options = {"capacity": 2, "max_rank": 8, "lora_alpha": 16.0, **options}
     return Pack(tiny.base("bert", torch.float64), Training(batch_size=4), TASK, tiny.tokens(), **options)
 
 

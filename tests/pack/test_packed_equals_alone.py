@@ -20,7 +20,7 @@ from tests import tiny
 STEPS = 20
 ALPHA = 16.0
 TASK = Classification(("a", "b", "c"))
-TRAINING = Training(batch_size=4, weight_decay=0.1, clip_norm=0.5, betas=(0.9, 0.99), warmup=0.1)
+TRAINING = Training(batch_size=4, weight_decay=0.1, max_grad_norm=0.5, betas=(0.9, 0.99), warmup=0.1)
 SLOTS = [
     SlotConfig({"q": 2e-3, "k": 0.0, "v": 8e-3, "head": 1e-2}, rank=4, seed=1, steps=STEPS),
     SlotConfig({"q": 5e-2, "k": 0.0, "v": 1e-3, "head": 1e-3}, rank=8, seed=2, steps=STEPS),
@@ -81,7 +81,7 @@ def train(model, config: SlotConfig, parts: dict[str, str], order: list[list[int
         batch = data.collate(rows)
         loss = model(**batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], TRAINING.clip_norm)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], TRAINING.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -90,7 +90,7 @@ def train(model, config: SlotConfig, parts: dict[str, str], order: list[list[int
 
 
 def make_pack(family: str, dtype: torch.dtype, **options) -> Pack:
-    options = {"capacity": 3, "max_rank": 8, "alpha": ALPHA, **options}
+    options = {"capacity": 3, "max_rank": 8, "lora_alpha": ALPHA, **options}
     return Pack(tiny.base(family, dtype), TRAINING, TASK, tiny.tokens(), **options)
 
 

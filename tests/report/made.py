@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from autolr.candidate import Candidate
-from autolr.recipe import Cost, Evidence, Rates, Recipe
-from autolr.search import verdict
-from autolr.search.records import Phase, Record, TrialRecord
-from autolr.search.result import SearchResult
-from autolr.study import Study
+from autolr.rundir.records import Phase, Record, TrialRecord
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
+from autolr.schema.recipe import Cost, Evidence, Rates, Recipe
+from autolr.schema.study import Study
+from autolr.tuner.judge import verdict
 
 LENGTH = 50
 RUNGS = (12, 25, 50)
@@ -85,8 +85,8 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
     }
     repeats = [
         Record(
-            label=label, candidate=candidate, seed=seed, select_loss=loss_of(candidate) + noise,
-            select_metric=0.8, confirm_loss=loss_of(candidate), confirm_metric=0.8,
+            label=label, candidate=candidate, seed=seed, validation_loss=loss_of(candidate) + noise,
+            validation_metric=0.8, test_loss=loss_of(candidate), test_metric=0.8,
             losses=(loss_of(candidate) + 0.01 * rng.standard_normal(30)).tolist(),
             curve=curve(loss_of(candidate), LENGTH, np.random.default_rng(seed)),
         )

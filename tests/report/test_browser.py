@@ -15,8 +15,8 @@ import pytest
 
 from autolr.report import dashboard
 from autolr.report.page import write_report
-from autolr.search.folder import RunFolder
-from autolr.search.result import SearchResult
+from autolr.rundir.folder import RunFolder
+from autolr.rundir.result import SearchResult
 from tests.report import made
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -226,7 +226,7 @@ def test_the_dashboard_shows_our_figures_while_a_search_writes(browser, small_st
         drawn = "[...document.querySelectorAll('.js-plotly-plot')].filter(one => one.querySelector('.gtitle'))"
         marks = page.evaluate(f"{drawn}.map(one => one.querySelectorAll('path').length)")
         assert len(marks) >= 6 and all(marks)
-        assert page.locator(".ytitle:text-is('select loss')").count() and process.poll() is None
+        assert page.locator(".ytitle:text-is('validation loss')").count() and process.poll() is None
         page.goto(f"{address[0]}/note")
         page.wait_for_selector("text=This search is not finished", timeout=60_000)
         before = page.locator("text=This search is not finished").text_content()

@@ -13,8 +13,8 @@ import pytest
 
 from autolr import cli
 from autolr.report.dashboard import application, plain
-from autolr.search.folder import RunFolder
-from autolr.search.run import search
+from autolr.rundir.folder import RunFolder
+from autolr.tuner.run import search
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def test_what_the_page_is_given(folder):
     assert {"Convergence", "η_Q and η_V", "Winner against the baselines", "Cost: time, tokens, energy"} <= names
     heights = [graph["graph_object"]["layout"]["height"] for graph in map(parsed, detail["plotly_graph_objects"])]
     assert max(heights) <= 450  # what is taller is cut off
-    assert detail["objective_names"] == ["select loss"]
+    assert detail["objective_names"] == ["validation loss"]
     noted = [trial for trial in detail["trials"] if trial["note"]["body"]]
-    assert any("confirm loss" in trial["note"]["body"].replace("&#46;", ".") for trial in noted)
+    assert any("test loss" in trial["note"]["body"].replace("&#46;", ".") for trial in noted)
     pruned = [trial for trial in detail["trials"] if trial["state"] == "Pruned"]
     reasons = [{a["key"]: a["value"] for a in trial["user_attrs"]}["reason"] for trial in pruned]
     assert reasons and all("place" in reason and "at the rung of step" in reason for reason in reasons)
@@ -79,7 +79,7 @@ def parsed(graph: dict) -> dict:
 
 
 def search_recipe(folder):
-    from autolr.recipe import Recipe
+    from autolr.schema.recipe import Recipe
 
     return Recipe.load(folder.recipe)
 
@@ -115,6 +115,6 @@ def test_what_cannot_be_shown(tmp_path, folder, capsys):
 
 def test_why_trials_ended_is_kept(folder):
     study = optuna.load_study(study_name="small", storage=folder.storage())
-    assert study.metric_names == ["select loss"]
+    assert study.metric_names == ["validation loss"]
     for trial in study.trials:
         assert ("reason" in trial.user_attrs) == (trial.user_attrs["outcome"] in ("pruned", "diverged"))

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import autolr
-from autolr.candidate import Candidate
 from autolr.errors import AutoLRError
-from autolr.pack.resources import SCHEMA
+from autolr.progress.resources import SCHEMA
 from autolr.report import data
 from autolr.report.figures import (
     FIGURES,
@@ -30,10 +29,11 @@ from autolr.report.figures import (
 )
 from autolr.report.figures.style import Colours
 from autolr.report.page import render
-from autolr.search.baselines import Baseline
-from autolr.search.records import Record
-from autolr.search.result import SearchResult
-from autolr.study import Study
+from autolr.rundir.records import Record
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
+from autolr.schema.study import Study
+from autolr.tuner.propose.baselines import Baseline
 from tests.report import made
 from tests.report.made import result, trial
 
@@ -85,10 +85,10 @@ def test_steps_to_target_in_units_of_the_rule(tmp_path):
     assert steps_to_target.targets(result(tmp_path, trial(0, slow))) is None
 
 
-def repeat(label: str, candidate: Candidate, seed: int, losses, select=0.5) -> Record:
+def repeat(label: str, candidate: Candidate, seed: int, losses, validation=0.5) -> Record:
     return Record(
-        label=label, candidate=candidate, seed=seed, select_loss=select, select_metric=0, confirm_loss=select,
-        confirm_metric=0, losses=[0.0], curve=list(losses),
+        label=label, candidate=candidate, seed=seed, validation_loss=validation, validation_metric=0,
+        test_loss=validation, test_metric=0, losses=[0.0], curve=list(losses),
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
         s.model_copy(
             update={
                 "gain": None if s is rule else s.gain or rule.gain,
-                "select_loss": 9.0 if s is rule else s.select_loss,
+                "validation_loss": 9.0 if s is rule else s.validation_loss,
             }
         )
         for s in scores
@@ -270,15 +270,27 @@ def test_whole_matrices_have_no_rank(tmp_path):
 
 
 def test_methods_are_a_dimension(tmp_path):
-    study = Study(model="m", data="d", method={"kind": ["lora", "dora"]}, space={"rho": {"low": 1, "high": 16}})
+    study = Study(
+        model="m", data="d", method={"kind": ["lora", "dora"]}, space={"loraplus_lr_ratio": {"low": 1, "high": 16}}
+    )
     trials = [
-        one.model_copy(update={"candidate": one.candidate.model_copy(update={"kind": kind, "rho": 1.0 + number % 7})})
+        one.model_copy(
+            update={
+                "candidate": one.candidate.model_copy(update={"kind": kind, "loraplus_lr_ratio": 1.0 + number % 7})
+            }
+        )
         for number, one in enumerate(made.searched(tmp_path).trials)
         for kind in [("lora", "dora")[number % 2]]
     ]
     several = result(tmp_path, *trials, study=study)
-    assert set(data.dimensions(several)) == {"lr_v", "ratio", "rank", "kind", "rho"}
-    assert {one.name for one in importance.importances(several)} == {"lr_v", "ratio", "rank", "kind", "rho"}
+    assert set(data.dimensions(several)) == {"lr_v", "ratio", "rank", "kind", "loraplus_lr_ratio"}
+    assert {one.name for one in importance.importances(several)} == {
+        "lr_v",
+        "ratio",
+        "rank",
+        "kind",
+        "loraplus_lr_ratio",
+    }
     page = render(several)
     assert "Effect of the method" in page and "Effect of the ratio ρ" not in page  # a range has no columns
 
@@ -306,14 +318,14 @@ def test_foresight_compares_ranks(tmp_path):
     # Those that went on to half of the full run tell more than other rungs of a trial.
     those = [trial(n, lr_v=1e-3 * (n + 1), rungs={10: n / 10}, score=n / 10) for n in range(6)]
     halves = [
-        Record(stage="50%", label="promoted", candidate=one.candidate, seed=0, select_loss=1 - one.score)
+        Record(stage="50%", label="promoted", candidate=one.candidate, seed=0, validation_loss=1 - one.score)
         for one in those
     ]
     (half,) = early_vs_late.foresights(dataclasses.replace(result(tmp_path, *those), trainings=halves))
     assert (half.early, half.late, half.correlation) == ("step 10", "50% of the full run", pytest.approx(-1.0))
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "metrics.json").write_text(json.dumps({"select": {"loss": 0.123}}))
-    assert "the full run reached a select loss of 0.1230" in early_vs_late.headline(made.searched(tmp_path))
+    (tmp_path / "train" / "metrics.json").write_text(json.dumps({"validation": {"loss": 0.123}}))
+    assert "the full run reached a validation loss of 0.1230" in early_vs_late.headline(made.searched(tmp_path))
 
 
 def test_memory_over_time(tmp_path):

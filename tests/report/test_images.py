@@ -11,7 +11,7 @@ from autolr import cli
 from autolr.errors import AutoLRError, RunError
 from autolr.report.figures import FIGURES
 from autolr.report.images import write_images
-from autolr.search.folder import RunFolder
+from autolr.rundir.folder import RunFolder
 from tests.report import made
 
 

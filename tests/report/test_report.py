@@ -9,8 +9,8 @@ import pytest
 import autolr
 from autolr.report.figures import FIGURES
 from autolr.report.page import render
-from autolr.search.result import SearchResult
-from autolr.search.run import search
+from autolr.rundir.result import SearchResult
+from autolr.tuner.run import search
 from tests.report import made
 
 

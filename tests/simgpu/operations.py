@@ -23,7 +23,7 @@ VIEWS = frozenset(
         "permute",
         "t",
         "transpose",
-        "select",
+        "validation",
         "slice",
         "split",
         "split_with_sizes",

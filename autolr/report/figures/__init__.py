@@ -23,7 +23,7 @@ from autolr.report.figures import (  # noqa: F401  (each registers its figure)
     steps_to_target,
 )
 from autolr.report.figures.registry import REGISTERED
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 # In the order of the page.
 FIGURES = {one.name: one for one in sorted(REGISTERED.values(), key=lambda one: one.order)}

@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import add_intervals, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 
 @figure(
     "baselines",
     "Winner against the baselines",
     90,
-    "Paired differences on the confirm split after the steps of a trial, over seeds and examples, with 90 % "
+    "Paired differences on the test split after the steps of a trial, over seeds and examples, with 90 % "
     "intervals. Right of the line the winner is better.",
     "The confirmation is not through yet.",
     look_for="the verdict as intervals: right of the line the winner is better",
@@ -26,7 +26,7 @@ def baselines(result: SearchResult) -> go.Figure | None:
     scores = [(score, score.gain) for score in evidence.scores if score.gain is not None] if evidence else []
     if not scores:
         return None
-    drawn = blank("confirm loss above the winner's", "", 120 + 46 * len(scores))
+    drawn = blank("test loss above the winner's", "", 120 + 46 * len(scores))
     labels = [html.escape(score.label) for score, _ in scores]
     add_intervals(
         drawn, [gain for _, gain in scores], labels, [html.escape(s.candidate.describe()) for s, _ in scores]

@@ -11,20 +11,20 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autolr import display
-from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, GREY, INK, TITLES, blank, describe
-from autolr.search import verdict
-from autolr.search.records import TrialRecord
-from autolr.search.result import SearchResult
+from autolr.rundir.records import TrialRecord
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
+from autolr.tuner.judge import verdict
 
 
 class Value(NamedTuple):
     """Trials of one value of a dimension.
 
     Attributes:
-        scores: select loss brought to the last rung, trial by trial.
+        scores: validation loss brought to the last rung, trial by trial.
         parameters: what the adapters of a winner with this value train; None if the run does not know.
     """
 
@@ -110,7 +110,7 @@ def effect(result: SearchResult, name: str) -> go.Figure | None:
         return None
     if len(groups) < 2 and name != "rank":
         return None
-    drawn = blank(TITLES.get(name, name), "held-out loss" if result.finals else "select loss")
+    drawn = blank(TITLES.get(name, name), "held-out loss" if result.finals else "validation loss")
     labels = {group.value: _label(group) for group in groups}
     for group in groups:
         drawn.add_scatter(
@@ -173,7 +173,7 @@ def headline(result: SearchResult) -> str | None:
 
 def _rank_text(result: SearchResult) -> str:
     finals = bool(result.finals)
-    judged = "full-run loss of the finalists on held-out data" if finals else "mean select loss of the confirmed"
+    judged = "full-run loss of the finalists on held-out data" if finals else "mean validation loss of the confirmed"
     return (
         "Trials of each rank, brought to the last rung by the median change of the trials that went on, and their "
         "median; under a rank: the number of adapter parameters, if the run knows it. Diamonds: "
@@ -214,7 +214,7 @@ def _is_chosen(name: str, result: SearchResult) -> bool:
 
 
 for _order, (_name, _title) in enumerate(
-    {"targets": "matrices trained", "kind": "method", "rho": "ratio ρ of LoRA+"}.items()
+    {"targets": "matrices trained", "kind": "method", "loraplus_lr_ratio": "ratio ρ of LoRA+"}.items()
 ):
     figure(
         f"{_name}_effect",

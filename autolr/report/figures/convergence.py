@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.data import Curve
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import Colours, blank, describe
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
 
 BAND = (0.25, 0.75)
 # From so many curves on, lines are thin: a single curve matters less than the whole.
@@ -62,7 +62,7 @@ def _text(result: SearchResult) -> str:
         f"Smoothed training loss of each trial, coloured by {'λ' if by_ratio else 'its rate'}; dotted: rules of "
         "thumb. A band covers the middle half of the trials of "
         f"{'an octave of λ' if by_ratio else 'neighbouring rates'} that still train, so it steps when trials are "
-        "pruned. Diamonds: select loss of the averaged weights at the rungs. Click a band's name to hide its "
+        "pruned. Diamonds: validation loss of the averaged weights at the rungs. Click a band's name to hide its "
         "trials."
     )
 
@@ -92,10 +92,10 @@ def convergence(result: SearchResult) -> go.Figure | None:
         x=[step for step, _, _ in rungs],
         y=[loss for _, loss, _ in rungs],
         mode="markers",
-        name="select loss at a rung",
+        name="validation loss at a rung",
         marker={"color": [colours.of(t.candidate) for _, _, t in rungs], "size": 6, "symbol": "diamond"},
         text=[describe(trial) for _, _, trial in rungs],
-        hovertemplate="%{text}<br>select loss at rung %{x}: %{y:.4f}<extra></extra>",
+        hovertemplate="%{text}<br>validation loss at rung %{x}: %{y:.4f}<extra></extra>",
         showlegend=bool(rungs),
     )
     colours.bar(drawn)

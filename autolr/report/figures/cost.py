@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 
 class Taken(NamedTuple):

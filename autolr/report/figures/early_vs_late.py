@@ -13,8 +13,8 @@ from autolr import display
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, GREY, OUTCOMES, SCALE, blank, describe
-from autolr.search.records import TrialRecord
-from autolr.search.result import SearchResult
+from autolr.rundir.records import TrialRecord
+from autolr.rundir.result import SearchResult
 
 # Correlations of fewer trials say nothing.
 ENOUGH = 4
@@ -49,13 +49,13 @@ def foresights(result: SearchResult) -> list[Foresight]:
         pairs = [(trial, trial.rungs[rung], trial.rungs[last]) for trial in there]
         found.append(_compared(f"step {rung}", f"step {last}", pairs))
     for stage, records in result.ladder.items():
-        late, losses = f"{stage} of the full run", {record.candidate: record.select_loss for record in records}
+        late, losses = f"{stage} of the full run", {record.candidate: record.validation_loss for record in records}
         through = [(t, t.rungs[last], losses[t.candidate]) for t in finished if t.candidate in losses]
         if through:
             found.append(_compared(f"step {last}", late, through))
     groups = data.repeats(result)
     again = [
-        (t, t.rungs[last], float(np.mean([r.select_loss for r in groups[t.candidate]])))
+        (t, t.rungs[last], float(np.mean([r.validation_loss for r in groups[t.candidate]])))
         for t in finished
         if t.candidate in groups
     ]
@@ -76,7 +76,7 @@ def headline(result: SearchResult) -> str | None:
     full = _full(result)
     if full is not None:
         parts.append(
-            f"the full run reached a select loss of {display.loss(full[1])}, "
+            f"the full run reached a validation loss of {display.loss(full[1])}, "
             f"its short trainings to {display.loss(full[0])}"
         )
     text = "; ".join(parts)
@@ -94,20 +94,20 @@ def headline(result: SearchResult) -> str | None:
     headline=headline,
 )
 def early_vs_late(result: SearchResult) -> go.Figure | None:
-    """Early select losses against late ones of the same trials; None if no trial has finished."""
+    """Early validation losses against late ones of the same trials; None if no trial has finished."""
     found = [one for one in foresights(result) if one.x]
     full = _full(result)
     if not found and full is None:
         return None
-    drawn = blank("earlier select loss", "later select loss")
+    drawn = blank("earlier validation loss", "later validation loss")
     colours = [ACCENT, OUTCOMES["finished"], SCALE[0][1], GREY, SCALE[-1][1], SCALE[1][1]]
     for place, one in enumerate(found):
-        rho = "" if one.correlation is None else f", ρ={one.correlation:.2f}"
+        loraplus_lr_ratio = "" if one.correlation is None else f", ρ={one.correlation:.2f}"
         drawn.add_scatter(
             x=one.x,
             y=one.y,
             mode="markers",
-            name=f"{one.early} → {one.late} ({len(one.x)}{rho})",
+            name=f"{one.early} → {one.late} ({len(one.x)}{loraplus_lr_ratio})",
             marker={"size": 9, "color": colours[place % len(colours)], "opacity": 0.85},
             text=[describe(trial) for trial in one.trials],
             hovertemplate=f"%{{text}}<br>{one.early}: %{{x:.4f}}<br>{one.late}: %{{y:.4f}}<extra></extra>",
@@ -134,10 +134,15 @@ def _compared(early: str, late: str, pairs: list[tuple[TrialRecord, float, float
 
 
 def _full(result: SearchResult) -> tuple[float, float, str] | None:
-    """Return the winner's select loss in short trainings, and the full run's; None without a full run."""
+    """Return the winner's validation loss in short trainings, and the full run's; None without a full run."""
     winner = data.own_winner(result)
     group = data.repeats(result).get(winner) if winner else None
-    select = data.full_run(result).get("select")
-    if winner is None or not group or not isinstance(select, dict) or not isinstance(select.get("loss"), float):
+    validation = data.full_run(result).get("validation")
+    if (
+        winner is None
+        or not group
+        or not isinstance(validation, dict)
+        or not isinstance(validation.get("loss"), float)
+    ):
         return None
-    return float(np.mean([r.select_loss for r in group])), select["loss"], winner.describe()
+    return float(np.mean([r.validation_loss for r in group])), validation["loss"], winner.describe()

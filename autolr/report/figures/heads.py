@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from autolr.analysis import measures
-from autolr.heads import Heads, Look
+from autolr.insight import measures
+from autolr.insight.heads import Heads, Look
 from autolr.report.figures.style import ACCENT, GREY, OUTCOMES, SCALE, blank, error_bars
 
 # Change goes two ways from nothing, which can be read on white and on black.

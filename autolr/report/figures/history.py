@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, add_trials, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 
 def best_so_far(result: SearchResult) -> list[tuple[int, float]]:
@@ -34,7 +34,7 @@ def history(result: SearchResult) -> go.Figure | None:
     scored = [trial for trial in result.trials if trial.score is not None]
     if not scored:
         return None
-    drawn = blank("trial", "select loss")
+    drawn = blank("trial", "validation loss")
     add_trials(drawn, scored, lambda trial: trial.number, lambda trial: trial.score, "%{y:.4f}")
     best = best_so_far(result)
     if best:

@@ -11,7 +11,7 @@ from scipy.stats import sobol_indices, uniform
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, FAINT, TITLES, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 SAMPLES = 1024
 

@@ -12,7 +12,7 @@ from autolr.model.device import GIB
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, GREY, SCALE, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 MOST_SAMPLES = 400
 

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from autolr import display
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import FAINT, GREY, OUTCOMES, blank, by_outcome, describe
-from autolr.search.records import TrialRecord
-from autolr.search.result import SearchResult
+from autolr.rundir.records import TrialRecord
+from autolr.rundir.result import SearchResult
 
 
 class Climb(NamedTuple):
@@ -142,4 +142,6 @@ def _hover(climb: Climb, found: Ladder) -> str:
         return text + ", no rung reached"
     there = [c.trial.rungs[step] for c in found.climbs if step in c.trial.rungs]
     place = 1 + sum(loss < trial.rungs[step] for loss in there)
-    return text + f"<br>select loss {display.loss(trial.rungs[step])} at step {step}: place {place} of {len(there)}"
+    return (
+        text + f"<br>validation loss {display.loss(trial.rungs[step])} at step {step}: place {place} of {len(there)}"
+    )

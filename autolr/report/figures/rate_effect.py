@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, GREY, OUTCOMES, add_trials, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 
 def _one_rate(result: SearchResult) -> str:
@@ -27,7 +27,7 @@ def rate_effect(result: SearchResult) -> go.Figure | None:
     """Score against the one rate there is; None if no trial has a score."""
     scores = data.comparable_scores(result)
     trials = [trial for trial in result.trials if trial.number in scores]
-    drawn = blank("learning rate", "select loss, brought to the last rung")
+    drawn = blank("learning rate", "validation loss, brought to the last rung")
     drawn.update_xaxes(type="log", exponentformat="e", dtick="D2")
     colours = {outcome: ACCENT if outcome == "finished" else GREY for outcome in OUTCOMES}
     add_trials(drawn, trials, lambda t: t.candidate.rate, lambda t: scores[t.number], "%{y:.4f}", colours)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, CARD, INK, SYMBOLS, add_trials, blank
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
 
 PAPER_RATIOS = (2, 4, 8)
 # Above this share of what was unknown before the search, the surrogate's guess is not drawn.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autolr.search.result import SearchResult
+from autolr.rundir.result import SearchResult
 
 Draw = Callable[[SearchResult], Any]
 # A sentence, or what makes it from a search.

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from autolr.candidate import Candidate
 from autolr.report import data
 from autolr.report.figures.registry import figure
 from autolr.report.figures.style import ACCENT, FAINT, GREY, INK, blank, describe, error_bars
-from autolr.search.baselines import Baseline
-from autolr.search.records import TrialRecord
-from autolr.search.result import SearchResult
+from autolr.rundir.records import TrialRecord
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
+from autolr.tuner.propose.baselines import Baseline
 
 # Of the labels under the λ axis; more would overlap on a phone.
 MOST_TICKS = 8
@@ -90,7 +90,7 @@ def headline(result: SearchResult) -> str | None:
     if winner is None or evidence is None:
         return None
     own = [score for score in evidence.scores if score.label.startswith("finalist")]
-    finalists = [score.candidate for score in sorted(own, key=lambda score: score.select_loss)]
+    finalists = [score.candidate for score in sorted(own, key=lambda score: score.validation_loss)]
     sentences = (_reached(result, one) for one in (winner, *finalists) if one.has_ratio)
     return next(filter(None, sentences), None)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from autolr.candidate import Candidate
-from autolr.recipe import Interval
 from autolr.report import data
-from autolr.search.records import TrialRecord
-from autolr.search.result import SearchResult
+from autolr.rundir.records import TrialRecord
+from autolr.rundir.result import SearchResult
+from autolr.schema.candidate import Candidate
+from autolr.schema.recipe import Interval
 
 SYMBOLS = {
     "finished": "circle",
@@ -44,7 +44,14 @@ OUTCOMES = {
     "running": "#3a76d8",
 }
 # What dimensions are called on axes.
-TITLES = {"lr_v": "η_V", "ratio": "λ", "rate": "rate", "targets": "matrices", "kind": "method", "rho": "ρ"}
+TITLES = {
+    "lr_v": "η_V",
+    "ratio": "λ",
+    "rate": "rate",
+    "targets": "matrices",
+    "kind": "method",
+    "loraplus_lr_ratio": "ρ",
+}
 LEGEND = {"traceorder": "normal", "orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from autolr.search import provenance
+from autolr.rundir import provenance
 from studies import STUDIES
 
 ROOT = STUDIES.parent
 RESULTS = STUDIES / "benchmarks" / "results"
 # What a quick search of the embedded study judges by.
-FEW = ["data.select=0.02", "data.confirm=0.02"]
+FEW = ["data.validation=0.02", "data.test=0.02"]
 
 
 @dataclass

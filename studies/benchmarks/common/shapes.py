@@ -148,7 +148,7 @@ def _sentences() -> TokenSet:
     from transformers import AutoTokenizer
 
     from autolr.data import sources
-    from autolr.data.prepared import prepare
+    from autolr.data.pipeline import prepare
 
     data = Data(source=demo.DATA)
     examples = sources.load(data)

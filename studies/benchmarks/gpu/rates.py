@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from autolr.data.batches import CYCLE, TokenSet
 from autolr.data.tasks import Classification, Language, Task
 from autolr.model.backbone import Backbone
-from autolr.pack import capacity
+from autolr.pack import slot_count
 from autolr.pack.graphs import WARM, Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
@@ -190,7 +190,7 @@ def _pack(
     """Time a pack and write a line; add the peak of its memory to those of smaller ones."""
     warm = case.block * (WARM + 1) if graphs else case.block
     before = torch.cuda.memory_allocated()
-    predicted = capacity.predict(peaks, slots) if peaks else None
+    predicted = slot_count.predict(peaks, slots) if peaks else None
     torch.cuda.reset_peak_memory_stats()
     with case.filled(built, data, slots, warm + case.rounds * case.block, graphs=graphs) as pack:
         if graphs and pack.graphs is None:
@@ -306,7 +306,7 @@ def chosen(run: Run, case: Case, most: int = 64) -> None:
         return case.pack(built, data, count, graphs=graphs)
 
     start = time.perf_counter()
-    found = capacity.measure(make, config, most)
+    found = slot_count.measure(make, config, most)
     seconds = time.perf_counter() - start
     run.release()
     torch.cuda.reset_peak_memory_stats()

@@ -19,11 +19,11 @@ import torch
 
 import autolr
 from autolr import Study
+from autolr.finetune.evaluation import evaluate
 from autolr.model import backbone
 from autolr.model.quiet import quiet
-from autolr.search.result import SearchResult
-from autolr.search.setting import Setting, read_setting
-from autolr.train.evaluation import evaluate
+from autolr.rundir.result import SearchResult
+from autolr.tuner.setting import Setting, read_setting
 from studies.benchmarks.common import peers
 from studies.benchmarks.common.shapes import LLAMA_1B, ROBERTA, TINIEST_ROBERTA, TINY_LLAMA, Shape, natural_lengths
 from studies.benchmarks.gpu import models
@@ -61,7 +61,7 @@ class Case:
             models.prompts(self.lengths[0], len(self.lengths), vocabulary, file)
         else:
             models.sentences(self.lengths, vocabulary, file)
-        data = {"source": str(file), "select": 0.1, "confirm": 0.1, "max_length": max(8, *self.lengths)}
+        data = {"source": str(file), "validation": 0.1, "test": 0.1, "max_length": max(8, *self.lengths)}
         task = "sft" if self.language else "classification"
         return Study.model_validate(
             {"name": self.name, "model": str(folder / "model"), "task": task, "data": data, **self.study}
@@ -131,8 +131,8 @@ def whole(run: Run, case: Case) -> None:
             case=case.name,
             seconds=seconds,
             steps=found.recipe.steps,
-            select=full.select,
-            confirm=full.confirm,
+            validation=full.validation,
+            test=full.test,
         )
         run.figure(f"{case.name}_full_run_seconds", seconds)
         run.release()
@@ -167,7 +167,7 @@ def _searched(run: Run, case: Case, found: SearchResult, seconds: float) -> int:
 
 
 def _stock(run: Run, case: Case, study: Study, searched: float, trained: int) -> None:
-    """Time stock trials of the search's length, scored on *select*, and compare them by trained tokens."""
+    """Time stock trials of the search's length, scored on *validation*, and compare them by trained tokens."""
     setting = read_setting(study, DEVICE)
     with quiet():
         base = backbone.load(study.model, setting.examples.classes, DEVICE, "bf16", study.task)
@@ -208,7 +208,7 @@ def _trials(run: Run, model: Any, setting: Setting, batch: int, *, graphs: bool)
                     value.zero_()
         loop.rate(setting.length, trial)
         with torch.autocast("cuda", torch.bfloat16):
-            evaluate(model, setting.data.select, setting.task)
+            evaluate(model, setting.data.validation, setting.task)
         model.train()
         run.wait()
         seconds.append(time.perf_counter() - start)

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from autolr.search import provenance
+from autolr.rundir import provenance
 from studies.benchmarks.common import document
 
 # Holds the parts' modules.

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from autolr.data import language, sources
+from autolr.data import lm_labels, sources
 from autolr.data.batches import IGNORED
 from autolr.errors import AutoLRError
 from autolr.schema.data import Data
@@ -140,7 +140,7 @@ class World:
         try:
             self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             found = sources.load(Data(source=str(self.path)), "sft")
-            learned = language.learn(found, tokenizer, 10**6)
+            learned = lm_labels.learn(found, tokenizer, 10**6)
         except AutoLRError as error:
             said = str(error)
             return (
@@ -165,7 +165,7 @@ class World:
 
     @staticmethod
     def is_right_pair(tokenizer: Any, row: dict[str, str], ids: list[int], labels: list[int]) -> bool:
-        """Tell whether ids are those of the whole text, and the learned ones those of the completion."""
+        """Return True if ids are those of the whole text, and the learned ones those of the completion."""
         whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
         end = tokenizer.eos_token_id
         said = [label for label in labels if label != IGNORED]
@@ -180,7 +180,7 @@ class World:
         return is_whole and said == ids[len(ids) - len(said) :] and alike
 
     def is_writable(self, case: dict[str, Any]) -> bool:
-        """Tell whether the template writes the chat of a case as `kinds` says."""
+        """Return True if the template writes the chat of a case as `kinds` says."""
         tokenizer, template = self.tokenizers[case["tokenizer"]], kinds.TEMPLATES[case["template"]]
         chat = case["chat"]
         try:

@@ -313,7 +313,7 @@ def splits(draw: Any, table: Table, folder: Path) -> tuple[Path, Table]:
         sets[split] = Dataset.from_dict(encoded, features=about)
         whole += rows
     DatasetDict(sets).save_to_disk(str(folder / "splits"))
-    return folder / "splits", Table(table.task, table.kind, {}, whole, {**table.settings, "confirm_split": "test"})
+    return folder / "splits", Table(table.task, table.kind, {}, whole, {**table.settings, "test_split": "test"})
 
 
 def measure(count: int = TABLES, number: int = 0) -> dict[str, Any]:

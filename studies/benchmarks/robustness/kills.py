@@ -18,11 +18,11 @@ import numpy as np
 import optuna
 import torch
 
-from autolr.search.folder import RunFolder
-from autolr.search.result import SearchResult
-from autolr.search.setting import read_setting
-from autolr.search.state import read_state
-from autolr.study import Study
+from autolr.progress.state import read_state
+from autolr.rundir.folder import RunFolder
+from autolr.rundir.result import SearchResult
+from autolr.schema.study import Study
+from autolr.tuner.setting import read_setting
 from studies.benchmarks.common import servers
 from studies.benchmarks.common.document import ROOT
 
@@ -42,9 +42,9 @@ TRACE = """
 import os, sys, threading, time
 
 def patch():
-    while not hasattr(sys.modules.get("autolr.search.run"), "join"):
+    while not hasattr(sys.modules.get("autolr.tuner.run"), "join"):
         time.sleep(0.05)
-    loop = sys.modules["autolr.search.loop"]
+    loop = sys.modules["autolr.tuner.execute.loop"]
     step, file = loop._step, os.open(f"{os.environ['TRACE']}/{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     def traced(pack, source, running, keeper):
         at = time.monotonic()
@@ -96,7 +96,7 @@ def small_study(work: Path, trials: int) -> Study:
     return Study(
         name="assault",
         model=str(work / "model"),
-        data={"source": str(work / "data.jsonl"), "select": 0.2, "confirm": 0.2},
+        data={"source": str(work / "data.jsonl"), "validation": 0.2, "test": 0.2},
         space={"lr_v": {"low": 2e-4, "high": 1e-1}, "ratio": {"low": 0.5, "high": 8}, "rank": [2, 4, 8]},
         training={"batch_size": 8, "horizon": {"steps": 2 * LENGTH}},
         search={

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from autolr.pack.slots import Slot
-from autolr.search.callbacks import Watcher
-from autolr.search.claims import Claims
-from autolr.search.folder import RunFolder
-from autolr.search.jobs import Job, Running
-from autolr.search.sampler import CurveSampler
-from autolr.search.scoring import SubsetScorer
-from autolr.search.setting import Setting, read_setting
-from autolr.search.trials import Trials
-from autolr.search.work import Work
+from autolr.progress.callbacks import Callback
+from autolr.progress.jobs import Job, Running
+from autolr.rundir.folder import RunFolder
+from autolr.tuner.execute.scoring import SubsetScorer
+from autolr.tuner.execute.trials import Trials
+from autolr.tuner.propose.sampler import CurveSampler
+from autolr.tuner.setting import Setting, read_setting
+from autolr.tuner.work import Work
+from autolr.tuner.workers.leases import Leases
 from studies.benchmarks.common import servers
 from studies.benchmarks.robustness import kills
 
@@ -103,10 +103,10 @@ class _Play:
         studies = [folder.optuna(setting.study) for _ in range(min(SESSIONS, workers))]
         self.workers = []
         for number in range(workers):
-            claims = Claims(folder, studies[number % len(studies)], f"worker-{number}")
+            claims = Leases(folder, studies[number % len(studies)], f"worker-{number}")
             claims._beat(0)
             data: Any = setting.data
-            work = Work(setting.study, setting.space, setting.stages, folder, claims, Watcher())
+            work = Work(setting.study, setting.space, setting.stages, folder, claims, Callback())
             scorer = SubsetScorer(pack, data, setting.study, setting.length, claims)  # type: ignore[arg-type]
             self.workers.append(_Worker(Trials(work, scorer)))
         self.free = 0.0  # when the search's lock is

@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 
 from autolr.pack.memory import give_back, resident_bytes
-from autolr.search.callbacks import Watcher
-from autolr.search.jobs import Running
-from autolr.search.run import search
-from autolr.study import Study
+from autolr.progress.callbacks import Callback
+from autolr.progress.jobs import Running
+from autolr.schema.study import Study
+from autolr.tuner.run import search
 from studies.benchmarks.common import tiny_model
 
 TRIALS = 300
@@ -22,7 +22,7 @@ TRIALS = 300
 WARM = 1 / 3
 
 
-class Samples(Watcher):
+class Samples(Callback):
     """Notes memory and open files whenever a trial has ended."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def measure(trials: int = TRIALS, folder: Path | None = None) -> dict[str, Any]:
     search(Study.model_validate({**content, "budget": {"trials": 4}}), folder / "warm", device="cpu")
     gc.collect()
     before = handles()
-    result = search(Study.model_validate(content), folder / "run", device="cpu", watcher=samples)
+    result = search(Study.model_validate(content), folder / "run", device="cpu", callback=samples)
     gc.collect()
     return {
         "memory_growth_pct_per_100_trials": round(growth(samples.bytes), 3),

@@ -329,7 +329,7 @@ def squeezed(text: str) -> str:
 
 
 def is_right(tokenizer: Any, name: str, chat: list[Message], ids: list[int], labels: list[int]) -> bool:
-    """Tell whether ids and labels are those of a chat.
+    """Return True if ids and labels are those of a chat.
 
     Args:
         tokenizer: of any kind.

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from autolr.search import records
+from autolr.rundir import records
 from studies import STUDIES
 from studies.benchmarks.search_quality.surfaces import (
     DIVERGED,
@@ -186,8 +186,8 @@ class Oracle(Surface):
 
 
 def _loss(rung: dict[str, Any]) -> float:
-    """Return the loss of a rung on select and confirm: more examples know better what is true."""
-    return float(rung["select_loss"] + rung["confirm_loss"]) / 2
+    """Return the loss of a rung on validation and confirm: more examples know better what is true."""
+    return float(rung["validation_loss"] + rung["test_loss"]) / 2
 
 
 def _aligned(points: Array, seeds: Array, values: Array) -> tuple[Array, float | None]:

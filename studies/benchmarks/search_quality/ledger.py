@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from autolr.candidate import Candidate
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.search_quality.surfaces import Surface
 
 
@@ -94,7 +94,7 @@ class Curve:
 
 
 def pruned_best(ledger: Ledger, surface: Surface) -> tuple[bool, float] | None:
-    """Tell whether the best candidate of those tried was pruned, and what that cost in percent.
+    """Return True if the best candidate of those tried was pruned, and what that cost in percent.
 
     Returns:
         None where nothing was judged. The cost compares the best that was kept with the best that was tried.

@@ -7,8 +7,9 @@ Each search has splits, batches and adapters of its own seed. The measured oracl
 thumb is judged in the same way. Semifinalists and finalists have a row each: what their trials reported, and where
 they ended.
 
-Correlations over all pairs of a search: the finals' differences on *select*, and on all that is held out, with those
-on *confirm* and with the oracle's; the semifinalists' differences after their trials and at half with the oracle's.
+Correlations over all pairs of a search: the finals' differences on *validation*, and on all that is held out, with
+those
+on *test* and with the oracle's; the semifinalists' differences after their trials and at half with the oracle's.
 
 Searches that are in the folder `--runs` are not run again. So the command can be stopped and given again, also after
 the oracle has grown.
@@ -25,8 +26,8 @@ from typing import Any
 
 import torch
 
-from autolr.search.records import Record
-from autolr.search.result import SearchResult
+from autolr.rundir.records import Record
+from autolr.rundir.result import SearchResult
 from studies import SENTIMENT
 from studies.benchmarks.common import document
 from studies.benchmarks.search_quality import fitted_surfaces
@@ -40,7 +41,7 @@ def main() -> None:
     options.add_argument("--runs", type=Path, default=Path("runs/repeats"), help="folder of their run folders")
     given = options.parse_args()
     oracle = fitted_surfaces.oracle("sentiment")
-    apart: dict[str, list[float]] = {"select": [], "held_out": [], "confirm": [], "oracle": []}
+    apart: dict[str, list[float]] = {"validation": [], "held_out": [], "test": [], "oracle": []}
     halves: dict[str, list[float]] = {"trial": [], "half": [], "oracle": []}
     words = [*SHORT, *document.FEW, "baselines=[rule]"] if given.quick else []
     count = 1 if given.quick else given.searches
@@ -77,14 +78,14 @@ def main() -> None:
             result.row(
                 "final",
                 **about(final),
-                select_loss=final.select_loss,
+                validation_loss=final.validation_loss,
                 held_out_loss=final.held_out_loss,
-                confirm_loss=final.confirm_loss,
+                test_loss=final.test_loss,
             )
         for one, other in itertools.combinations(searched.finals, 2):
-            apart["select"].append(one.select_loss - other.select_loss)
+            apart["validation"].append(one.validation_loss - other.validation_loss)
             apart["held_out"].append(one.held_out_loss - other.held_out_loss)
-            apart["confirm"].append(one.confirmed - other.confirmed)
+            apart["test"].append(one.confirmed - other.confirmed)
             apart["oracle"].append(oracle.excess(one.candidate) - oracle.excess(other.candidate))
         excess.append(oracle.excess(found))
         result.row(
@@ -104,7 +105,7 @@ def main() -> None:
     result.figure("worst_excess_pct", max(excess))
     result.figure("rule_excess_pct", oracle.excess(rule))
     if not given.quick:
-        for seen, truth in itertools.product(("select", "held_out"), ("confirm", "oracle")):
+        for seen, truth in itertools.product(("validation", "held_out"), ("test", "oracle")):
             result.figure(f"{seen}_to_{truth}", statistics.correlation(apart[seen], apart[truth]))
         for seen in ("trial", "half"):
             result.figure(f"{seen}_to_oracle", statistics.correlation(halves[seen], halves["oracle"]))

@@ -27,7 +27,7 @@ import numpy as np
 import optuna
 from threadpoolctl import threadpool_limits
 
-from autolr.search.verdict import paired_interval
+from autolr.tuner.judge.verdict import paired_interval
 from studies.benchmarks.search_quality import fitted_surfaces, strategies
 from studies.benchmarks.search_quality.ledger import Curve, Ledger, pruned_best
 from studies.benchmarks.search_quality.surfaces import Surface, encode

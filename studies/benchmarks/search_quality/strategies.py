@@ -22,10 +22,10 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autolr.candidate import Candidate
-from autolr.search.proposals import at_the_largest_rank
-from autolr.search.pruner import ChancePruner
-from autolr.study import Search
+from autolr.schema.candidate import Candidate
+from autolr.schema.study import Search
+from autolr.tuner.propose.pruner import ChancePruner
+from autolr.tuner.propose.queue import at_the_largest_rank
 from studies.benchmarks.search_quality.ledger import Ledger
 from studies.benchmarks.search_quality.surfaces import Surface
 
@@ -240,7 +240,7 @@ class RungPruner(BasePruner):
         self.min_scores = min_scores
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Tell whether `trial` ends at the rung it has just reported at."""
+        """Return True if `trial` ends at the rung it has just reported at."""
         step = trial.last_step
         if step is None or step not in self.rungs:
             return False
@@ -278,8 +278,8 @@ def lowest_seen(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> lis
 
 def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) -> list[Candidate]:
     """Return the search's finalists: of those that went furthest the lowest expected by all curves first."""
-    from autolr.search.encoding import Encoding
-    from autolr.search.surrogate import Surrogate, curves_of
+    from autolr.tuner.propose.encoding import Encoding
+    from autolr.tuner.propose.surrogate import Surrogate, curves_of
 
     encoding = Encoding(surface.bounds.distributions)
     seen = [trial for trial in trials if trial.intermediate_values]
@@ -294,8 +294,8 @@ def lowest_expected(surface: Surface, trials: list[optuna.trial.FrozenTrial]) ->
 
 def curve_sampler(surface: Surface, seed: int) -> BaseSampler:
     """Return our sampler as the search sets it up."""
-    from autolr.search.encoding import Prior
-    from autolr.search.sampler import CurveSampler
+    from autolr.tuner.propose.encoding import Prior
+    from autolr.tuner.propose.sampler import CurveSampler
 
     return CurveSampler(seed, space=surface.bounds.distributions, priors={"lr_v": Prior(surface.bounds.rule)})
 
@@ -358,7 +358,7 @@ PACKED = (*ABLATIONS, "ours")
 def available() -> list[str]:
     """Return the strategies that can run: ours needs its sampler."""
     try:
-        from autolr.search.sampler import CurveSampler  # noqa: F401
+        from autolr.tuner.propose.sampler import CurveSampler  # noqa: F401
     except ImportError:
         return [name for name in STRATEGIES if name != "ours"]
     return list(STRATEGIES)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from autolr.candidate import Candidate
+from autolr.schema.candidate import Candidate
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Shape = Callable[[Array], Array]

@@ -61,7 +61,7 @@ class Case:
     batch_size: int
     length: int | None = None
     learned: float | None = None
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     slots: tuple[int, ...] = SLOTS
     steps: int = 1
 
@@ -94,7 +94,7 @@ class Case:
         with Given():  # whether a language model sees ahead is asked of its numbers
             found = shapes.base(self.shape, device, "fp32", language=self.learned is not None)
         found.model.to(dtype)
-        if self.checkpointing:
+        if self.gradient_checkpointing:
             with quiet():
                 checkpoint_layers(found.model, self.shape.name)
         return found
@@ -106,7 +106,15 @@ CASES = (
     Case("llama_8b_b1x128", LLAMA_8B, 1, 128),
     Case("sft_1b_b4x128_all", LLAMA_1B, 4, 128, learned=1.0),
     Case("sft_8b_b8x512_half", LLAMA_8B, 8, 512, learned=0.5, slots=(1, 2, 4)),
-    Case("sft_8b_b8x512_half_checkpointed", LLAMA_8B, 8, 512, learned=0.5, checkpointing=True, slots=(1, 2, 4, 8)),
+    Case(
+        "sft_8b_b8x512_half_checkpointed",
+        LLAMA_8B,
+        8,
+        512,
+        learned=0.5,
+        gradient_checkpointing=True,
+        slots=(1, 2, 4, 8),
+    ),
 )
 
 
@@ -219,7 +227,7 @@ def count(case: Case, slots: int, base: Backbone | None = None) -> Counted:
     given, counter = Given(), Counter(device, case.vocabulary)
     rates: dict[Role, float] = {role: 1e-4 if role in case.roles else 0.0 for role in ("q", "k", "v", "head")}
     about = (given, base, Training(batch_size=case.batch_size), case.task(), case.data())
-    options: dict[str, Any] = {"max_rank": RANK, "alpha": ALPHA, "roles": case.roles, "thrifty": False}
+    options: dict[str, Any] = {"max_rank": RANK, "lora_alpha": ALPHA, "roles": case.roles, "thrifty": False}
     operations = []
     with counter, CountedPack(*about, capacity=slots, together=slots, **options) as pack:
         for seed in range(slots):
@@ -345,7 +353,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "rank": RANK,
         "base": "bfloat16",
         "trained": "float32",
-        "attention": "one fused kernel each way",
+        "attn_implementation": "one fused kernel each way",
         "cases": [{**asdict(case), "shape": {"name": case.shape.name, **case.shape.sizes}} for case in cases],
     }
     for case in cases:

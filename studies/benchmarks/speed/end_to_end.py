@@ -32,15 +32,15 @@ from optuna.trial import TrialState
 from transformers import PrinterCallback, Trainer
 
 import autolr
-from autolr import documents
+from autolr.finetune.evaluation import evaluate
+from autolr.finetune.trainer import EVALUATIONS
 from autolr.model import backbone
 from autolr.model.quiet import quiet
+from autolr.rundir import provenance, records
+from autolr.schema import yaml_io
 from autolr.schema.overrides import apply_overrides
-from autolr.search import provenance, records
-from autolr.search.setting import Setting, choose_device, read_setting
-from autolr.study import Study
-from autolr.train.evaluation import evaluate
-from autolr.train.trainer import EVALUATIONS
+from autolr.schema.study import Study
+from autolr.tuner.setting import Setting, choose_device, read_setting
 from studies import SENTIMENT
 from studies.benchmarks.common import document, peers
 from studies.benchmarks.common.document import Result
@@ -48,7 +48,7 @@ from studies.benchmarks.common.document import Result
 # A few seconds of either side, too short to be a comparison.
 QUICK = [
     "training.horizon={steps: 12}",
-    "data.most=32",
+    "data.max_eval_samples=32",
     "search.stages=[{to: 4}]",
     "search.rungs=null",
     "search.seeds=2",
@@ -72,8 +72,8 @@ class PeerTrial:
 
     Attributes:
         seconds: of the trial, loading the model and keeping the best checkpoint included.
-        select_loss: of the kept checkpoint; of the last evaluation where it was pruned.
-        confirm_loss: of the kept checkpoint; None where it was pruned.
+        validation_loss: of the kept checkpoint; of the last evaluation where it was pruned.
+        test_loss: of the kept checkpoint; None where it was pruned.
     """
 
     number: int
@@ -81,8 +81,8 @@ class PeerTrial:
     seconds: float
     rate: float
     rank: int
-    select_loss: float
-    confirm_loss: float | None
+    validation_loss: float
+    test_loss: float | None
     commit: str | None
 
 
@@ -114,7 +114,7 @@ class Peer:
         trainer = _SearchTrainer(self, setting)
         if not (self.work / "peer-start.json").is_file():
             seconds = round(time.perf_counter() - start, 3)
-            documents.write_text(self.work / "peer-start.json", json.dumps({"seconds": seconds}) + "\n")
+            yaml_io.write_text(self.work / "peer-start.json", json.dumps({"seconds": seconds}) + "\n")
         trainer.hyperparameter_search(
             hp_space=lambda trial: {"learning_rate": trainer.suggest(trial)[0]},
             n_trials=left,
@@ -182,7 +182,7 @@ class _SearchTrainer(Trainer):
             model_init=self._model,
             args=arguments,
             train_dataset=rows,
-            eval_dataset=peers.Rows(setting.data.select),
+            eval_dataset=peers.Rows(setting.data.validation),
             data_collator=rows.collate,
         )
         self.remove_callback(PrinterCallback)
@@ -218,18 +218,20 @@ class _SearchTrainer(Trainer):
                 self._write_down(trial, outcome, time.perf_counter() - start)
 
     def _write_down(self, trial: Any, outcome: str, seconds: float) -> None:
-        select, confirm = float(self.objective), None
+        validation, test = float(self.objective), None
         if outcome == "finished":
             data, task = self.setting.data, self.setting.task
             model = peers.unwrap(self.model)  # scored as ours is, without autocast
-            select = evaluate(model, data.select, task)["loss"]
-            confirm = evaluate(model, data.confirm, task)["loss"]
+            validation = evaluate(model, data.validation, task)["loss"]
+            test = evaluate(model, data.test, task)["loss"]
         rate, rank = self.suggest(trial)
-        record = PeerTrial(trial.number, outcome, round(seconds, 3), rate, rank, select, confirm, provenance.commit())
+        record = PeerTrial(
+            trial.number, outcome, round(seconds, 3), rate, rank, validation, test, provenance.commit()
+        )
         with self.peer.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(record)) + "\n")
         shutil.rmtree(self.peer.work / "checkpoints", ignore_errors=True)
-        about = f"rate {rate:.2e}, rank {rank}, select {select:.4f}, confirm {confirm}, {seconds:.0f} s"
+        about = f"rate {rate:.2e}, rank {rank}, select {validation:.4f}, confirm {test}, {seconds:.0f} s"
         print(f"peer trial {trial.number} {outcome}: {about}", flush=True)
 
 
@@ -261,11 +263,11 @@ def ours(name: str, study: Study, device: torch.device, work: Path) -> dict[str,
         "search_seconds": round(searched, 3),
         "phases": [phase.model_dump(mode="json") for phase in found.phases],
         "candidate": found.recipe.candidate.model_dump(mode="json"),
-        "select_loss": trained.select["loss"],
-        "confirm_loss": trained.confirm["loss"],
+        "validation_loss": trained.validation["loss"],
+        "test_loss": trained.test["loss"],
         "commit": provenance.commit(),
     }
-    documents.write_text(file, json.dumps(measured, indent=1) + "\n")
+    yaml_io.write_text(file, json.dumps(measured, indent=1) + "\n")
     return measured
 
 
@@ -281,20 +283,20 @@ def tuned(study: Study, device: torch.device, work: Path, steps: int) -> dict[st
         batch = study.training.batch_size
         options, rates = peers.tune(model, setting.data.train, batch, device, steps=steps)
         work.mkdir(parents=True, exist_ok=True)
-        documents.write_text(file, json.dumps({"options": options, "rates": rates}) + "\n")
+        yaml_io.write_text(file, json.dumps({"options": options, "rates": rates}) + "\n")
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def best_of(trials: Iterable[PeerTrial]) -> PeerTrial | None:
-    """Return the finished trial with the lowest loss on *select*."""
-    return min((t for t in trials if t.confirm_loss is not None), key=lambda t: t.select_loss, default=None)
+    """Return the finished trial with the lowest loss on *validation*."""
+    return min((t for t in trials if t.test_loss is not None), key=lambda t: t.validation_loss, default=None)
 
 
 def reached(trials: list[PeerTrial], start: float, target: float) -> float | None:
-    """Return the peer's seconds until its best so far, chosen on *select*, is at most `target` on *confirm*."""
+    """Return the peer's seconds until its best so far, chosen on *validation*, is at most `target` on *test*."""
     for count, _ in enumerate(trials, 1):
         best = best_of(trials[:count])
-        if best is not None and best.confirm_loss is not None and best.confirm_loss <= target:
+        if best is not None and best.test_loss is not None and best.test_loss <= target:
             return start + sum(trial.seconds for trial in trials[:count])
     return None
 
@@ -304,7 +306,7 @@ def compare(
 ) -> bool:
     """Add rows and figures of both sides as far as they are there; tell whether both are complete.
 
-    The ratio of times is that of the shortest of our searches whose confirm loss is as low as the peer's; with
+    The ratio of times is that of the shortest of our searches whose test loss is as low as the peer's; with
     `_main` in its name, that of the main job.
 
     Args:
@@ -321,23 +323,23 @@ def compare(
         result.row("ours", **one)
     for trial in trials:
         result.row("hf trial", **vars(trial))
-    if complete and best is not None and best.confirm_loss is not None:
-        result.figure(f"{kind}_confirm_loss_hf", best.confirm_loss)
+    if complete and best is not None and best.test_loss is not None:
+        result.figure(f"{kind}_confirm_loss_hf", best.test_loss)
     if own:
-        result.figure(f"{kind}_confirm_loss_main", own[0]["confirm_loss"])
+        result.figure(f"{kind}_confirm_loss_main", own[0]["test_loss"])
     if len(own) < len(OURS) or not complete:
         return False
     seconds = start + sum(trial.seconds for trial in trials)
-    when = reached(trials, start, EQUAL * own[0]["confirm_loss"])
+    when = reached(trials, start, EQUAL * own[0]["test_loss"])
     result.row("hf", seconds=round(seconds, 1), start_seconds=start, reached_ours=when is not None)
     name = "cpu_time_vs_hf" if kind == "cpu" else "gpu_device_seconds_vs_hf"
     result.figure(f"{name}_main", seconds / own[0]["seconds"])
-    target = EQUAL * best.confirm_loss if best is not None and best.confirm_loss is not None else float("inf")
-    as_good = [one for one in own if one["confirm_loss"] <= target]
+    target = EQUAL * best.test_loss if best is not None and best.test_loss is not None else float("inf")
+    as_good = [one for one in own if one["test_loss"] <= target]
     if as_good:
         shortest = min(as_good, key=lambda one: float(one["seconds"]))
         result.figure(name, seconds / shortest["seconds"])
-        result.figure(f"{kind}_confirm_loss_ours", shortest["confirm_loss"])
+        result.figure(f"{kind}_confirm_loss_ours", shortest["test_loss"])
     return True
 
 

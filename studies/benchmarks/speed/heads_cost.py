@@ -14,13 +14,13 @@ import time
 
 import torch
 
-from autolr.analysis import eager, pattern, peaks
 from autolr.data.batches import TokenSet
+from autolr.finetune.param_groups import grouped
+from autolr.insight import activations, attention_probs, peak_memory
 from autolr.model import adapters
-from autolr.model.labelled import forward
-from autolr.search.setting import Setting, choose_device, read_setting
-from autolr.study import Study
-from autolr.train.optimizer import grouped
+from autolr.model.sparse_logits import forward
+from autolr.schema.study import Study
+from autolr.tuner.setting import Setting, choose_device, read_setting
 from studies import SENTIMENT
 from studies.benchmarks.common.document import Result, deliver, parser
 
@@ -41,13 +41,13 @@ def training_peak(setting: Setting, widest: TokenSet, device: torch.device) -> i
             optimizer.step()
         base.model = model.unload().eval().requires_grad_(False)
 
-    return peaks.peak(work, device)
+    return peak_memory.peak(work, device)
 
 
 def bare_peak(setting: Setting, widest: TokenSet, device: torch.device) -> int:
     """Return the peak of the same pass back to where the analysis goes back to, with nothing watched."""
     base, task = setting.backbone, setting.task
-    first = base.model.get_submodule(pattern.output_sites(base)[0].module)
+    first = base.model.get_submodule(activations.output_sites(base)[0].module)
 
     def work() -> None:
         handle = first.register_forward_pre_hook(lambda _, args: (args[0].detach().requires_grad_(), *args[1:]))
@@ -55,7 +55,7 @@ def bare_peak(setting: Setting, widest: TokenSet, device: torch.device) -> int:
         task.losses(forward(base.model, batch), batch["labels"]).sum().backward()
         handle.remove()
 
-    return peaks.peak(work, device)
+    return peak_memory.peak(work, device)
 
 
 def main() -> None:
@@ -70,9 +70,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"pattern": [], "entropy": []}
     for number in range(rounds):
         start = time.perf_counter()
-        pattern.measure(base, task, samples)
+        activations.measure(base, task, samples)
         middle = time.perf_counter()
-        eager.entropies(base, samples)
+        attention_probs.entropies(base, samples)
         taken = {"pattern": middle - start, "entropy": time.perf_counter() - middle}
         result.row("time", round=number, **{name: round(value, 3) for name, value in taken.items()})
         for name, value in taken.items():
@@ -83,9 +83,9 @@ def main() -> None:
     widest = train.take(sorted(range(len(train)), key=lengths.__getitem__)[-BATCH:])
     found = {
         "training step": training_peak(setting, widest, device),
-        "pattern": peaks.peak(lambda: pattern.measure(base, task, widest, batch_size=BATCH), device),
+        "pattern": peak_memory.peak(lambda: activations.measure(base, task, widest, batch_size=BATCH), device),
         "pass without watching": bare_peak(setting, widest, device),
-        "entropy": peaks.peak(lambda: eager.entropies(base, widest, batch_size=BATCH), device),
+        "entropy": peak_memory.peak(lambda: attention_probs.entropies(base, widest, batch_size=BATCH), device),
     }
     for name, value in found.items():
         result.row("memory", of=name, bytes=value)

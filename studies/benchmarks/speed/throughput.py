@@ -32,9 +32,9 @@ from autolr.model.backbone import Backbone
 from autolr.pack.graphs import WARM, Graphs
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
+from autolr.schema.study import Study
 from autolr.schema.training import Training
-from autolr.search.setting import choose_device
-from autolr.study import Study
+from autolr.tuner.setting import choose_device
 from studies import SENTIMENT
 from studies.benchmarks.common import document, peers
 from studies.benchmarks.common.document import Result
@@ -200,7 +200,7 @@ def full_pack(
 ) -> Pack:
     """Return a pack with a trial in every slot, each of its own seed."""
     training = Training(batch_size=c.batch_size)
-    options: dict[str, Any] = {"max_rank": max(c.ranks), "alpha": peers.ALPHA, "roles": ("q", "v", "head")}
+    options: dict[str, Any] = {"max_rank": max(c.ranks), "lora_alpha": peers.ALPHA, "roles": ("q", "v", "head")}
     if graphs:
         options["graphs"] = Graphs(data.pad_id)
     pack = Pack(backbone, training, TASK, data, capacity=slots, passes=passes, **options)
@@ -376,8 +376,8 @@ def memory_error(result: Result, device: torch.device, *, quick: bool) -> None:
     words += [
         "training.horizon={steps: 8}",
         "training.batch_size=8",
-        "data.select=0.005",
-        "data.confirm=0.005",
+        "data.validation=0.005",
+        "data.test=0.005",
     ] * quick
     trials = 2 if quick else 8
     with tempfile.TemporaryDirectory() as folder:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from autolr.analysis import measures
-from autolr.analysis.combine import Change, combine, mixture
-from autolr.candidate import Candidate
 from autolr.data import sources
+from autolr.insight import measures
+from autolr.insight.task_mixture import Change, combine, mixture
 from autolr.pack.slots import SlotConfig
+from autolr.schema.candidate import Candidate
 from autolr.schema.data import Data
 from autolr.schema.training import Training
 from studies.benchmarks.common import document

@@ -5,7 +5,7 @@
 The pool holds sentences of Rotten Tomatoes and descriptions of Debian packages (games or science: another question
 with two answers, see `oracle/sections.py`), half and half. The target task is Rotten Tomatoes, of which 64
 sentences are known. Each way takes 256 samples of the pool; the embedded model is trained on them for three epochs,
-and judged on *confirm*. What differs between seeds: pool, known sentences, adapter and data order.
+and judged on *test*. What differs between seeds: pool, known sentences, adapter and data order.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from scipy import stats
 
-from autolr.analysis.choose import nearest
-from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet, by_length
+from autolr.insight.data_selection import nearest
 from autolr.pack.slots import SlotConfig
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.common import document
 from studies.research.common import Setting, debian, labelled, look, setting_of, some, train
 
@@ -68,7 +68,7 @@ def main() -> None:
     found = look(base, task, both, None, SlotConfig(rates, 8, 0, 1))
     meaning = embeddings(setting, both)
     features = {"pattern": found.absolutes, "signed pattern": found.activations, "embedding": meaning}
-    judge = some(setting.data.confirm, 40 if given.quick else 400)
+    judge = some(setting.data.test, 40 if given.quick else 400)
     steps = EPOCHS * taken // training.batch_size
     result = document.Result(
         "heads_choice",

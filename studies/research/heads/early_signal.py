@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from scipy.stats import rankdata, spearmanr
 
-from autolr.analysis import measures
-from autolr.candidate import Candidate
+from autolr.insight import measures
 from autolr.pack.slots import SlotConfig
-from autolr.search import records
+from autolr.rundir import records
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.common import document
 from studies.research.common import look, setting_of, some, train
 from studies.research.oracle import DATA
@@ -59,7 +59,7 @@ def main() -> None:
     points = [p for p in end if end[p] < DIVERGED * best][: 4 if given.quick else given.candidates]
     setting = setting_of(GRIDS["sentiment"]["overrides"])
     base, task = setting.backbone, setting.task
-    samples = some(setting.data.select, 16 if given.quick else 128)
+    samples = some(setting.data.validation, 16 if given.quick else 128)
     configs = [
         SlotConfig(
             Candidate(lr_v=v, ratio=ratio, rank=rank).rates(setting.space.lr_head), rank, 0, setting.steps, max(AT)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolr.analysis import measures
-from autolr.candidate import Candidate
+from autolr.insight import measures
 from autolr.pack.slots import SlotConfig
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.common import document
 from studies.research.common import Setting, look, setting_of, some, train
 
@@ -48,7 +48,7 @@ QUICK = {"at": (0, 2, 4), "samples": 8, "seeds": 1}
 def statements(setting: Setting, wanted: dict[str, Any], result: document.Result) -> None:
     """Train, look, and tell."""
     base, task, at = setting.backbone, setting.task, wanted["at"]
-    samples = some(setting.data.confirm, wanted["samples"])
+    samples = some(setting.data.test, wanted["samples"])
     candidate: Candidate = wanted["candidate"]
     rates = candidate.rates(setting.space.lr_head)
     configs = [SlotConfig(rates, candidate.rank, seed, max(at)) for seed in range(wanted["seeds"])]
@@ -98,7 +98,7 @@ def v_and_k(setting: Setting, steps: int, result: document.Result) -> None:
         SlotConfig(Candidate(lr_v=setting.space.rate * f, ratio=1, rank=8, targets=t).rates(0.0), 8, 0, steps)
         for t, f in points
     ]
-    judge = some(setting.data.confirm, 64)
+    judge = some(setting.data.test, 64)
     scores = train(setting.backbone, setting.study.training, setting.task, setting.data.train, configs, (), judge)[2]
     best: dict[str, float] = {}
     for (targets, factor), score in zip(points, scores, strict=True):

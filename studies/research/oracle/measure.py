@@ -4,7 +4,7 @@
     python -m studies.research.oracle.measure sections [--data sections.csv]
     python -m studies.research.oracle.measure horizon [--own]
 
-Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *select* and *confirm*, as
+Runs train packed, with the schedule of the whole horizon, and are scored at every rung on *validation* and *test*, as
 they are and averaged; of the last steps the loss is kept that a search's finals are judged by too. What is measured
 is kept run by run in `<name>.jsonl`, so the command can be stopped and given again; `<name>.parquet` is written from
 it, its provenance in the file's own metadata.
@@ -28,24 +28,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
-from autolr.pack.capacity import CPU_SLOTS
 from autolr.pack.pack import Pack
+from autolr.pack.slot_count import CPU_SLOTS
 from autolr.pack.slots import SlotConfig
-from autolr.search import provenance, records
-from autolr.search.callbacks import Watcher
-from autolr.search.held_out import last_steps
-from autolr.search.jobs import Job, Running
-from autolr.search.loop import Source, drive
-from autolr.search.setting import Setting, choose_device, read_setting
-from autolr.study import Study
+from autolr.progress.callbacks import Callback
+from autolr.progress.jobs import Job, Running
+from autolr.rundir import provenance, records
+from autolr.schema.candidate import Candidate
+from autolr.schema.study import Study
+from autolr.tuner.execute.held_out import last_steps
+from autolr.tuner.execute.loop import Source, drive
+from autolr.tuner.setting import Setting, choose_device, read_setting
 from studies import SENTIMENT
 from studies.research.oracle import DATA, sections
 
 GRIDS: dict[str, dict[str, Any]] = {
     "sentiment": {
-        "overrides": ["data.select=0.03"],  # as the study had it when the first of them were measured
+        "overrides": ["data.validation=0.03"],  # as the study had it when the first of them were measured
         "lr_v": [3e-4, 8e-4, 2e-3, 4e-3, 8e-3, 1.6e-2],
         "ratio": [0.5, 1.0, 2.0, 4.0, 8.0, 32.0],
         "rank": [4, 16],
@@ -98,14 +98,14 @@ class Grid(Source):
     ) -> None:
         grid = GRIDS[name]
         steps = grid["own"] if kind == "own" else setting.steps
-        self.study, self.select = setting.study, len(setting.data.select)
+        self.study, self.validation = setting.study, len(setting.data.validation)
         self.file = DATA / (f"{name}.jsonl" if kind == "whole" else f"{name}-{kind}.jsonl")
         self.rungs: tuple[int, ...] = tuple(grid["rungs"]) if kind == "whole" else ()
         self.pack = pack
         self.started = time.time()
-        select, confirm = setting.data.select, setting.data.confirm
-        self.parts = {"select": slice(0, len(select)), "confirm": slice(len(select), None)}
-        self.data = TokenSet(select.ids + confirm.ids, select.labels + confirm.labels, select.pad_id)
+        validation, test = setting.data.validation, setting.data.test
+        self.parts = {"validation": slice(0, len(validation)), "test": slice(len(validation), None)}
+        self.data = TokenSet(validation.ids + test.ids, validation.labels + test.labels, validation.pad_id)
         self.rows: dict[Running, list[dict[str, Any]]] = {}
         there = {(r["lr_v"], r["ratio"], r["rank"], r["seed"]) for r in records.lines(self.file)}
         jobs = []
@@ -140,13 +140,13 @@ class Grid(Source):
 
     def ended(self, running: Running) -> None:
         candidate, slot = running.job.candidate, running.slot
-        unseen = last_steps(self.study, slot, self.select) if running.outcome == "finished" else range(0)
+        unseen = last_steps(self.study, slot, self.validation) if running.outcome == "finished" else range(0)
         run = {
             **candidate.model_dump(include={"lr_v", "ratio", "rank"}),
             "seed": running.job.config.seed,
             "outcome": running.outcome,
             "seconds": round(running.seconds, 2),
-            "select_examples": self.select,
+            "select_examples": self.validation,
             "unseen_examples": sum(len(slot.order[step]) for step in unseen),
             "unseen_loss": float(np.mean([slot.losses[step] for step in unseen])) if unseen else None,
             "rungs": self.rows.pop(running, []),
@@ -212,7 +212,7 @@ def main() -> None:
     # On a CPU no more than are trained side by side: what is interrupted is lost.
     with setting.pack(8 if setting.device.type == "cuda" else CPU_SLOTS) as pack:
         grid = Grid(arguments.name, setting, pack, arguments.seeds, arguments.limit, kind, arguments.lr_v)
-        drive(pack, grid, Watcher())
+        drive(pack, grid, Callback())
     if kind == "whole":
         print(export(arguments.name, setting))
 

@@ -3,7 +3,7 @@
     python -m studies.research.oracle.optimum_drift [sentiment sections horizon]
 
 Of each line of a grid, so of one λ (or one η_Q), rank and seed: the rate of W_v with the lowest averaged loss, on
-*select* and *confirm* together, at the rung next to a quarter of the run and at its end, from a parabola through the
+*validation* and *test* together, at the rung next to a quarter of the run and at its end, from a parabola through the
 best rate and its neighbours in the logarithms. Told is the power of the lengths' ratio by which it has moved: 0 says
 that it stays, -1 that it falls as the run gets longer. Lines whose best is at an end of the grid tell nothing.
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autolr.search import records
+from autolr.rundir import records
 from studies.research.oracle import DATA
 
 NAMES = ("sentiment", "sections", "horizon")
@@ -59,7 +59,7 @@ def moves(runs: Sequence[Mapping[str, Any]], by_lr_q: bool = False) -> list[Move
         line = lines.setdefault((run["seed"], run["rank"], other), {})
         for rung in run["rungs"]:
             if rung["averaged"]:
-                loss = (rung["select_loss"] + rung["confirm_loss"]) / 2
+                loss = (rung["validation_loss"] + rung["test_loss"]) / 2
                 line.setdefault(rung["step"], {})[run["lr_v"]] = loss
     found = []
     for key, line in sorted(lines.items()):

@@ -4,14 +4,14 @@
 
 For each rung: Spearman's correlation, over candidates, of the weights as they are, of their running average, and of
 a short cool-down (where it was measured), with the loss of the averaged weights at the end of the full run. Each loss
-is that on *select* and *confirm* together. Candidates that diverged are left out: any score shows it.
+is that on *validation* and *test* together. Candidates that diverged are left out: any score shows it.
 
 And what does it cost to go on with the best of a rung? Of 16 candidates drawn from the grid the best one, or the best
-three, by the averaged loss on *select* alone or on both splits: percent that the best of them ends above the best of
-the 16, the mean over draws.
+three, by the averaged loss on *validation* alone or on both splits: percent that the best of them ends above the
+best of the 16, the mean over draws.
 
-And at the end, where a search's finals are decided: how the loss on *select*, and that on all that is held out, the
-last training batches too, agree with the loss on *confirm*, which neither has seen; over the better half of the
+And at the end, where a search's finals are decided: how the loss on *validation*, and that on all that is held out,
+the last training batches too, agree with the loss on *test*, which neither has seen; over the better half of the
 candidates. Oracles that were measured before these losses were kept have none.
 
 A search has one seed, and so has each of these figures: they are the means over the seeds with candidates enough.
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from autolr.search import records
+from autolr.rundir import records
 from studies.research.oracle import DATA
 
 # Final losses above this many times the best are of candidates that have diverged.
@@ -38,7 +38,7 @@ Run = Mapping[str, Any]
 
 
 def scores(
-    runs: Sequence[Run], parts: Sequence[str] = ("select", "confirm")
+    runs: Sequence[Run], parts: Sequence[str] = ("validation", "test")
 ) -> dict[tuple[int, bool], dict[Point, float]]:
     """Return the losses of a seed's runs by (step, averaged), each by candidate, the mean over splits."""
     found: dict[tuple[int, bool], dict[Point, float]] = {}
@@ -70,7 +70,7 @@ def table(runs: Sequence[Run], cooled: Sequence[Run]) -> list[dict[str, Any]]:
     cool: dict[int, dict[Point, float]] = {}
     for run in cooled:
         if run["rungs"]:
-            loss = [(r["select_loss"] + r["confirm_loss"]) / 2 for r in run["rungs"] if not r["averaged"]]
+            loss = [(r["validation_loss"] + r["test_loss"]) / 2 for r in run["rungs"] if not r["averaged"]]
             cool.setdefault(run["rung"], {})[run["lr_v"], run["ratio"], run["rank"]] = loss[-1]
     rows = []
     for step in sorted({step for step, _ in by_rung} - {last}):
@@ -87,7 +87,7 @@ def table(runs: Sequence[Run], cooled: Sequence[Run]) -> list[dict[str, Any]]:
 
 def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a row for each rung: percent that the best of its first, or of its first three, ends above the best."""
-    everywhere, on_select = scores(runs), scores(runs, ["select"])
+    everywhere, on_select = scores(runs), scores(runs, ["validation"])
     last = max(step for step, _ in everywhere)
     end = everywhere[last, True]
     points = sorted(end)
@@ -97,7 +97,7 @@ def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for step in sorted({step for step, _ in everywhere} - {last}):
         row: dict[str, Any] = {"step": step}
-        for name, by_rung in (("select", on_select), ("both", everywhere)):
+        for name, by_rung in (("validation", on_select), ("both", everywhere)):
             seen = np.array([by_rung[step, True].get(point, np.inf) for point in points])
             for first in (1, 3):
                 taken = [truth[drawn[seen[drawn].argsort()[:first]]].min() / truth[drawn].min() for drawn in draws]
@@ -107,19 +107,19 @@ def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def ends(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return how well a seed's ends on *select*, and on all that is held out, rank the better half by *confirm*."""
+    """Return how well a seed's ends on *validation*, and on all that is held out, rank the better half by *test*."""
     found = []
     for run in runs:
         if run.get("unseen_loss") is not None:
             end = max((rung for rung in run["rungs"] if rung["averaged"]), key=lambda rung: rung["step"])
             seen, unseen = run["select_examples"], run["unseen_examples"]
-            pooled = (seen * end["select_loss"] + unseen * run["unseen_loss"]) / (seen + unseen)
-            found.append((end["select_loss"], pooled, end["confirm_loss"]))
+            pooled = (seen * end["validation_loss"] + unseen * run["unseen_loss"]) / (seen + unseen)
+            found.append((end["validation_loss"], pooled, end["test_loss"]))
     if len(found) < TRIALS:
         return []
     better = np.array(sorted(found, key=lambda losses: sum(losses))[: len(found) // 2])
-    select, held_out = (float(spearmanr(better[:, column], better[:, 2]).statistic) for column in (0, 1))
-    return [{"select to confirm": select, "held out to confirm": held_out, "candidates": len(better)}]
+    validation, held_out = (float(spearmanr(better[:, column], better[:, 2]).statistic) for column in (0, 1))
+    return [{"select to confirm": validation, "held out to confirm": held_out, "candidates": len(better)}]
 
 
 def over_seeds(runs: Sequence[Run], rows: Callable[[list[Run]], list[dict[str, Any]]]) -> list[dict[str, Any]]:

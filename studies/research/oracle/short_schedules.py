@@ -2,11 +2,12 @@
 
     python -m studies.research.oracle.short_schedules
 
-Ways to choose from trials of a quarter of the steps, each by its loss on *select*: copied blindly from runs with a
+Ways to choose from trials of a quarter of the steps, each by its loss on *validation*: copied blindly from runs with
+a
 schedule of their own; the same with lr_v and lr_q moved down by the power of the lengths that fits best here, to the
 nearest candidate; the first quarter of full runs, averaged weights, as `autolr search` ranks its trials; and the
 best two of these trained to the end, the better of which it takes. Each is charged what its choice ends at, on
-*confirm*, above the best.
+*test*, above the best.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autolr.search import records
+from autolr.rundir import records
 from studies.research.oracle import DATA
 
 POWERS = [power / 20 for power in range(17)]
@@ -49,18 +50,18 @@ def losses(
 def table(runs: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each way of choosing: its choice, where that ends, and percent above the best."""
     end, short = (max(rung["step"] for run in some for rung in run["rungs"]) for some in (runs, own))
-    truth = losses(runs, end, False, "confirm")
+    truth = losses(runs, end, False, "test")
     best = min(truth.values())
-    of_own = chosen(losses(own, short, False, "select"))
+    of_own = chosen(losses(own, short, False, "validation"))
     power = min(POWERS, key=lambda p: truth[carried(of_own, (end / short) ** p, list(truth))])
-    quarter, ended = losses(runs, short, True, "select"), losses(runs, end, True, "select")
+    quarter, ended = losses(runs, short, True, "validation"), losses(runs, end, True, "validation")
     two = sorted(quarter, key=lambda rates: (quarter[rates], rates))[:2]
     ways = {
         f"a schedule of {short} steps, copied blindly": of_own,
         f"the same, rates times ({short}/{end})^{power:g}": carried(of_own, (end / short) ** power, list(truth)),
         f"the first {short} of {end} steps, averaged": chosen(quarter),
         "the best two of these, trained to the end": chosen({rates: ended[rates] for rates in two}),
-        f"the first {short} of {end} steps, as they are": chosen(losses(runs, short, False, "select")),
+        f"the first {short} of {end} steps, as they are": chosen(losses(runs, short, False, "validation")),
     }
     return [
         {"way": way, "lr_v": v, "lr_q": q, "ends_at": truth[v, q], "excess_pct": 100 * (truth[v, q] / best - 1)}

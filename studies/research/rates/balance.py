@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from autolr.analysis import steps
-from autolr.candidate import Candidate
-from autolr.search import records
+from autolr.insight import first_steps
+from autolr.rundir import records
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.common import document
 from studies.research.common import setting_of
 from studies.research.oracle import DATA
@@ -46,7 +46,7 @@ def oracle(result: document.Result) -> tuple[float, float]:
 
 def terms(name: str, setting: Any, candidate: Candidate, at: tuple[int, ...], result: document.Result) -> None:
     """Measure a candidate's first steps and tell them."""
-    found = steps.measure(
+    found = first_steps.measure(
         setting.backbone,
         setting.task,
         setting.data.train,
@@ -71,9 +71,9 @@ def main() -> None:
     """Measure, tell, write."""
     options = document.parser(__doc__)
     given = options.parse_args()
-    result = document.Result("balance", settings={"at": steps.AT})
+    result = document.Result("balance", settings={"at": first_steps.AT})
     lr_v, ratio = oracle(result)
-    at = (1, 2) if given.quick else (*steps.AT, 64)
+    at = (1, 2) if given.quick else (*first_steps.AT, 64)
     setting = setting_of([])
     for candidate in (
         Candidate(lr_v=setting.space.rate, ratio=1.0, rank=8),
@@ -86,7 +86,7 @@ def main() -> None:
         "SmolLM2",
         setting,
         Candidate(lr_v=setting.space.rate, ratio=1.0, rank=8),
-        at[:2] if given.quick else steps.AT,
+        at[:2] if given.quick else first_steps.AT,
         result,
     )
     document.deliver(result, torch.device("cpu"), keep=not given.quick, out=given.out)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from autolr.data.tasks import task_of
+from autolr.finetune.evaluation import evaluate
 from autolr.model.quiet import quiet
-from autolr.search.result import SearchResult
-from autolr.search.run import search
-from autolr.search.setting import choose_device, read_setting
-from autolr.study import Study
-from autolr.train.evaluation import evaluate
+from autolr.rundir.result import SearchResult
+from autolr.schema.study import Study
+from autolr.tuner.run import search
+from autolr.tuner.setting import choose_device, read_setting
 from studies import STUDIES
 from studies.benchmarks.common.document import Result, deliver, parser
 
@@ -42,11 +42,11 @@ QUICK = [
 
 
 def untrained(study: Study, device: torch.device) -> dict[str, float]:
-    """Return loss and metric on *confirm* of the model before any training."""
+    """Return loss and metric on *test* of the model before any training."""
     with quiet():
         setting = read_setting(study, device)
         task = task_of(study.task, setting.examples.classes, study.metric)
-        return evaluate(setting.backbone.model, setting.data.confirm, task)
+        return evaluate(setting.backbone.model, setting.data.test, task)
 
 
 def measure(study: Study, device: torch.device) -> Result:
@@ -74,11 +74,11 @@ def _report(result: Result, found: SearchResult) -> None:
         result.row("trial", **own, rule=trial.rule, outcome=trial.outcome, rungs=trial.rungs, metric=trial.metric)
     for score in recipe.evidence.scores:
         gain = score.gain.model_dump() if score.gain else None
-        values = score.model_dump(include={"label", "select_loss", "confirm_loss", "confirm_metric"})
+        values = score.model_dump(include={"label", "validation_loss", "test_loss", "test_metric"})
         result.row("score", **values, candidate=score.candidate.model_dump(), gain=gain)
         name = score.label.replace(" ", "_").replace("_+_", "_and_")
-        result.figure(f"confirm_loss_{name}", score.confirm_loss)
-        result.figure(f"confirm_{recipe.metric}_{name}", score.confirm_metric)
+        result.figure(f"confirm_loss_{name}", score.test_loss)
+        result.figure(f"confirm_{recipe.metric}_{name}", score.test_metric)
     result.settings["verdict"] = recipe.evidence.verdict
     result.figure("full_run_equivalents", recipe.evidence.cost.full_run_equivalents)
 

@@ -3,8 +3,8 @@
     python -m studies.research.rates.which_matrix [--quick] [--steps 32] [--seeds 3] [--device cuda:0]
 
 q, k, v, qk, qv, kv and qkv are trained side by side for the same number of steps, at one rate for all their matrices:
-untuned, the rule of thumb's; and tuned, the best on *select* of `FACTORS` times the rule's, chosen for each set by
-itself. What is told is the loss and accuracy on *confirm*, as means over seeds with their standard error.
+untuned, the rule of thumb's; and tuned, the best on *validation* of `FACTORS` times the rule's, chosen for each set
+by itself. What is told is the loss and accuracy on *test*, as means over seeds with their standard error.
 
 Writes a result beside those of the benchmarks, and its figure as an SVG of the same name.
 """
@@ -20,13 +20,13 @@ from typing import Any
 
 from scipy import stats
 
-from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
 from autolr.model import adapters
 from autolr.pack.pack import Pack
 from autolr.pack.slots import SlotConfig
-from autolr.search.setting import Setting, choose_device, read_setting
-from autolr.study import Study
+from autolr.schema.candidate import Candidate
+from autolr.schema.study import Study
+from autolr.tuner.setting import Setting, choose_device, read_setting
 from studies import SENTIMENT
 from studies.benchmarks.common import document
 from studies.benchmarks.common.document import Result
@@ -42,9 +42,9 @@ def train(setting: Setting, steps: int, seeds: int, factors: tuple[float, ...]) 
     """Train every set at every rate with every seed in one pack, and score them at the end."""
     points = list(itertools.product(TARGETS, factors, range(seeds)))
     rows = []
-    select, confirm = setting.data.select, setting.data.confirm
-    data = TokenSet(select.ids + confirm.ids, select.labels + confirm.labels, select.pad_id)
-    parts = {"select": slice(0, len(select)), "confirm": slice(len(select), None)}
+    validation, test = setting.data.validation, setting.data.test
+    data = TokenSet(validation.ids + test.ids, validation.labels + test.labels, validation.pad_id)
+    parts = {"validation": slice(0, len(validation)), "test": slice(len(validation), None)}
     with Pack(
         setting.backbone,
         setting.study.training,
@@ -52,7 +52,7 @@ def train(setting: Setting, steps: int, seeds: int, factors: tuple[float, ...]) 
         setting.data.train,
         capacity=len(points),
         max_rank=RANK,
-        alpha=setting.study.method.alpha,
+        alpha=setting.study.method.lora_alpha,
     ) as pack:
         slots = []
         for targets, factor, seed in points:
@@ -79,10 +79,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for targets in TARGETS:
         own = [row for row in rows if row["targets"] == targets]
         factors = sorted({row["factor"] for row in own})
-        best = min(factors, key=lambda f: statistics.mean(r["select_loss"] for r in own if r["factor"] == f))
+        best = min(factors, key=lambda f: statistics.mean(r["validation_loss"] for r in own if r["factor"] == f))
         for tuned, factor in ((False, factors[0]), (True, best)):
             runs = sorted((row for row in own if row["factor"] == factor), key=lambda row: row["seed"])
-            losses = [row["confirm_loss"] for row in runs]
+            losses = [row["test_loss"] for row in runs]
             found.append(
                 {
                     "targets": targets,
@@ -159,7 +159,7 @@ def main() -> None:
     steps, seeds = (2, 1) if arguments.quick else (arguments.steps, arguments.seeds)
     factors = FACTORS[:1] if arguments.quick else FACTORS
     device = choose_device(arguments.device)
-    few = ["data.most=40"] if arguments.quick else ["data.most=400"]
+    few = ["data.max_eval_samples=40"] if arguments.quick else ["data.max_eval_samples=400"]
     setting = read_setting(Study.load(SENTIMENT, few), device)
     start = time.perf_counter()
     rows = train(setting, steps, seeds, factors)
@@ -175,7 +175,7 @@ def main() -> None:
             "rank": RANK,
             "lr_head": setting.space.lr_head,
             "precision": setting.backbone.precision,
-            "examples": {"select": len(setting.data.select), "confirm": len(setting.data.confirm)},
+            "examples": {"validation": len(setting.data.validation), "test": len(setting.data.test)},
             "seconds": round(seconds, 1),
         },
     )
@@ -183,7 +183,7 @@ def main() -> None:
     for row in found:
         shown = {key: value for key, value in row.items() if key != "losses"}
         result.row("set", **{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in shown.items()})
-        result.figure(f"{row['targets']} {'tuned' if row['tuned'] else 'untuned'} confirm loss", row["loss"])
+        result.figure(f"{row['targets']} {'tuned' if row['tuned'] else 'untuned'} test loss", row["loss"])
     for (better, worse), tuned in itertools.product(CLAIMS, (False, True)):
         gain, half = claim(found, better, worse, tuned)
         name = f"{better} below {worse}, {'tuned' if tuned else 'untuned'}"

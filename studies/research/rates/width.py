@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from autolr.analysis import steps
-from autolr.candidate import Candidate
 from autolr.data.batches import TokenSet
+from autolr.insight import first_steps
 from autolr.model import backbone, loading
 from autolr.model.backbone import Backbone
 from autolr.pack.slots import SlotConfig
+from autolr.schema.candidate import Candidate
 from autolr.schema.training import Training
 from studies.benchmarks.common import document
 from studies.research.common import task_of, train
@@ -35,7 +35,7 @@ WIDTHS = (32, 64, 128, 256)
 LR_V, LR_Q = (1e-3, 4e-3, 1.6e-2, 6.4e-2), (2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2)
 VOCABULARY, TOKENS, RANK, STEPS, SEEDS, LR_HEAD = 16, 11, 8, 120, 6, 1e-3
 DRAWS = 200
-TRAINING = Training(batch_size=16, schedule="linear", precision="fp32")
+TRAINING = Training(batch_size=16, lr_scheduler_type="linear", precision="fp32")
 
 
 def model_of(width: int, seed: int = 0) -> Backbone:
@@ -127,7 +127,7 @@ def main() -> None:
             np.mean(
                 [
                     math.log(s.balance(1.0))
-                    for s in steps.measure(base, task, data, TRAINING, c, lr_head=LR_HEAD, seed=n)
+                    for s in first_steps.measure(base, task, data, TRAINING, c, lr_head=LR_HEAD, seed=n)
                 ]
             )
             for n, c in enumerate([Candidate(lr_v=math.exp(v), ratio=1.0, rank=RANK)] * seeds)

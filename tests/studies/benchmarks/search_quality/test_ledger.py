@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autolr.candidate import Candidate
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.search_quality import ledger
 
 

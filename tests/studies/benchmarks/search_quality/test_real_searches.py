@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from autolr.candidate import Candidate
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.search_quality import fitted_surfaces, real_searches
 
 
@@ -33,6 +33,6 @@ def test_recipes_of_real_searches_are_judged_by_the_oracle(monkeypatch, small_st
         assert len(own) in (2, 3) and {one["label"] for one in own.values()} >= {"finalist 1"}
         winner = min(own.values(), key=lambda one: abs(one["lr_v"] / row["lr_v"] - 1))
         assert winner["lr_v"] == pytest.approx(row["lr_v"], rel=1e-3) and winner["excess_pct"] == row["excess_pct"]
-        assert all(0 < one["select_loss"] < one["trial_loss"] * 1.2 for one in own.values())
+        assert all(0 < one["validation_loss"] < one["trial_loss"] * 1.2 for one in own.values())
     assert rule["excess_pct"] == pytest.approx(surface.excess(surface.bounds.rule_candidate), abs=1e-3)
     assert result["figures"]["worst_excess_pct"] >= result["figures"]["median_excess_pct"]

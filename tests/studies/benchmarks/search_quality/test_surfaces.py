@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from autolr.candidate import Candidate
+from autolr.schema.candidate import Candidate
 from studies.benchmarks.search_quality import fitted_surfaces, strategies, surfaces
 
 SOME = ("crossing/0", "crossing/101", "sweep/Qwen/Qwen3-8B", "heatmap/llama31-mnli")
@@ -68,7 +68,7 @@ def measured_runs(count: int = 72, seeds: int = 2) -> list[dict]:
             loss = 0.4 + 0.02 * math.log(lr_v / 2e-3) ** 2 + 0.004 * math.log(ratio / 2) ** 2 + 2 / step
             for averaged in (False, True):
                 seen = loss * math.exp(0.002 * rng.standard_normal()) + (0.0 if averaged or step == 479 else 0.05)
-                rungs.append({"step": step, "averaged": averaged, "select_loss": seen, "confirm_loss": seen})
+                rungs.append({"step": step, "averaged": averaged, "validation_loss": seen, "test_loss": seen})
         runs.append({"lr_v": lr_v, "ratio": ratio, "rank": rank, "seed": seed, "rungs": rungs})
     for run in runs[-seeds:]:
         run["rungs"] = run["rungs"][:2]
@@ -84,15 +84,17 @@ def test_an_oracle_lies_on_its_runs():
     assert surface.about["final_noise_pct"] == pytest.approx(0.2, abs=0.1)
     for run in runs[:20]:
         candidate = Candidate(lr_v=run["lr_v"], ratio=run["ratio"], rank=run["rank"])
-        assert surface.final(candidate) == pytest.approx(run["rungs"][-2]["select_loss"], rel=0.02)
+        assert surface.final(candidate) == pytest.approx(run["rungs"][-2]["validation_loss"], rel=0.02)
         point = np.log([run["lr_v"], run["ratio"], run["rank"]])
         at_128 = surface.curve_at(point, 128, 479, averaged=True)
-        assert at_128 == pytest.approx(run["rungs"][3]["select_loss"], rel=0.02)
+        assert at_128 == pytest.approx(run["rungs"][3]["validation_loss"], rel=0.02)
         assert surface.curve_at(point, 128, 479, averaged=False) > at_128 + 0.03
     # Nothing beats where the best of the runs lies without its luck, and rank 8, which nobody ran, is in between.
     places = [Candidate(lr_v=run["lr_v"], ratio=run["ratio"], rank=run["rank"]) for run in runs]
     assert surface.best[1] == pytest.approx(min(surface.final(place) for place in places), rel=1e-9)
-    means = [(one["rungs"][-2]["select_loss"] + two["rungs"][-2]["select_loss"]) / 2 for one, two in by_seed(runs)]
+    means = [
+        (one["rungs"][-2]["validation_loss"] + two["rungs"][-2]["validation_loss"]) / 2 for one, two in by_seed(runs)
+    ]
     assert surface.best[1] == pytest.approx(min(means), rel=3e-3)
     between = [surface.final(Candidate(lr_v=1e-3, ratio=2.0, rank=rank)) for rank in (4, 8, 16)]
     assert min(between) - 1e-3 < between[1] < max(between) + 1e-3
@@ -103,7 +105,7 @@ def test_what_a_seed_does_to_all_candidates_is_no_noise():
     surface = fitted_surfaces.Oracle("toy", runs, rule=2e-3)
     for run in runs:
         for rung in run["rungs"] if run["seed"] else ():
-            rung["select_loss"] = rung["confirm_loss"] = 1.03 * rung["select_loss"]
+            rung["validation_loss"] = rung["test_loss"] = 1.03 * rung["validation_loss"]
     shifted = fitted_surfaces.Oracle("toy", runs, rule=2e-3)
     assert shifted.about["final_noise_pct"] == pytest.approx(surface.about["final_noise_pct"], abs=0.02)
     points = np.log([[run["lr_v"], run["ratio"], run["rank"]] for run in runs[:20]])

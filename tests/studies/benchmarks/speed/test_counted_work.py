@@ -178,7 +178,12 @@ def differences(case):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"length": None, "steps": 2}, {"learned": 1.0}, {"learned": 0.5}, {"learned": 0.5, "checkpointing": True}],
+    [
+        {"length": None, "steps": 2},
+        {"learned": 1.0},
+        {"learned": 0.5},
+        {"learned": 0.5, "gradient_checkpointing": True},
+    ],
     ids=["natural", "all", "half", "checkpointed"],
 )
 def test_a_pack_without_numbers_counts_as_one_with_numbers(changes):

@@ -6,23 +6,23 @@ import json
 
 import torch
 
-from autolr.study import StageSetting
+from autolr.schema.study import StageSetting
 from studies.benchmarks.common import document
 from studies.benchmarks.speed import end_to_end
 
 CPU = torch.device("cpu")
 
 
-def trial(end_to_end, number, seconds, select, confirm):
-    outcome = "pruned" if confirm is None else "finished"
-    return end_to_end.PeerTrial(number, outcome, seconds, 1e-3, 8, select, confirm, None)
+def trial(end_to_end, number, seconds, validation, test):
+    outcome = "pruned" if test is None else "finished"
+    return end_to_end.PeerTrial(number, outcome, seconds, 1e-3, 8, validation, test, None)
 
 
 def test_the_peer_has_reached_our_loss_when_its_choice_has():
     trials = [
         trial(end_to_end, 0, 10, 0.50, 0.60),
         trial(end_to_end, 1, 5, 0.40, None),  # pruned: it is not chosen
-        trial(end_to_end, 2, 10, 0.55, 0.40),  # good on confirm, but not chosen on select
+        trial(end_to_end, 2, 10, 0.55, 0.40),  # good on test, but not chosen on validation
         trial(end_to_end, 3, 10, 0.45, 0.41),
     ]
     assert end_to_end.best_of(trials).number == 3
@@ -31,7 +31,7 @@ def test_the_peer_has_reached_our_loss_when_its_choice_has():
 
 
 def test_half_a_comparison_has_no_ratio():
-    main, small = ({"seconds": seconds, "confirm_loss": loss} for seconds, loss in ((10.0, 0.4), (5.0, 0.45)))
+    main, small = ({"seconds": seconds, "test_loss": loss} for seconds, loss in ((10.0, 0.4), (5.0, 0.45)))
     trials = [trial(end_to_end, 0, 30, 0.5, 0.46)]
     whole = {"cpu_confirm_loss_main", "cpu_confirm_loss_ours", "cpu_confirm_loss_hf"}
     whole |= {"cpu_time_vs_hf", "cpu_time_vs_hf_main"}
@@ -51,7 +51,7 @@ def test_half_a_comparison_has_no_ratio():
 
 
 def test_a_search_that_is_not_as_good_is_not_compared():
-    main, small = ({"seconds": seconds, "confirm_loss": loss} for seconds, loss in ((10.0, 0.4), (5.0, 0.45)))
+    main, small = ({"seconds": seconds, "test_loss": loss} for seconds, loss in ((10.0, 0.4), (5.0, 0.45)))
     for best, expected in ((0.44, 3.0), (0.39, None)):
         result = document.Result("end_to_end")
         held = [trial(end_to_end, 0, 30, 0.5, best)]

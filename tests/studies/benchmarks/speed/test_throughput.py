@@ -51,8 +51,8 @@ def test_throughput_measures_every_contender():
 
 
 def test_the_trainers_examples_are_those_of_their_own_split():
-    train, select = TokenSet([[1, 2, 3], [4]], [0, 1], 0), TokenSet([[7, 8], [9]], [1, 1], 0)
-    rows = peers.Rows(select)
+    train, validation = TokenSet([[1, 2, 3], [4]], [0, 1], 0), TokenSet([[7, 8], [9]], [1, 1], 0)
+    rows = peers.Rows(validation)
     batch = peers.Rows(train).collate([rows[0], rows[1]])  # the Trainer has one collator for both
     assert batch["input_ids"].tolist() == [[7, 8], [9, 0]]
     assert batch["labels"].tolist() == [1, 1]

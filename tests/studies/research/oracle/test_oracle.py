@@ -9,8 +9,8 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from autolr.search import records
-from autolr.study import Study
+from autolr.rundir import records
+from autolr.schema.study import Study
 from studies.research.oracle import measure, optimum_drift, rung_correlation, sections, short_schedules
 
 
@@ -59,7 +59,7 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(small_study, tmp_path, monkey
             (s, a) for s in (8, 16, 24) for a in (False, True)
         ]
         assert all(
-            {"select_loss", "confirm_loss", "select_accuracy", "confirm_accuracy"} <= r.keys() for r in run["rungs"]
+            {"validation_loss", "test_loss", "select_accuracy", "confirm_accuracy"} <= r.keys() for r in run["rungs"]
         )
     # The small study's run has more than an epoch: its last steps are no judges. Of one within it they are.
     assert {(run["select_examples"], run["unseen_examples"], run["unseen_loss"]) for run in runs} == {(48, 0, None)}
@@ -86,7 +86,7 @@ def test_correlations_of_rungs_with_the_end():
         runs.append(
             {
                 **{"lr_v": lr_v, "ratio": 1.0, "rank": 4, "seed": 0},
-                "rungs": [{"step": s, "averaged": a, "select_loss": x, "confirm_loss": x} for s, a, x in row],
+                "rungs": [{"step": s, "averaged": a, "validation_loss": x, "test_loss": x} for s, a, x in row],
             }
         )
     cooled = [{**run, "rung": 10, "rungs": run["rungs"][:1]} for run in runs]
@@ -95,7 +95,7 @@ def test_correlations_of_rungs_with_the_end():
     assert found["candidates"] == 5
     assert (found["raw"], found["averaged"], found["cool"]) == pytest.approx((-1, 1, -1))
     # Where select alone prefers the third of six, going on with it costs 0.42 / 0.40; both splits know better.
-    runs[2]["rungs"][1]["select_loss"] = 0.59
+    runs[2]["rungs"][1]["validation_loss"] = 0.59
     (cost,) = rung_correlation.costs(runs)
     assert cost["best of 1 by select"] == pytest.approx(5)
     assert cost["best of 3 by select"] == cost["best of 1 by both"] == 0
@@ -107,7 +107,7 @@ def test_what_is_held_out_may_rank_the_ends_better_than_select():
         end = 0.4 + 0.01 * number
         # select puts neighbours in the wrong order; the last batches, of as many examples, weigh more.
         seen = [end + (0.012 if number % 2 == 0 else 0.0), end]
-        rung = {"step": 9, "averaged": True, "select_loss": seen[0], "confirm_loss": seen[1]}
+        rung = {"step": 9, "averaged": True, "validation_loss": seen[0], "test_loss": seen[1]}
         runs.append({"rungs": [rung], "select_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0})
     (row,) = rung_correlation.ends(runs)
     assert row["candidates"] == 16 and row["held out to confirm"] == 1.0 > row["select to confirm"] > 0.9
@@ -134,7 +134,7 @@ def test_how_far_the_best_rate_moves():
     def run(lr_v: float, seed: int, bests: dict[int, float], ratio: float = 2.0) -> dict:
         losses = {step: math.exp(0.1 * math.log(lr_v / best) ** 2 - 1) for step, best in bests.items()}
         rungs = [
-            {"step": step, "averaged": averaged, "select_loss": loss, "confirm_loss": loss}
+            {"step": step, "averaged": averaged, "validation_loss": loss, "test_loss": loss}
             for step, loss in losses.items()
             for averaged in (False, True)
         ]
@@ -160,7 +160,7 @@ def test_how_far_the_best_rate_moves():
 def test_what_copying_a_short_run_costs():
 
     def run(lr_v: float, rungs: list[tuple[int, bool, float]]) -> dict:
-        kept = [{"step": s, "averaged": a, "select_loss": x, "confirm_loss": x} for s, a, x in rungs]
+        kept = [{"step": s, "averaged": a, "validation_loss": x, "test_loss": x} for s, a, x in rungs]
         return {"lr_v": lr_v, "ratio": lr_v / 1e-3, "rank": 8, "seed": 0, "rungs": kept}
 
     # Of three rates the highest is best in short runs, and the middle one in long ones.

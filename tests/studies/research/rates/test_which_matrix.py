@@ -18,8 +18,8 @@ def rows(seeds: int = 3):
             "factor": factor,
             "seed": seed,
             "parameters": len(targets),
-            "select_loss": 0.6 + 0.01 * seed - 0.1 * ("v" in targets) + 0.05 * (factor != 3),
-            "confirm_loss": 0.7 + 0.01 * seed - 0.1 * ("v" in targets) + 0.05 * (factor != 3),
+            "validation_loss": 0.6 + 0.01 * seed - 0.1 * ("v" in targets) + 0.05 * (factor != 3),
+            "test_loss": 0.7 + 0.01 * seed - 0.1 * ("v" in targets) + 0.05 * (factor != 3),
             "confirm_accuracy": 0.5,
         }
         for targets in which_matrix.TARGETS

@@ -1,0 +1,1 @@
+"""Recipes and trained adapters compared, and merged."""

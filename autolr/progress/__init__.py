@@ -1,0 +1,1 @@
+"""Who watches a run: callbacks, the live state, and the trackers."""

@@ -1,0 +1,1 @@
+"""How jobs are trained, scored and kept."""

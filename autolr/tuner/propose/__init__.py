@@ -1,0 +1,1 @@
+"""Which candidate comes next, and which trial ends early."""
