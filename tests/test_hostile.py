@@ -329,7 +329,7 @@ class Elements(HTMLParser):
 
 def hostile(result):
     """Return a search that says the worst wherever a stranger's files may say something."""
-    labels = {r.label: f"{r.label} {EVIL}" for r in result.repeats}
+    labels = {r.label: f"{r.label} {EVIL}" for r in result.over_seeds}
     evidence = result.recipe.evidence
     scores = [score.model_copy(update={"label": labels[score.label]}) for score in evidence.scores]
     evil = result.recipe.model_copy(
@@ -343,7 +343,7 @@ def hostile(result):
         }
     )
     study = result.study.model_copy(update={"model": EVIL, "data": evil.data})
-    repeats = [r.model_copy(update={"label": labels[r.label]}) for r in result.repeats]
+    repeats = [r.model_copy(update={"label": labels[r.label]}) for r in result.over_seeds]
     return type(result)(result.folder, study, result.trials, repeats, result.phases, evil)
 
 
@@ -391,7 +391,7 @@ def test_a_model_card_shows_what_strangers_say_as_it_is(recipe):  # noqa: F811
 
     ill = f"`{EVIL}`\n| a | b |\n# c"
     evidence = Evidence(
-        verdict=f"{EVIL}\n# c", trials={}, repeats=2, scores=[],
+        verdict=f"{EVIL}\n# c", trials={}, seeds=2, scores=[],
         cost=Cost(device_seconds=1, trained_tokens=1, evaluated_tokens=1, full_run_equivalents=1),
     )  # fmt: skip
     told = {"classes": [ill, "b"], "data": recipe.data.model_copy(update={"source": ill}), "evidence": evidence}

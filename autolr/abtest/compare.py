@@ -82,19 +82,19 @@ def compare(
         if found[0].adapter is not None:
             scores = trained_adapters.score(found, other, model, where, told, **code)
             notes, metric, count, source = scores.notes, scores.metric, scores.examples, scores.source
-            repeats = scores.repeats
+            trainings = scores.trainings
         else:
-            problem, repeats = train(found, other, seeds, steps, slots, folder, where, told, code)
-            notes, metric, count = notes_on(found, seeds, repeats), problem.task.metric, len(problem.data.test)
+            problem, trainings = train(found, other, seeds, steps, slots, folder, where, told, code)
+            notes, metric, count = notes_on(found, seeds, trainings), problem.task.metric, len(problem.data.test)
             source = (other or found[0].to_train.data).source
-        arm_scores = [arm_score(arm, repeats[arm.label]) for arm in found]
+        arm_scores = [arm_score(arm, trainings[arm.label]) for arm in found]
         limit = worth if worth is not None else float(f"{WORTH * abs(arm_scores[0].test_loss):.2g}")
-        pairs = [pair_of(found[0], arm, repeats, limit, len(found) - 1) for arm in found[1:]]
+        pairs = [pair_of(found[0], arm, trainings, limit, len(found) - 1) for arm in found[1:]]
         result = Comparison(
             data=source,
             metric=metric,
             examples=count,
-            seeds=[] if found[0].adapter is not None else [r.seed for r in repeats[found[0].label]],
+            seeds=[] if found[0].adapter is not None else [r.seed for r in trainings[found[0].label]],
             worth=limit,
             verdict=sentence(found[0].label, pairs, limit, trained=found[0].adapter is None),
             notes=notes,

@@ -16,7 +16,7 @@ from autolr.schema.recipe import Interval
 from autolr.schema.yaml_io import Document
 from autolr.tuner.judge.paired_stats import LEVEL, POWER, PairedDifference, p_value
 
-Outcome = Literal["better", "worse", "equal", "open"]
+Outcome = Literal["better", "worse", "equal", "inconclusive"]
 
 
 class ArmScore(Document):
@@ -37,7 +37,9 @@ class Pair(Document):
     """An arm against the first."""
 
     label: str
-    outcome: Outcome = Field(description="of this arm; equal: no difference that matters; open: not shown either way")
+    outcome: Outcome = Field(
+        description="of this arm; equal: no difference that matters; inconclusive: neither is shown"
+    )
     gain: Interval = Field(description="test loss of the first minus this arm's: above 0, this arm is better")
     level: float = Field(description="confidence level of the interval, corrected for several arms")
     p_examples: float = Field(description="paired t-test over examples, each its mean over the seeds")
@@ -108,7 +110,7 @@ def _say(first: str, pair: Pair, worth: float, *, trained: bool) -> str:
     if pair.outcome == "equal":
         return f"{pair.label} and {first} differ by nothing that matters ({worth:.2g}): {seen}."
     text = (
-        f"Whether {pair.label} is better than {first} is open: {seen}; a difference of {worth:.2g} would be found "
+        f"Whether {pair.label} is better than {first} is inconclusive: {seen}; a difference of {worth:.2g} would be found "
         f"with {100 * pair.power:.0f}% chance."
     )
     ways = []
@@ -121,37 +123,37 @@ def _say(first: str, pair: Pair, worth: float, *, trained: bool) -> str:
     return f"{text} Neither more seeds nor more examples alone would settle {pair.size:.2g}: take more of both."
 
 
-def arm_score(arm: Arm, repeats: Sequence[Record]) -> ArmScore:
+def arm_score(arm: Arm, trainings: Sequence[Record]) -> ArmScore:
     """Return the scores of an arm, each the mean over its trainings."""
 
     def mean(value: Callable[[Record], float]) -> float:
-        return float(np.mean([value(record) for record in repeats]))
+        return float(np.mean([value(record) for record in trainings]))
 
     recipe = arm.recipe
     setting = "adapter" if arm.adapter is not None else ""
     if recipe is not None:
-        length = "" if arm.adapter is not None else f", {max(len(record.curve) for record in repeats)} steps"
+        length = "" if arm.adapter is not None else f", {max(len(record.curve) for record in trainings)} steps"
         setting = f"{setting} {recipe.candidate.describe()}{length}".strip()
     return ArmScore(
         label=arm.label,
         source=arm.source,
         setting=setting,
         validation_loss=mean(lambda record: record.validation_loss),
-        test_loss=mean(lambda record: record.confirmed),
+        test_loss=mean(lambda record: record.tested),
         test_metric=mean(lambda record: record.test_metric or 0.0),
-        diverged=sum(record.diverged for record in repeats),
-        tokens=sum(record.tokens for record in repeats),
-        seconds=round(sum(record.seconds for record in repeats), 2),
+        diverged=sum(record.diverged for record in trainings),
+        tokens=sum(record.tokens for record in trainings),
+        seconds=round(sum(record.seconds for record in trainings), 2),
     )
 
 
-def pair_of(first: Arm, arm: Arm, repeats: dict[str, list[Record]], worth: float, pairs: int) -> Pair:
+def pair_of(first: Arm, arm: Arm, trainings: dict[str, list[Record]], worth: float, pairs: int) -> Pair:
     """Compare an arm with the first; with several arms the intervals are simultaneous 90 % ones (Bonferroni)."""
-    differences = losses_of(repeats[first.label]) - losses_of(repeats[arm.label])
+    differences = losses_of(trainings[first.label]) - losses_of(trainings[arm.label])
     spread, level = PairedDifference.of(differences), 1 - (1 - LEVEL) / pairs
     gain = spread.interval(level)
     size = max(abs(gain.mean), worth)
-    outcome: Outcome = "open"
+    outcome: Outcome = "inconclusive"
     if gain.low > 0 or gain.high < 0:
         outcome = "better" if gain.mean > 0 else "worse"
     elif max(-gain.low, gain.high) < worth:
@@ -171,12 +173,12 @@ def pair_of(first: Arm, arm: Arm, repeats: dict[str, list[Record]], worth: float
     )
 
 
-def notes_on(arms: Sequence[Arm], seeds: int, repeats: dict[str, list[Record]]) -> list[str]:
+def notes_on(arms: Sequence[Arm], seeds: int, trainings: dict[str, list[Record]]) -> list[str]:
     """Return what a reader must know beside the scores."""
     notes = [
         f"{arm.label}: {count} of {seeds} trainings diverged; the mean includes them"
         for arm in arms
-        if (count := sum(record.diverged for record in repeats[arm.label]))
+        if (count := sum(record.diverged for record in trainings[arm.label]))
     ]
     if len({arm.to_train.steps for arm in arms}) > 1:
         notes.append("the recipes have full runs of different lengths")

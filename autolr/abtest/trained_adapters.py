@@ -34,7 +34,7 @@ class Scores:
     source: str
     metric: str
     examples: int
-    repeats: dict[str, list[Record]]
+    trainings: dict[str, list[Record]]
     notes: list[str]
 
 
@@ -70,19 +70,19 @@ def score(
     ordered = [
         examples.ordered(arm.recipe.classes, whose=arm.source) if arm.recipe is not None else None for arm in arms
     ]
-    repeats: dict[str, list[Record]] = {}
+    trainings: dict[str, list[Record]] = {}
     callback.phase("scoring", len(arms), 0)
     for arm, study, own in zip(arms, studies, ordered, strict=True):
         trusted = trust_remote_code and arm.recipe is not None
         code = {"allow_code": allow_code, "trust_remote_code": trusted}
         problem = load_unsplit(study, device, None, own, **code).split(study)
         with quiet():
-            repeats[arm.label] = [_scored(arm, load(arm, problem.backbone), problem)]
+            trainings[arm.label] = [_scored(arm, load(arm, problem.backbone), problem)]
     notes = ["one training of each: what is said holds for these adapters, not for how they were trained"]
     unknown = [arm.label for arm in arms if arm.recipe is None]
     if unknown:
         notes.append(f"on what {', '.join(unknown)} was trained is not known: it may have seen these examples")
-    return Scores(studies[0].data.source, problem.task.metric, len(problem.data.test), repeats, notes)
+    return Scores(studies[0].data.source, problem.task.metric, len(problem.data.test), trainings, notes)
 
 
 def _study(arm: Arm, reference: Recipe | None, other: Data | None, model: str | None) -> Study:

@@ -36,7 +36,7 @@ class FunctionDriver:
     @contextmanager
     def room(self, work: Work, stage: Stage, count: int) -> Iterator[Room]:
         """Return where the trainings of a stage happen."""
-        ends = Returned(work.folder, confirms=stage.judged_on is Judge.SPLITS)
+        ends = Returned(work.folder, is_tested=stage.judged_on is Judge.SPLITS)
         yield Room(Reported(), ends, _OneByOne(self.function, ends).drive)
 
 
@@ -74,7 +74,7 @@ class _OneByOne:
             if running.outcome is not None:
                 report.stop()
 
-        report = Report(slot, reached, confirms=self.ends.confirms)
+        report = Report(slot, reached, is_tested=self.ends.is_tested)
         start = time.perf_counter()
         try:
             returned = self.function(job.candidate, report)
@@ -104,14 +104,14 @@ class Returned:
 
     Args:
         folder: holds the records of the others, which must be of as many examples.
-        confirms: whether what the function returns counts in this stage.
+        is_tested: whether what the function returns counts in this stage.
     """
 
     evaluated_tokens = 0
 
-    def __init__(self, folder: RunFolder, *, confirms: bool) -> None:
+    def __init__(self, folder: RunFolder, *, is_tested: bool) -> None:
         self.folder = folder
-        self.confirms = confirms
+        self.is_tested = is_tested
         self.returned: dict[Running, Any] = {}
 
     def score(self, running: Sequence[Running]) -> list[bool]:
@@ -128,7 +128,7 @@ class Returned:
         validation = self._worst(one) if is_lost else one.slot.losses[-1]
         found: dict[str, Any] = {"validation_loss": validation, "validation_metric": validation}
         returned = self.returned.pop(one, None)
-        if not self.confirms:
+        if not self.is_tested:
             return found
         losses = [validation] * (self._examples() or 1) if is_lost else judged(returned, validation)
         if not is_lost:

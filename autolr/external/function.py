@@ -66,7 +66,7 @@ def tune(
             `Report`, trains `report.steps` optimizer steps with seed `report.seed`, calls `report(step, loss)` with
             the loss on examples it does not train on, now and then and at the last step, and returns when
             `report.should_stop()` says so. At its end it returns the losses of examples that nothing is chosen by,
-            one for each or their mean, at least where `report.confirms`; None: the verdict rests on the losses
+            one for each or their mean, at least where `report.is_tested`; None: the verdict rests on the losses
             reported, which have chosen the winner.
         lr: the rate you train with now: λ = 1 at this rate is the default in the comparison, and the search
             looks a factor of ten around it.
@@ -76,7 +76,7 @@ def tune(
         callback: is told what happens.
         study: anything else of a study, such as `space={"rank": [8, 16], "ratio": [1, 2, 4, 8]}`,
             `method={"lora_alpha": 32}`, `search={"rungs": [100, 200]}`, `training={"horizon": {"steps": 1600}}`
-            (the full run is longer than the trials), `name=`, `seed=`, `task=` and `model=`, which the recipe then names.
+            (the full run is longer than the trials), `name=`, `seed=`, `task=` and `model=`, which the recipe names.
 
     Returns:
         The result, with its recipe.
@@ -98,7 +98,7 @@ def tune(
             folder.mend()
             contest = Engine(work, FunctionDriver(function)).run().read_again()
         result, more = contest.result, ""
-        if all(record.losses == [record.validation_loss] for record in contest.repeats if not record.diverged):
+        if all(record.losses == [record.validation_loss] for record in contest.over_seeds if not record.diverged):
             more = " Judged by the losses that also chose the winner: the function returned none of other examples."
         trained = sum(max(trial.rungs, default=0) for trial in result.ended())
         trained += sum(record.steps for record in result.trainings)

@@ -40,17 +40,17 @@ class Report:
         steps: optimizer steps to train.
         horizon: optimizer steps of the full run, whose schedule this training begins.
         rates: of each role, as `autolr.with_rates` takes them.
-        confirms: whether this training is compared on examples that no choice has seen, so that what the function
+        is_tested: whether this training is compared on examples that no choice has seen, so that what the function
             returns counts.
     """
 
-    def __init__(self, slot: Steps, reached: Callable[[float], None], *, confirms: bool = False) -> None:
+    def __init__(self, slot: Steps, reached: Callable[[float], None], *, is_tested: bool = False) -> None:
         self.seed = slot.config.seed
         self.steps = slot.config.length
         self.horizon = slot.config.steps
         rates = {role: rate for role, rate in slot.config.rates.items() if rate > 0}
         self.rates = Rates.model_validate({**rates, "b": dict(slot.config.rates_b)})
-        self.confirms = confirms
+        self.is_tested = is_tested
         self._slot = slot
         self._reached = reached
         self._stopped = False

@@ -116,7 +116,7 @@ def tune_trainer(
                 f"{trainer.__name__}: the training ended at step {found.state.global_step} of {report.steps}, though "
                 "it was not to stop. Leave out callbacks that stop it"
             )
-        judged = _loss(found, "test") if report.confirms else None
+        judged = _loss(found, "test") if report.is_tested else None
         del found, settings, built
         gc.collect()
         if torch.cuda.is_available():

@@ -121,7 +121,7 @@ def _dropout(config: Mapping[str, Any]) -> list[str]:
 
 
 def _measured(recipe: Recipe) -> str:
-    """Return what λ = 1 at the winner's lr_v lost in the confirmation; empty if that was not measured."""
+    """Return what λ = 1 at the winner's lr_v lost in the search; empty if that was not measured."""
     scores = recipe.evidence.scores if recipe.evidence else []
     same = next((score for score in scores if Baseline.SAME_LR.is_in(score.label) and score.gain), None)
     if same is None or same.gain is None:

@@ -294,7 +294,7 @@ def _table(heads: list[str], rows: list[list[Any]]) -> Iterator[str]:
 
 
 def _trial_notes(result: SearchResult) -> dict[int, str]:
-    """Return notes on the trials whose candidates were promoted or confirmed, by trial number."""
+    """Return notes on the trials whose candidates were promoted or compared, by trial number."""
     evidence = result.recipe.evidence if result.recipe else None
     if evidence is None:
         return {}

@@ -144,14 +144,14 @@ def comparable_scores(result: SearchResult) -> dict[int, float]:
     return {trial.number: trial.rungs[max(trial.rungs)] + shift[max(trial.rungs)] for trial in trials}
 
 
-def repeats(result: SearchResult) -> dict[Candidate, list[Record]]:
+def over_seeds(result: SearchResult) -> dict[Candidate, list[Record]]:
     """Return the trainings of each candidate that have seeds of their own, in the order of their seeds."""
-    return by_candidate(result.repeats)
+    return by_candidate(result.over_seeds)
 
 
 def judged(result: SearchResult) -> dict[Candidate, list[Record]]:
     """Return what the winner was chosen by: a training of each candidate to the end, or those with several seeds."""
-    return by_candidate(result.finals or result.repeats)
+    return by_candidate(result.finals or result.over_seeds)
 
 
 def own_winner(result: SearchResult) -> Candidate | None:

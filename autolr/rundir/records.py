@@ -43,7 +43,7 @@ class TrialRecord(Document):
 
     Attributes:
         number: Optuna's number of the trial.
-        rule: name of the baseline the candidate comes from, if any.
+        baseline: the one the candidate comes from, if any.
         outcome: how it ended.
         score: its validation loss, the last one measured; None where it never reached a rung.
         rungs: validation loss at each rung it reached, of the averaged weights.
@@ -55,7 +55,7 @@ class TrialRecord(Document):
 
     number: int
     candidate: Candidate
-    rule: str | None = None
+    baseline: str | None = None
     outcome: Outcome
     score: float | None = None
     rungs: dict[int, float] = {}
@@ -124,7 +124,7 @@ class Record(Document):
         return len(self.validation_losses) + self.unseen_examples
 
     @property
-    def confirmed(self) -> float:
+    def tested(self) -> float:
         """Mean loss over *test*, in a stage that looks at it."""
         assert self.test_loss is not None
         return self.test_loss

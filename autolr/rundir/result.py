@@ -74,12 +74,12 @@ class SearchResult:
         return [one for stage in self.ladder.values() for one in stage if one.losses]
 
     @property
-    def repeats(self) -> list[Record]:
+    def over_seeds(self) -> list[Record]:
         """The trainings with seeds of their own, which the verdict rests on."""
         return [one for one in self.trainings if one.seed != self.study.seed and not one.infeasible]
 
     def _repr_html_(self) -> str:
-        """Return the search as a notebook shows it: the verdict, the counts, and who was confirmed."""
+        """Return the search as a notebook shows it: the verdict, the counts, and who was compared."""
         outcomes = [trial.outcome for trial in self.ended()]
         named: list[records.Outcome] = [name for name in records.ENDED if name != "infeasible" or name in outcomes]
         counts = ", ".join(f"{outcomes.count(name)} {name}" for name in named)
@@ -94,7 +94,7 @@ class SearchResult:
         if evidence is None:
             return display.table("This search is not finished", rows)
         heads = ["who", "candidate", "validation loss", "test loss", "above the winner (90 %)"]
-        confirmed = [
+        compared = [
             (
                 score.label,
                 score.candidate.describe(),
@@ -106,7 +106,7 @@ class SearchResult:
             )
             for score in evidence.scores
         ]
-        return display.table(evidence.verdict, rows) + display.grid(heads, confirmed)
+        return display.table(evidence.verdict, rows) + display.grid(heads, compared)
 
     def to_json(self) -> str:
         """Return the search as JSON; of trainings all but the losses of single examples and steps."""
@@ -149,7 +149,7 @@ def _record(trial: FrozenTrial, extra: dict[str, object], others: dict[str, Any]
             "seconds": extra.get("seconds", 0.0),
             "number": trial.number,
             "candidate": Candidate(**{**others, **trial.params}),
-            "rule": attributes.get("rule"),
+            "baseline": attributes.get("baseline"),
             "outcome": outcome,
             "score": trial.intermediate_values[steps[-1]] if steps and outcome != "diverged" else None,
             "rungs": trial.intermediate_values,

@@ -33,9 +33,7 @@ class Data(Document):
     validation_split: Place | None = Field(
         None, description="split or file whose examples are validation; none: cut from train"
     )
-    test_split: Place | None = Field(
-        None, description="split or file whose examples are test; none: cut from train"
-    )
+    test_split: Place | None = Field(None, description="split or file whose examples are test; none: cut from train")
     text_column: str | None = Field(None, description="found by itself where unambiguous")
     pair_column: str | None = Field(None, description="second text of pairs; found by itself under usual names")
     label_column: str | None = Field(None, description="found by itself where unambiguous")

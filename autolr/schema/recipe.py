@@ -54,7 +54,7 @@ class Interval(Document):
 class Score(Document):
     """Scores of a candidate, the mean over seeds: lower loss is better."""
 
-    label: str = Field(description="finalist 1, rule, winner_lr, paper, qkv, ...")
+    label: str = Field(description="finalist 1, default, same_lr, paper, with_k, ...")
     candidate: Candidate
     validation_loss: float = Field(description="for choosing")
     test_loss: float
@@ -87,7 +87,7 @@ class Evidence(Document):
 
     verdict: str
     trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")
-    repeats: int = Field(description="seeds of each candidate in the verdict")
+    seeds: int = Field(description="seeds of each candidate in the verdict")
     finals: list[Score] = Field(
         [], description="at the end of the full run, one seed each, the best first: they chose the winner"
     )

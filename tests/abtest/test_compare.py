@@ -156,7 +156,7 @@ def test_the_outcome_of_a_pair(recipe, mean, worth, outcome):
     rng = np.random.default_rng(3)
     common = rng.normal(0.5, 0.3, 200)
 
-    def repeats(label, gain):
+    def over_seeds(label, gain):
         return [
             Record(
                 label=label, candidate=recipe.candidate, seed=seed, validation_loss=0.5, validation_metric=0.8,
@@ -166,7 +166,7 @@ def test_the_outcome_of_a_pair(recipe, mean, worth, outcome):
         ]  # fmt: skip
 
     first, arm = Arm("A", "a", recipe), Arm("B", "b", recipe)
-    pair = pair_of(first, arm, {"A": repeats("A", 0.0), "B": repeats("B", mean)}, worth, 1)
+    pair = pair_of(first, arm, {"A": over_seeds("A", 0.0), "B": over_seeds("B", mean)}, worth, 1)
     assert pair.outcome == outcome and pair.gain.mean == pytest.approx(mean, abs=0.01)
     assert pair.size == max(abs(pair.gain.mean), worth)
     assert (pair.p_seeds < 0.01) == (outcome in ("better", "worse"))

@@ -74,7 +74,7 @@ def test_what_a_trainer_takes_is_taken(tmp_path):
         callbacks=[EarlyStoppingCallback(2), Counts()], optimizer_cls_and_kwargs=(SGD, {"momentum": 0.5}),
     )  # fmt: skip
     assert result.recipe is not None and result.recipe.steps == 16
-    trainings = len(result.ended()) + len(result.repeats)
+    trainings = len(result.ended()) + len(result.over_seeds)
     assert SGD.built == trainings and set(scored) == {5}  # half of both together
     assert Counts.most == 4
     assert any("EarlyStoppingCallback: the search itself ends" in note for note in callback.notes)

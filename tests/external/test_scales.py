@@ -46,9 +46,9 @@ def test_another_unit_is_the_same_search(usual, tmp_path, power):
     assert [trial.candidate for trial in found.ended()] == [trial.candidate for trial in usual.ended()]
     assert found.recipe.candidate == usual.recipe.candidate
     assert gains(found) == pytest.approx({label: scale * gain for label, gain in gains(usual).items()}, rel=1e-9)
-    assert "beats the rule of thumb" in found.recipe.evidence.verdict
+    assert "is significantly better than the default" in found.recipe.evidence.verdict
     assert "0.0000" not in found.recipe.evidence.verdict
-    assert "beats the rule of thumb" in write_report(found).read_text(encoding="utf-8")
+    assert "is significantly better than the default" in write_report(found).read_text(encoding="utf-8")
 
 
 def test_negative_losses(usual, tmp_path):
@@ -83,12 +83,12 @@ def test_a_training_that_explodes_does_not_hide_the_others(tmp_path):
 def test_numbers_of_any_library(tmp_path, kind):
     def train(candidate, report):
         report(report.steps, kind(1.0 + candidate.lr_v))
-        return kind(2.0 + candidate.lr_v) if report.confirms else None
+        return kind(2.0 + candidate.lr_v) if report.is_tested else None
 
     result = autolr.tune(train, out=tmp_path / "run", **{**SMALL, "trials": 2})
-    assert all(r.losses == [pytest.approx(2.0 + r.candidate.lr_v, rel=1e-6)] for r in result.repeats)
+    assert all(r.losses == [pytest.approx(2.0 + r.candidate.lr_v, rel=1e-6)] for r in result.over_seeds)
     arrays = autolr.tune(training(kind=kind), out=tmp_path / "each", **{**SMALL, "trials": 2})
-    assert all(len(r.losses) == len(EXAMPLES) for r in arrays.repeats)
+    assert all(len(r.losses) == len(EXAMPLES) for r in arrays.over_seeds)
 
 
 @pytest.mark.parametrize("returned", ["15", {0: 1.0}, {1.0}, [[1.0, 2.0]], [], object(), b"1"])
@@ -120,14 +120,14 @@ def test_an_example_without_a_loss_is_named(tmp_path, wrong, place):
 
 def test_a_repeat_that_diverges_is_as_bad_as_the_worst_and_said(tmp_path):
     def train(candidate, report):
-        if report.confirms and candidate.ratio == 1 and candidate.lr_v == 1e-3 and report.seed == 2:
+        if report.is_tested and candidate.ratio == 1 and candidate.lr_v == 1e-3 and report.seed == 2:
             report(5, math.nan)
             return None
         return training(-1.0, shift=-5.0)(candidate, report)  # losses below 0, where 100 or 0 would be wrong
 
     result = autolr.tune(train, out=tmp_path / "run", **SMALL)
     highest = max(loss for trial in result.trials for loss in trial.curve)
-    repeats = [r for r in result.repeats if r.diverged]
+    repeats = [r for r in result.over_seeds if r.diverged]
     assert len(repeats) == 1 and set(repeats[0].losses) == {highest} and highest < 0
     scores = result.recipe.evidence.scores
     assert [score.diverged for score in scores if "default" in score.label.split(" + ")] == [1]

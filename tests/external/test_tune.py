@@ -40,7 +40,7 @@ class Training:
             if self.fail_at == len(self.calls):
                 raise ZeroDivisionError("out of luck")
         self.calls.append((candidate.lr_v, report.seed, step))
-        if self.examples is None or not report.confirms:
+        if self.examples is None or not report.is_tested:
             return None
         noise = np.random.default_rng(0).normal(0, 0.05, self.examples)  # the examples', the same for all
         return (loss_of(candidate, step, report.seed) + noise).tolist()
@@ -55,18 +55,18 @@ def test_finds_what_is_best_and_says_so(in_folder):
     recipe = result.recipe
     assert recipe is not None and recipe.evidence is not None
     assert 1 / 2.5 < recipe.candidate.lr_v / BEST_V < 2.5 and recipe.candidate.ratio > 2
-    assert recipe.evidence.verdict.count("beats the rule of thumb") == 1
+    assert recipe.evidence.verdict.count("is significantly better than the default") == 1
     assert recipe.rates.v == pytest.approx(recipe.rates.q * recipe.candidate.ratio)
     assert len(result.ended()) == 12 and {t.outcome for t in result.ended()} <= {"finished", "pruned"}
     stopped = [trial for trial in result.ended() if trial.outcome == "pruned"]
     assert all(max(trial.rungs) == 8 and len(trial.curve) == 2 for trial in stopped)  # steps 5 and 10
     seeds = {seed for _, seed, _ in training.calls}
     assert seeds == {0, 1, 2, 3}
-    labels = {label for record in result.repeats for label in record.label.split(" + ")}
+    labels = {label for record in result.over_seeds for label in record.label.split(" + ")}
     assert labels == {"finalist 1", "finalist 2", "default", "same_lr"}
-    assert result.repeats[0].test_loss == pytest.approx(np.mean(result.repeats[0].losses), abs=1e-5)
+    assert result.over_seeds[0].test_loss == pytest.approx(np.mean(result.over_seeds[0].losses), abs=1e-5)
     page = write_report(result).read_text(encoding="utf-8")
-    assert "beats the rule of thumb" in page
+    assert "is significantly better than the default" in page
     assert autolr.Recipe.load("run").candidate == recipe.candidate
 
 
@@ -94,7 +94,9 @@ def test_goes_on_where_it_stopped(in_folder):
 
 
 def test_one_number_or_none_judges_over_seeds_alone(in_folder):
-    one = autolr.tune(lambda c, r: Training(1)(c, r)[0] if r.confirms else Training(None)(c, r), out="one", **OPTIONS)
+    one = autolr.tune(
+        lambda c, r: Training(1)(c, r)[0] if r.is_tested else Training(None)(c, r), out="one", **OPTIONS
+    )
     none = autolr.tune(Training(None), out="none", **OPTIONS)
     for result in (one, none):
         rule = next(s for s in result.recipe.evidence.scores if "default" in s.label.split(" + "))
@@ -142,11 +144,11 @@ def test_stages_after_the_trials_train_from_the_start_and_choose_the_winner(in_f
     labels = {label for one in finals for label in one.label.split(" + ")}
     assert labels == {"finalist 1", "finalist 2", "default"} and {one.steps for one in finals} == {160}
     assert all(len(one.curve) == 32 and one.losses for one in finals)  # a report every 5 steps, from the first on
-    assert {(one.seed, one.steps) for one in result.repeats} == {(1, 40), (2, 40), (3, 40)}
+    assert {(one.seed, one.steps) for one in result.over_seeds} == {(1, 40), (2, 40), (3, 40)}
     best = min(finals, key=lambda one: one.validation_loss)
     assert result.recipe.candidate == best.candidate
     assert "All this after 40 of 160 steps. Trained to the end" in result.recipe.evidence.verdict
-    steps = sum(max(trial.rungs) for trial in result.trials) + 160 * len(finals) + 40 * len(result.repeats)
+    steps = sum(max(trial.rungs) for trial in result.trials) + 160 * len(finals) + 40 * len(result.over_seeds)
     assert result.recipe.evidence.cost.full_run_equivalents == pytest.approx(steps / 160, abs=0.01)
     calls = len(training.calls)
     autolr.tune(training, out="run", **OPTIONS, **longer)
@@ -171,7 +173,7 @@ def test_what_is_wrong_is_said(in_folder, capsys):
     sizes = iter(range(1, 99))
     with pytest.raises(RunError, match="returned 2 losses, and 1 before"):
         autolr.tune(
-            lambda c, r: (r(40, 1.0), [0.0] * next(sizes))[1] if r.confirms else r(40, 1.0), out="s", **OPTIONS
+            lambda c, r: (r(40, 1.0), [0.0] * next(sizes))[1] if r.is_tested else r(40, 1.0), out="s", **OPTIONS
         )
     with pytest.raises(TypeError, match="not str"):
         autolr.tune(lambda c, r: (r(40, 1.0), "good")[1], out="t", **OPTIONS)

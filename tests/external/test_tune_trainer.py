@@ -64,11 +64,11 @@ def test_a_trainers_arguments_in_a_recipe_out(tmp_path):
     )
     assert (recipe.task, recipe.name, recipe.candidate.targets) == ("sft", "Trainer", "qv")
     assert [note for note in callback.notes if "cosine" in note and note.startswith("not taken over")]
-    rule = next(trial for trial in result.trials if trial.rule == "default")
+    rule = next(trial for trial in result.trials if trial.baseline == "default")
     assert (rule.candidate.lr_v, rule.candidate.ratio) == (1e-3, 1.0)
-    trained = len(result.ended()) + len(result.repeats)
+    trained = len(result.ended()) + len(result.over_seeds)
     assert len(built) == trained and len(result.ended()) == 4
-    assert all(len(r.losses) == 1 and r.losses[0] != pytest.approx(r.validation_loss) for r in result.repeats)
+    assert all(len(r.losses) == 1 and r.losses[0] != pytest.approx(r.validation_loss) for r in result.over_seeds)
     assert not (tmp_path / "never").exists() or not list((tmp_path / "never").glob("checkpoint-*"))
     kind = autolr.with_rates(Trainer, recipe)
     assert kind.rates is recipe

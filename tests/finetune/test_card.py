@@ -62,7 +62,7 @@ def compared(candidate: Candidate) -> Evidence:
     return Evidence(
         verdict="It beats the rule.",
         trials={"total": 2},
-        repeats=2,
+        seeds=2,
         finals=[Score(label="finalist 1", candidate=candidate, **{**same, "test_loss": 0.4321})],
         scores=[
             Score(label="finalist 1", candidate=candidate, gain=None, **same),

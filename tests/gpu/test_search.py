@@ -37,7 +37,7 @@ def test_a_search_its_pause_its_full_run_and_a_comparison_on_the_second_gpu(make
     assert [trial.candidate for trial in found.trials] == [trial.candidate for trial in expected.trials]
     assert [trial.outcome for trial in found.trials] == [trial.outcome for trial in expected.trials]
     assert found.recipe.candidate == expected.recipe.candidate
-    losses, others = ([record.test_loss for record in result.repeats] for result in (found, expected))
+    losses, others = ([record.test_loss for record in result.over_seeds] for result in (found, expected))
     assert losses == pytest.approx(others, abs=1e-3)
     machine = machine_of(found)
     assert machine["device"].startswith("cuda") and machine["slots"] == 4

@@ -63,7 +63,7 @@ def recipe_of(rows, model_folders, reviews) -> Callable[..., Recipe]:
             "evidence": {
                 "verdict": "tried",
                 "trials": {"total": 1},
-                "repeats": 2,
+                "seeds": 2,
                 "scores": [
                     {
                         "label": "same_lr",

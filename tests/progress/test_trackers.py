@@ -37,7 +37,7 @@ def test_tensorboard_has_every_trial_and_the_full_run(small_study, tmp_path):
     folder = RunFolder(tmp_path / "run")
     result = search(small_study, folder.path, device="cpu", callback=tracker("tensorboard", folder, "small"))
     for trial in result.trials:
-        found = scalars(folder.path / "tensorboard" / f"search-{trial.rule or f'trial-{trial.number}'}-seed0")
+        found = scalars(folder.path / "tensorboard" / f"search-{trial.baseline or f'trial-{trial.number}'}-seed0")
         assert [value for _, value in found["train/loss"]] == pytest.approx(trial.curve, rel=1e-3)
         assert found["select/loss"][-1] == (max(trial.rungs), pytest.approx(trial.score, rel=1e-5))
     assert len(list((folder.path / "tensorboard").iterdir())) == trainings(result)

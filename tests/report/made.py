@@ -67,7 +67,7 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
         }
         trials.append(
             TrialRecord(
-                number=number, candidate=candidate, rule=rule, outcome=outcome, curve=losses, rungs=rungs,
+                number=number, candidate=candidate, baseline=rule, outcome=outcome, curve=losses, rungs=rungs,
                 score=rungs[max(rungs)] if rungs else None, tokens=500 * len(losses), seconds=0.1 * len(losses),
             )
         )  # fmt: skip
@@ -101,7 +101,7 @@ def searched(folder: Path, count: int = 40, *, targets: str = "qv", finished: bo
         evidence=Evidence(
             verdict=verdict.sentence(scores),
             trials={"total": count},
-            repeats=3,
+            seeds=3,
             scores=scores,
             cost=Cost(device_seconds=61.5, trained_tokens=90_000, evaluated_tokens=20_000, full_run_equivalents=1.5),
         ),

@@ -75,7 +75,7 @@ def test_steps_to_target_in_units_of_the_rule(tmp_path):
     slow = np.linspace(1, 0, 100)
     fast = np.linspace(1, -1, 100)
     found = steps_to_target.targets(
-        result(tmp_path, trial(0, slow, rule="default"), trial(1, fast, ratio=8), trial(2, [1.0] * 100, ratio=2))
+        result(tmp_path, trial(0, slow, baseline="default"), trial(1, fast, ratio=8), trial(2, [1.0] * 100, ratio=2))
     )
     assert found is not None
     _, rows = found
@@ -172,7 +172,7 @@ def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     ]
     evidence = whole.recipe.evidence.model_copy(update={"scores": swapped})
     recipe = whole.recipe.model_copy(update={"evidence": evidence, "candidate": rule.candidate})
-    found = SearchResult(whole.folder, whole.study, whole.trials, whole.repeats, whole.phases, recipe)
+    found = SearchResult(whole.folder, whole.study, whole.trials, whole.over_seeds, whole.phases, recipe)
     assert best.candidate.ratio == 5.0 and steps_to_target.headline(found).startswith(
         "λ=5 reaches the λ=1 rule's training loss"
     )
@@ -208,12 +208,12 @@ def test_one_standard_error_is_what_the_verdict_chose(tmp_path):
     worse = Candidate(lr_v=1e-4, ratio=1, rank=2)
     losses = {best: (0.50, 0.52, 0.54), small: (0.49, 0.53, 0.545), worse: (0.70, 0.72, 0.75)}
     repeats = [repeat("x", c, seed, [], loss) for c, group in losses.items() for seed, loss in enumerate(group, 1)]
-    found = choice_effect.confirmed(result(tmp_path, trainings=repeats))
+    found = choice_effect.tested(result(tmp_path, trainings=repeats))
     assert [(one.candidate, one.as_good) for one in found] == [(best, True), (small, True), (worse, False)]
     difference = np.array(losses[small]) - np.array(losses[best])
     assert found[1].error == pytest.approx(difference.std(ddof=1) / np.sqrt(3))
     whole = made.searched(tmp_path)
-    judged = choice_effect.confirmed(whole)
+    judged = choice_effect.tested(whole)
     chosen = next(one for one in judged if one.chosen)
     assert chosen.candidate == whole.recipe.candidate and chosen.as_good
     assert chosen.candidate.rank == min(one.candidate.rank for one in judged if one.as_good)

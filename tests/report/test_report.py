@@ -38,7 +38,7 @@ def test_hostile_names_stay_text(finished):
     evil = "</script><img src=x onerror=alert(1)>"
     trials = [t.model_copy(update={"rule": evil}) for t in finished.trials]
     recipe = finished.recipe.model_copy(update={"model": evil, "name": evil})
-    page = render(SearchResult(finished.folder, finished.study, trials, finished.repeats, finished.phases, recipe))
+    page = render(SearchResult(finished.folder, finished.study, trials, finished.over_seeds, finished.phases, recipe))
     assert "<img src=x" not in page
     assert page.count("</script>") == render(finished).count("</script>")
 
@@ -78,7 +78,7 @@ def test_every_text_of_the_user_is_escaped(tmp_path):
         update={"evidence": recipe.evidence.model_copy(update={"scores": scores, "verdict": evil})}
     )
     phases = [phase.model_copy(update={"phase": evil}) for phase in whole.phases]
-    repeats = [one.model_copy(update={"label": evil}) for one in whole.repeats]
+    repeats = [one.model_copy(update={"label": evil}) for one in whole.over_seeds]
     trials = [one.model_copy(update={"rule": evil}) for one in whole.trials]
     page = render(SearchResult(whole.folder, study, trials, repeats, phases, recipe))
     assert "<img src=x" not in page and "{{ 7*7 }}" in page

@@ -169,4 +169,4 @@ def test_a_search_of_one_epoch_is_decided_by_it(small_study, tmp_path):
     best = next(one for one in own if one.candidate == verdict.choose(own))
     assert result.recipe.candidate == min(rule, best, key=lambda one: one.held_out_loss).candidate
     # What ends after a trial's steps, at a high rate, has no such steps.
-    assert all(not one.unseen_losses for one in result.repeats)
+    assert all(not one.unseen_losses for one in result.over_seeds)

@@ -80,17 +80,17 @@ def check(result: SearchResult, alone: SearchResult) -> None:
     assert len(result.trials) == len(result.ended()) == study.budget.trials
     candidates = [trial.candidate for trial in result.trials]
     assert len(set(candidates)) == len(candidates)
-    assert {trial.rule for trial in result.trials} == {"default", "paper", None}
+    assert {trial.baseline for trial in result.trials} == {"default", "paper", None}
     lines = [json.loads(line) for line in RunFolder(result.folder).curves.read_text().splitlines()]
     assert {line["number"] for line in lines} == set(range(study.budget.trials))
     for trial in result.trials:
         assert len(trial.curve) == (12 if trial.outcome == "finished" else max(trial.rungs, default=len(trial.curve)))
     curves = {trial.candidate: trial.curve for trial in alone.ended()}
-    rules = [trial for trial in result.trials if trial.rule is not None]
+    rules = [trial for trial in result.trials if trial.baseline is not None]
     for trial in rules:
         length = min(len(trial.curve), len(curves[trial.candidate]))
         assert trial.curve[:length] == pytest.approx(curves[trial.candidate][:length], rel=1e-3)
-    repeats = [(one.candidate, one.seed) for one in result.repeats]
+    repeats = [(one.candidate, one.seed) for one in result.over_seeds]
     assert len(repeats) == len(set(repeats))
     assert len(repeats) == 2 * len(result.recipe.evidence.scores)
     for stage in result.ladder.values():
@@ -125,7 +125,7 @@ def test_two_workers_one_of_which_dies(alone, small_study, tmp_path):
         killer.join()
     check(result, alone)
     assert [note for note in told.notes if "signal 9" in note and "a new worker takes over" in note]
-    assert told.states[-1].phase == "seeds" and told.states[-1].done == len(result.repeats)
+    assert told.states[-1].phase == "seeds" and told.states[-1].done == len(result.over_seeds)
     assert read_state(folder).ended == "finished"
     assert not folder.slots.exists()
     assert len(list(folder.workers.glob("*.log"))) == 2

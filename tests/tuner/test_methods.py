@@ -70,7 +70,7 @@ def test_a_search_of_full_matrices_ends_in_a_stock_adapter_that_gives_the_report
 def test_methods_are_compared_in_one_search(small_study, tmp_path):
     study = with_method(small_study, "dora", "lora", "rslora", budget={"trials": 12})
     result = search(study, tmp_path / "run", device="cpu")
-    kinds = {trial.rule or trial.number: trial.candidate.kind for trial in result.trials}
+    kinds = {trial.baseline or trial.number: trial.candidate.kind for trial in result.trials}
     assert kinds["default"] == kinds["with_k"] == "dora"
     assert len(set(kinds.values())) > 1
     winner = result.recipe.candidate

@@ -39,7 +39,7 @@ def test_of_one_candidate(study, tmp_path, monkeypatch, wrong):
     assert "example 3 of those held out had no finite loss at step 4" in reasons
     others = [trial for trial in result.ended() if trial not in bad]
     assert others and all(trial.outcome in ("finished", "pruned") for trial in others)
-    assert not any(record.diverged for record in result.repeats)
+    assert not any(record.diverged for record in result.over_seeds)
 
 
 def test_in_the_confirmation(study, tmp_path, monkeypatch):
@@ -54,8 +54,8 @@ def test_in_the_confirmation(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Pack, "evaluate", evaluate)
     result = search(study, tmp_path / "run", device="cpu")
-    assert {record.seed: record.diverged for record in result.repeats} == {1: True, 2: False}
-    for record in result.repeats:
+    assert {record.seed: record.diverged for record in result.over_seeds} == {1: True, 2: False}
+    for record in result.over_seeds:
         others = max(record.losses[1:])
         assert all(map(math.isfinite, record.losses)) and record.losses[0] < 10 * others
     assert all(score.diverged == 1 for score in result.recipe.evidence.scores)

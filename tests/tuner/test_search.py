@@ -51,7 +51,7 @@ class Slots(Callback):
 
 def facts(result: SearchResult):
     """All that must not differ between two equal searches."""
-    trials = [(t.candidate, t.rule, t.outcome, t.rungs, t.curve, t.tokens) for t in result.trials]
+    trials = [(t.candidate, t.baseline, t.outcome, t.rungs, t.curve, t.tokens) for t in result.trials]
     repeats = sorted(
         (r.id, r.stage, r.label, r.seed, r.held_out_loss, r.test_loss or 0.0, r.losses) for r in result.trainings
     )
@@ -67,7 +67,7 @@ def finished(tmp_path_factory, small_study):
 
 def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     result, slots = finished
-    assert [trial.rule for trial in result.trials[:4]] == ["default", "paper", None, None]
+    assert [trial.baseline for trial in result.trials[:4]] == ["default", "paper", None, None]
     assert len(result.ended()) == 9
     outcomes = [trial.outcome for trial in result.trials]
     assert "pruned" in outcomes and "finished" in outcomes
@@ -85,7 +85,7 @@ def test_a_search_ends_with_a_recipe_and_its_evidence(finished):
     assert evidence.trials == {"total": 9, **{n: outcomes.count(n) for n in ("finished", "pruned", "diverged")}}
     labels = " + ".join(score.label for score in evidence.scores)
     assert all(name in labels for name in ("finalist 1", "default", "same_lr", "paper", "with_k"))
-    assert len(result.repeats) == 2 * len(evidence.scores)
+    assert len(result.over_seeds) == 2 * len(evidence.scores)
     assert evidence.cost.trained_tokens == sum(one.tokens for one in (*result.trials, *result.trainings))
 
 
@@ -110,7 +110,7 @@ def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
             if before.candidate == one.candidate:
                 assert one.curve[: len(before.curve)] == before.curve
     for one in finals:
-        assert f"comes to a test loss of {one.test_loss:.4f}" in evidence.verdict
+        assert f"reachs a test loss of {one.test_loss:.4f}" in evidence.verdict
     assert "All this after 12 of 24 steps." in evidence.verdict
 
 
@@ -129,7 +129,7 @@ def test_without_finals_the_confirmation_chooses(changed, small_study, tmp_path)
     assert [f"finalist {n}" for n in (1, 2, 3) if f"finalist {n}" in labels] == [
         f"finalist {n}" for n in range(1, finalists + 1)
     ]
-    own = [record for record in result.repeats if record.candidate.targets == "qv" and record.label != "same_lr"]
+    own = [record for record in result.over_seeds if record.candidate.targets == "qv" and record.label != "same_lr"]
     assert result.recipe.candidate == verdict.choose(own)
 
 
@@ -150,7 +150,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_total(finished, tmp_path,
     ended = {trial.number: trial for trial in resumed.ended()}
     assert all(ended[trial.number] == trial for trial in before.ended())
     assert all(record in resumed.trainings for record in before.trainings)
-    assert {trial.rule for trial in resumed.ended()} == {"default", "paper", None}
+    assert {trial.baseline for trial in resumed.ended()} == {"default", "paper", None}
     assert resumed.recipe is not None
 
 
@@ -194,7 +194,7 @@ def test_a_space_of_choices_is_used_up_without_repeats(small_study, tmp_path):
     space = {"lr_v": [1e-3, 1e-2], "ratio": [1, 4], "rank": [2]}
     study = small_study.model_validate({**small_study.model_dump(), "space": space})
     result = search(study, tmp_path / "run", device="cpu")
-    tried = [trial.candidate for trial in result.ended() if trial.rule is None]
+    tried = [trial.candidate for trial in result.ended() if trial.baseline is None]
     assert len(tried) == len(set(tried)) == 4
 
 

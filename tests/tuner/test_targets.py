@@ -41,7 +41,7 @@ def test_a_search_and_its_full_run_train_what_is_asked_and_nothing_else(small_st
 def test_targets_are_a_choice_of_the_space(small_study, tmp_path):
     study = with_targets(small_study, "qv", "kv", "v", budget={"trials": 12})
     result = search(study, tmp_path / "run", device="cpu")
-    trials = {trial.rule or trial.number: trial.candidate.targets for trial in result.trials}
+    trials = {trial.baseline or trial.number: trial.candidate.targets for trial in result.trials}
     assert trials["default"] == "qv"
     assert {t for name, t in trials.items() if isinstance(name, int)} <= {"qv", "kv", "v"}
     assert len(set(trials.values())) > 1

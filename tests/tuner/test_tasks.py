@@ -85,7 +85,7 @@ def test_squared_errors_are_kept_as_they_are(small_study, tmp_path):
     content["space"] |= {"lr_v": {"low": 1e-6, "high": 1e-5}}  # hardly anything is learned in 12 steps
     content["method"] |= {"lr_head": 1e-6}
     result = search(Study.model_validate(content), tmp_path / "run", device="cpu")
-    for record in (*result.repeats, *result.finals):
+    for record in (*result.over_seeds, *result.finals):
         for losses, mean in ((record.losses, record.test_loss), (record.validation_losses, record.validation_loss)):
             assert sum(losses) / len(losses) == pytest.approx(mean, rel=1e-6)
             roots = [loss**0.5 for loss in losses]  # about the label itself

@@ -105,7 +105,7 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     alone = verdict.sentence(
         verdict.scores([r.model_copy(update={"label": "finalist 1 + default"}) for r in close], A)
     )
-    assert alone.startswith("No gain over the rule of thumb: the rule itself")
+    assert alone.startswith("No gain over the default: the default itself")
     both = [r.model_copy(update={"label": "finalist 1"}) for r in rule]
     rules = [r.model_copy(update={"label": "default + same_lr", "candidate": A}) for r in close]
     gain = verdict.scores([*rules, *both], A)[1].gain

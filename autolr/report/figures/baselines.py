@@ -17,11 +17,11 @@ from autolr.rundir.result import SearchResult
     90,
     "Paired differences on the test split after the steps of a trial, over seeds and examples, with 90 % "
     "intervals. Right of the line the winner is better.",
-    "The confirmation is not through yet.",
+    "The last stage is not finished yet.",
     look_for="the verdict as intervals: right of the line the winner is better",
 )
 def baselines(result: SearchResult) -> go.Figure | None:
-    """Confirm loss of every confirmed candidate above the winner's, with 90 % intervals; None before there are."""
+    """Test loss of every compared candidate above the winner's, with 90 % intervals; None before there are."""
     evidence = result.recipe.evidence if result.recipe else None
     scores = [(score, score.gain) for score in evidence.scores if score.gain is not None] if evidence else []
     if not scores:

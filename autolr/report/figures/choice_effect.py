@@ -34,8 +34,8 @@ class Value(NamedTuple):
     parameters: int | None
 
 
-class Confirmed(NamedTuple):
-    """A candidate of the study's own space that was in the finals, or in the confirmation if there were none.
+class JudgedCandidate(NamedTuple):
+    """A candidate of the study's own space that was trained to the end, or with several seeds if nothing was.
 
     Attributes:
         loss: the mean over seeds of what candidates were compared by.
@@ -75,7 +75,7 @@ def parameters(result: SearchResult, candidate: Candidate) -> int | None:
     return candidate.rank * sum(int(per_rank[role]) for role in trained)
 
 
-def confirmed(result: SearchResult) -> list[Confirmed]:
+def judged_candidates(result: SearchResult) -> list[JudgedCandidate]:
     """Return those among whom the winner was chosen, the best first."""
     groups = {
         candidate: group
@@ -91,7 +91,7 @@ def confirmed(result: SearchResult) -> list[Confirmed]:
         is_best = candidate == ranked[0]
         error = None if is_best else verdict.standard_error(own, best)
         as_good = is_best or verdict.is_as_good(own, best)
-        found.append(Confirmed(own[0].label, candidate, losses[candidate], error, as_good, candidate == winner))
+        found.append(JudgedCandidate(own[0].label, candidate, losses[candidate], error, as_good, candidate == winner))
     return found
 
 
@@ -133,14 +133,14 @@ def effect(result: SearchResult, name: str) -> go.Figure | None:
         line={"color": INK, "width": 1, "dash": "dot"},
         hovertemplate="median %{y:.4f}<extra></extra>",
     )
-    judged = [one for one in confirmed(result) if getattr(one.candidate, name) in labels]
+    judged = [one for one in judged_candidates(result) if getattr(one.candidate, name) in labels]
     for chosen in (False, True):
         some = [one for one in judged if one.chosen == chosen]
         drawn.add_scatter(
             x=[labels[getattr(one.candidate, name)] for one in some],
             y=[one.loss for one in some],
             mode="markers",
-            name="chosen" if chosen else "finalist" if result.finals else "confirmed",
+            name="chosen" if chosen else "finalist" if result.finals else "compared",
             showlegend=bool(some),
             marker={"symbol": "star" if chosen else "diamond", "size": 15 if chosen else 9, "color": ACCENT},
             error_y={"type": "data", "array": [one.error or 0.0 for one in some], "color": ACCENT, "thickness": 1.5},
@@ -156,7 +156,7 @@ def effect(result: SearchResult, name: str) -> go.Figure | None:
 
 def headline(result: SearchResult) -> str | None:
     """Return what the one-standard-error rule chose, in a sentence; None before there is a winner."""
-    judged = confirmed(result)
+    judged = judged_candidates(result)
     chosen = next((one for one in judged if one.chosen), None)
     if chosen is None or not chosen.candidate.rank:
         return None
@@ -173,7 +173,7 @@ def headline(result: SearchResult) -> str | None:
 
 def _rank_text(result: SearchResult) -> str:
     finals = bool(result.finals)
-    judged = "full-run loss of the finalists on held-out data" if finals else "mean validation loss of the confirmed"
+    judged = "full-run loss of the finalists on held-out data" if finals else "mean validation loss of the compared"
     return (
         "Trials of each rank, brought to the last rung by the median change of the trials that went on, and their "
         "median; under a rank: the number of adapter parameters, if the run knows it. Diamonds: "
@@ -203,7 +203,7 @@ def rank_effect(result: SearchResult) -> go.Figure | None:
 
 
 def _text(title: str, result: SearchResult) -> str:
-    judged = "the finalists, at the end of the full run" if result.finals else "the confirmed"
+    judged = "the finalists, at the end of the full run" if result.finals else "the compared"
     return f"Trials of each {title}, and their median; diamonds: {judged}."
 
 
@@ -232,7 +232,7 @@ def _label(group: Value) -> str:
     return text if group.parameters is None else f"{text}<br>{group.parameters:,}"
 
 
-def _hover(one: Confirmed) -> str:
+def _hover(one: JudgedCandidate) -> str:
     text = f"{one.label}: {one.candidate.describe()}"
     if one.error is not None:
         text += f", within {display.loss(one.error)} of the best: {'yes' if one.as_good else 'no'}"

@@ -85,7 +85,7 @@ def convergence(result: SearchResult) -> go.Figure | None:
     for band in bands(curves, colours):
         _add_band(drawn, band, colours)
     many = len(curves) >= MANY
-    for curve in sorted(map(data.thinned, curves), key=lambda c: c.trial.rule is not None):
+    for curve in sorted(map(data.thinned, curves), key=lambda c: c.trial.baseline is not None):
         _add_curve(drawn, curve, colours, many)
     rungs = [(step, loss, curve.trial) for curve in curves for step, loss in sorted(curve.trial.rungs.items())]
     drawn.add_scatter(
@@ -123,7 +123,7 @@ def _add_band(drawn: go.Figure, band: Band, colours: Colours) -> None:
 def _add_curve(drawn: go.Figure, curve: Curve, colours: Colours, many: bool) -> None:
     centre = colours.group(curve.trial.candidate)
     line: dict[str, Any] = {"color": colours.of(curve.trial.candidate), "width": 1 if many else 1.6}
-    if curve.trial.rule:
+    if curve.trial.baseline:
         line |= {"dash": "dot", "width": 3}
     name = describe(curve.trial)
     drawn.add_scatter(

@@ -53,7 +53,7 @@ def foresights(result: SearchResult) -> list[Foresight]:
         through = [(t, t.rungs[last], losses[t.candidate]) for t in finished if t.candidate in losses]
         if through:
             found.append(_compared(f"step {last}", late, through))
-    groups = data.repeats(result)
+    groups = data.over_seeds(result)
     again = [
         (t, t.rungs[last], float(np.mean([r.validation_loss for r in groups[t.candidate]])))
         for t in finished
@@ -117,7 +117,7 @@ def early_vs_late(result: SearchResult) -> go.Figure | None:
             x=[full[0]],
             y=[full[1]],
             mode="markers",
-            name="winner's repeats → full run",
+            name="winner's other seeds → full run",
             marker={"symbol": "star", "size": 15, "color": ACCENT},
             text=[html.escape(full[2])],
             hovertemplate="%{text}<br>short: %{x:.4f}, full: %{y:.4f}<extra></extra>",
@@ -136,7 +136,7 @@ def _compared(early: str, late: str, pairs: list[tuple[TrialRecord, float, float
 def _full(result: SearchResult) -> tuple[float, float, str] | None:
     """Return the winner's validation loss in short trainings, and the full run's; None without a full run."""
     winner = data.own_winner(result)
-    group = data.repeats(result).get(winner) if winner else None
+    group = data.over_seeds(result).get(winner) if winner else None
     validation = data.full_run(result).get("validation")
     if (
         winner is None

@@ -1,4 +1,4 @@
-"""How soon candidates reach the loss of the λ=1 rule."""
+"""How soon candidates reach the loss of the default (λ=1)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MOST_TICKS = 8
 
 
 class Target(NamedTuple):
-    """How fast a trial reached the target loss; `fraction` of the rule's steps, None: never."""
+    """How fast a trial reached the target loss; `fraction` of the default's steps, None: never."""
 
     trial: TrialRecord
     fraction: float | None
 
 
 class Reach(NamedTuple):
-    """How fast a confirmed candidate reached another's loss, seed by seed; None: not within its length."""
+    """How fast a compared candidate reached another's loss, seed by seed; None: not within its length."""
 
     label: str
     candidate: Candidate
@@ -49,12 +49,12 @@ class Reach(NamedTuple):
 
 
 def targets(result: SearchResult) -> tuple[float, list[Target]] | None:
-    """Return the target loss and how soon each trial reached it; None without a λ = 1 rule trial.
+    """Return the target loss and how soon each trial reached it; None without a trial of the default.
 
-    The target is the lowest smoothed loss of the rule's trial, the unit the step it came at.
+    The target is the lowest smoothed loss of the default's trial, the unit the step it came at.
     """
     curves = data.curves(result)
-    rule = next((curve for curve in curves if curve.trial.rule == Baseline.DEFAULT), None)
+    rule = next((curve for curve in curves if curve.trial.baseline == Baseline.DEFAULT), None)
     if rule is None:
         return None
     target, unit = _goal(rule.losses)
@@ -62,13 +62,13 @@ def targets(result: SearchResult) -> tuple[float, list[Target]] | None:
 
 
 def reaches(result: SearchResult, baseline: Baseline) -> list[Reach]:
-    """Return how soon each confirmed candidate reached another's loss, both with the same seed and batches.
+    """Return how soon each compared candidate reached another's loss, both with the same seed and batches.
 
     Args:
         result: the search.
         baseline: the other; empty if it was not compared.
     """
-    groups = data.repeats(result)
+    groups = data.over_seeds(result)
     other = next((group for group in groups.values() if baseline.is_in(group[0].label)), None)
     if other is None:
         return []
@@ -84,7 +84,7 @@ def reaches(result: SearchResult, baseline: Baseline) -> list[Reach]:
 
 
 def headline(result: SearchResult) -> str | None:
-    """Return how soon the winner, or the best finalist if a rule won, reaches the loss of λ=1; None if unknown."""
+    """Return how soon the winner, or the best finalist if a baseline won, reaches λ=1's loss; None if unknown."""
     winner = data.own_winner(result)
     evidence = result.recipe.evidence if result.recipe else None
     if winner is None or evidence is None:
@@ -107,22 +107,22 @@ def ratio_ticks(ratios: Sequence[float]) -> list[float]:
     "steps_to_target",
     "Steps to target against λ",
     20,
-    "Steps until each trial reached the best training loss of the λ=1 rule, as a share of the rule's own steps: "
+    "Steps until each trial reached the best training loss of the default (λ=1), as a share of its own steps: "
     "below the line a trial was faster. Hollow: not reached within its length; pruned trials had fewer steps. "
-    "Diamonds: the confirmed candidates against the rule's repeats, median and range over seeds.",
-    "The λ=1 rule has not been tried in this search.",
-    look_for="below the line a trial reached the λ=1 rule's best loss sooner than the rule did",
+    "Diamonds: the compared candidates against the default's trainings, median and range over seeds.",
+    "The default (λ=1) has not been tried in this search.",
+    look_for="below the line a trial reached the default's best loss sooner than the default did",
     headline=headline,
     applies=data.ratio_matters,
 )
 def steps_to_target(result: SearchResult) -> go.Figure | None:
-    """Steps to the λ=1 rule's best training loss, in units of its own, against λ; None without that rule."""
+    """Steps to the default's best training loss, in units of its own, against λ; None without the default."""
     found = targets(result)
     if found is None:
         return None
     target, rows = found
     rows = [row for row in rows if row.trial.candidate.has_ratio]
-    drawn = blank("λ = η_V / η_Q", "share of the λ=1 rule's steps")
+    drawn = blank("λ = η_V / η_Q", "share of the default's steps")
     ticks = ratio_ticks([row.trial.candidate.ratio for row in rows])
     drawn.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:.3g}" for tick in ticks])
     again = [reach for reach in reaches(result, Baseline.DEFAULT) if reach.candidate.has_ratio]
@@ -145,14 +145,14 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
         x=[reach.candidate.ratio for reach, _ in shown],
         y=[middle for _, middle in shown],
         mode="markers",
-        name="confirmed, other seeds",
+        name="compared, other seeds",
         showlegend=bool(shown),
         marker={"symbol": "diamond", "size": 11, "color": ACCENT},
         error_y=error_bars([(min(reach.known), middle, max(reach.known)) for reach, middle in shown], color=ACCENT),
         text=[html.escape(f"{r.label}: {r.candidate.describe()}") for r, _ in shown],
-        hovertemplate="%{text}<br>%{y:.2f} of the rule's steps<extra></extra>",
+        hovertemplate="%{text}<br>%{y:.2f} of the default's steps<extra></extra>",
     )
-    drawn.add_hline(y=1, line={"color": INK, "width": 1.5}, annotation_text="λ=1 rule")
+    drawn.add_hline(y=1, line={"color": INK, "width": 1.5}, annotation_text="default (λ=1)")
     drawn.add_vline(x=1, line={"color": FAINT, "dash": "dot"})
     # Below 0, so that its label and the leftmost one of λ do not meet in the corner.
     drawn.update_layout(showlegend=True, yaxis_range=[-0.06 * top, 1.06 * top])
@@ -161,7 +161,7 @@ def steps_to_target(result: SearchResult) -> go.Figure | None:
 
 def _reached(result: SearchResult, candidate: Candidate) -> str | None:
     parts = []
-    goals = {Baseline.DEFAULT: "the λ=1 rule's training loss"}
+    goals = {Baseline.DEFAULT: "the default's training loss"}
     if candidate == data.own_winner(result) and candidate.ratio != 1.0:
         goals[Baseline.SAME_LR] = "the loss of λ=1 at its own lr_v"
     for baseline, what in goals.items():

@@ -141,7 +141,7 @@ class Colours:
 
 def describe(trial: TrialRecord) -> str:
     """Return a trial in a line for hovering; Plotly reads HTML in it, so it is escaped."""
-    label = f"trial {trial.number}" + (f" ({trial.rule})" if trial.rule else "")
+    label = f"trial {trial.number}" + (f" ({trial.baseline})" if trial.baseline else "")
     return html.escape(f"{label}: {trial.candidate.describe()}, {trial.outcome}")
 
 

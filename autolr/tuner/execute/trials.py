@@ -117,7 +117,7 @@ class Trials(Source):
             record = TrialRecord(
                 number=trial.number,
                 candidate=running.job.candidate,
-                rule=trial.user_attrs.get("rule"),
+                baseline=trial.user_attrs.get("baseline"),
                 outcome=outcome,
                 curve=records.curve(running.slot.losses),
                 tokens=running.trained_tokens,
@@ -162,7 +162,7 @@ class Trials(Source):
     def _job(self, trial: optuna.Trial) -> Job:
         candidate = self.work.space.candidate(trial.params)
         self._live[trial.number] = trial
-        label = trial.user_attrs.get("rule") or f"trial {trial.number}"
+        label = trial.user_attrs.get("baseline") or f"trial {trial.number}"
         config = self.work.space.slot(candidate, self.study.seed, self.stage.steps)
         return Job(label, candidate, config, trial.number, trial_key(trial.number))
 

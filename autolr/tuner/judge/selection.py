@@ -125,7 +125,7 @@ class Selection:
         return self.records(stage) if stage.seeds == 1 else []
 
     @property
-    def repeats(self) -> list[Record]:
+    def over_seeds(self) -> list[Record]:
         """The trainings with several seeds."""
         return self.records(self.work.stages[-1], self.winner)
 
@@ -140,12 +140,12 @@ class Selection:
         names = ["finished", "pruned", "diverged", *(["infeasible"] if "infeasible" in outcomes else [])]
         phases, winner = self.result.phases, self.winner
         assert winner is not None
-        scores = verdict.scores(self.repeats, winner)
+        scores = verdict.scores(self.over_seeds, winner)
         ends = verdict.at_the_end(self.finals, winner, self.work.stages[-1].steps, self.work.space.steps)
         return Evidence(
             verdict=verdict.sentence(scores) + ends + more,
             trials={"total": len(outcomes), **{name: outcomes.count(name) for name in names}},  # type: ignore[arg-type]
-            repeats=self.work.study.search.seeds,
+            seeds=self.work.study.search.seeds,
             finals=verdict.final_scores(self.finals),
             scores=scores,
             cost=Cost(

@@ -29,14 +29,14 @@ def paired_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
     return PairedDifference.of(differences).interval(level)
 
 
-def choose(repeats: Sequence[Record], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
+def choose(trainings: Sequence[Record], among: Collection[Targets] = DEFAULT_TARGETS) -> Candidate:
     """Return the candidate with the lowest mean loss on what is held out, or one of smaller rank that is as good.
 
     A candidate with fewer diverged trainings comes first. As good is what lies within one standard error of the
     best; of those with the smallest rank the best is taken (the one-standard-error rule). A comparison that trains
     other matrices than the study's is for the verdict only: `among` says which are the study's.
     """
-    groups = {c: group for c, group in by_candidate(repeats).items() if c.targets in among}
+    groups = {c: group for c, group in by_candidate(trainings).items() if c.targets in among}
     loss = judged_by([record for group in groups.values() for record in group])
     ranked = sorted(groups, key=lambda c: (_diverged(groups[c]), np.mean([loss(r) for r in groups[c]]), c.describe()))
     best = ranked[0]
@@ -45,12 +45,12 @@ def choose(repeats: Sequence[Record], among: Collection[Targets] = DEFAULT_TARGE
     return min(as_good, key=lambda c: c.rank)  # the first of them, so the best
 
 
-def judged_by(repeats: Sequence[Record]) -> Callable[[Record], float]:
-    """Return by what loss repeats are compared: the held-out one, where all have it of as many examples.
+def judged_by(trainings: Sequence[Record]) -> Callable[[Record], float]:
+    """Return by what loss trainings are compared: the held-out one, where all have it of as many examples.
 
     If some have it of fewer examples, it is *validation* alone.
     """
-    counts = {record.unseen_examples for record in repeats if not record.diverged}
+    counts = {record.unseen_examples for record in trainings if not record.diverged}
     return (lambda record: record.held_out_loss) if len(counts) == 1 else (lambda record: record.validation_loss)
 
 
@@ -93,9 +93,9 @@ def is_as_good(own: Sequence[Record], best: Sequence[Record]) -> bool:
     return error is not None and bool(apart <= error)
 
 
-def scores(repeats: Sequence[Record], winner: Candidate) -> list[Score]:
-    """Return the scores of all confirmed candidates, the winner first, with their distance to it."""
-    groups = by_candidate(repeats)
+def scores(trainings: Sequence[Record], winner: Candidate) -> list[Score]:
+    """Return the scores of all compared candidates, the winner first, with their distance to it."""
+    groups = by_candidate(trainings)
     reference = losses_of(groups[winner])
     found = []
     for candidate, group in groups.items():
@@ -105,7 +105,7 @@ def scores(repeats: Sequence[Record], winner: Candidate) -> list[Score]:
                 label=group[0].label,
                 candidate=candidate,
                 validation_loss=float(np.mean([r.validation_loss for r in group])),
-                test_loss=float(np.mean([r.confirmed for r in group])),
+                test_loss=float(np.mean([r.tested for r in group])),
                 test_metric=float(np.mean([r.test_metric or 0.0 for r in group])),
                 diverged=_diverged(group),
                 gain=gain,
@@ -140,15 +140,13 @@ def at_the_end(finals: Sequence[Record], winner: Candidate, length: int, steps: 
     if not finals:
         return ""
     told = {
-        record.candidate: "diverges"
-        if record.diverged
-        else f"comes to a test loss of {display.loss(record.confirmed)}"
+        record.candidate: "diverges" if record.diverged else f"reaches a test loss of {display.loss(record.tested)}"
         for record in finals
     }
     others = ", ".join(f"{one.describe()} {end}" for one, end in told.items() if one != winner)
     end = f"step {finals[0].steps}" if 0 < finals[0].steps < steps else "the end"
     return (
-        f" All this after {length} of {steps} steps. Trained to {end}, one seed each, "
+        f" These differences were measured after {length} of {steps} steps. Trained to {end}, one seed each, "
         f"the winner {told[winner]}{', ' + others if others else ''}."
     )
 
@@ -160,9 +158,9 @@ def sentence(found: Sequence[Score]) -> str:
     default, same_rate = by_baseline.get(Baseline.DEFAULT), by_baseline.get(Baseline.SAME_LR)
     what = f"{winner.candidate.describe()} (test loss {display.loss(winner.test_loss)}{_gone_wrong(winner)})"
     if default is None:
-        text = f"{what} was best; the rule of thumb does not fit this device's memory, so it was not tried."
+        text = f"{what} was best. The default does not fit this device's memory, so it was not tried."
     elif default is winner:
-        text = f"No gain over the rule of thumb: the rule itself, {what}, was best{_next(found)}."
+        text = f"No gain over the default: the default itself, {what}, was best{_next(found)}."
     else:
         text = _against(what, Baseline.DEFAULT.title(), default)
     has_ratio = winner.candidate.has_ratio
@@ -185,10 +183,10 @@ def _against(what: str, name: str, other: Score) -> str:
     )
     name = f"{name}, {other.candidate.describe()}{_gone_wrong(other)}"
     if gain.low > 0:
-        return f"{what} beats {name}, by {interval}."
+        return f"{what} is significantly better than {name}: {interval}."
     if gain.high < 0:
-        return f"{what} is worse than {name}, on test: {interval}."
-    return f"No gain of {what} over {name}, is shown: {interval}."
+        return f"{what} is significantly worse than {name}, on test: {interval}."
+    return f"The gain of {what} over {name}, is inconclusive: {interval}."
 
 
 def _gone_wrong(score: Score) -> str:
@@ -196,7 +194,7 @@ def _gone_wrong(score: Score) -> str:
 
 
 def _next(found: Sequence[Score]) -> str:
-    """Say how far the best of the search's own finalists lies behind a rule that has won."""
+    """Say how far the best of the search's own finalists lies behind a baseline that has won."""
     own = [(score, score.gain) for score in found if score.gain and score.label.startswith("finalist")]
     if not own:
         return ""
@@ -209,8 +207,8 @@ def _next(found: Sequence[Score]) -> str:
 
 
 def _worth(gain: Interval) -> str:
-    said = "a gain" if gain.low > 0 else "a loss" if gain.high < 0 else "no difference shown"
-    return f"{said} ({display.gap(gain.mean)}, {display.gap(gain.low)} to {display.gap(gain.high)})."
+    found = "a significant gain" if gain.low > 0 else "a significant loss" if gain.high < 0 else "inconclusive"
+    return f"{found} ({display.gap(gain.mean)}, {display.gap(gain.low)} to {display.gap(gain.high)})."
 
 
 def _diverged(group: Sequence[Record]) -> int:

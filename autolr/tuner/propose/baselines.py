@@ -41,7 +41,7 @@ class Baseline(StrEnum):
     def title(self, *, has_ratio: bool = True) -> str:
         """Return what the baseline is called in a sentence about a winner that has a ratio, or none."""
         return {
-            Baseline.DEFAULT: "the rule of thumb",
+            Baseline.DEFAULT: "the default",
             Baseline.SAME_LR: "λ=1 at the same lr_v",
             Baseline.PAPER: "the paper's λ=4 at η_Q=1e-4" if has_ratio else "the paper's rate",
             Baseline.WITH_K: "training W_k too (λ=1)" if has_ratio else "training W_q, W_k and W_v (λ=1)",

@@ -53,22 +53,22 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, callback: Ca
     A baseline outside the space is no trial: it trains in the stages that compare.
     """
     there = trials.get_trials(deepcopy=False)
-    present = {trial.user_attrs.get("rule") for trial in there}
-    known = {trial.user_attrs.get("prior") for trial in there}
+    present = {trial.user_attrs.get("baseline") for trial in there}
+    known = {trial.user_attrs.get("warm_start") for trial in there}
     for baseline in baselines.of(study):
         candidate = baseline.candidate(space)
         if candidate is None or baseline in present:  # it depends on the winner, or is there from before
             continue
         if space.holds(candidate):
-            trials.enqueue_trial(space.params(candidate), user_attrs={"rule": baseline.value})
+            trials.enqueue_trial(space.params(candidate), user_attrs={"baseline": baseline.value})
         else:
             callback.note(f"{baseline} ({candidate.describe()}) is outside the space: compared, not searched")
     large = at_the_largest_rank(baselines.default(space), space.distributions)
     if large and AT_THE_LARGEST_RANK not in present and space.holds(large):
-        trials.enqueue_trial(space.params(large), user_attrs={"rule": AT_THE_LARGEST_RANK})
+        trials.enqueue_trial(space.params(large), user_attrs={"baseline": AT_THE_LARGEST_RANK})
     for number, found in enumerate(study.search.warm_start):
         if number not in known:
-            trials.enqueue_trial(space.params(warm_start.carried(found, space)), user_attrs={"prior": number})
+            trials.enqueue_trial(space.params(warm_start.carried(found, space)), user_attrs={"warm_start": number})
 
 
 def at_the_largest_rank(rule: Candidate, distributions: Mapping[str, BaseDistribution]) -> Candidate | None:
@@ -92,7 +92,7 @@ def propose(trials: optuna.Study, space: SearchSpace, known: Sequence[FrozenTria
         rank = _lighter(trial, unfit, space)
         if rank is None:
             return trial
-        kept = {key: value for key, value in trial.user_attrs.items() if key in ("rule", "prior")}
+        kept = {key: value for key, value in trial.user_attrs.items() if key in ("baseline", "warm_start")}
         trials.enqueue_trial({**trial.params, "rank": rank}, user_attrs=kept)
         trials.tell(trial, state=TrialState.FAIL)
     return None

@@ -95,7 +95,7 @@ class SearchSpace:
 
         Args:
             study: gives the space.
-            rate: what an automatic range of lr_v is centred on, and the rules of thumb train at.
+            rate: what an automatic range of lr_v is centred on, and the baselines train at.
             lr_head: rate of the head; 0 where there is none.
             steps: of the full run.
         """

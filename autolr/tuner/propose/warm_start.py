@@ -34,12 +34,12 @@ def earlier(run: str | Path) -> WarmStart:
     result = SearchResult.load(run)
     if result.recipe is None:
         raise RunError(f"--warm-start {run}: this search is not finished. Resume it with: autolr search --out {run}")
-    rule = next((trial.candidate for trial in result.trials if trial.rule == Baseline.DEFAULT), None)
+    rule = next((trial.candidate for trial in result.trials if trial.baseline == Baseline.DEFAULT), None)
     scores = result.recipe.evidence.scores if result.recipe.evidence else []
     rule = rule or next((s.candidate for s in scores if Baseline.DEFAULT.is_in(s.label)), None)
     if rule is None:
         raise RunError(
-            f"--warm-start {run}: it has no trial of the default baseline, which scales its rates. Choose another run."
+            f"--warm-start {run}: it has no trial of the default, which scales its rates. Choose another run."
         )
     winner = result.recipe.candidate
     return WarmStart(

@@ -255,7 +255,7 @@ def _judged(folder: RunFolder, study: Study) -> dict[str, Any]:
     result = SearchResult.load(folder.path)
     ended = result.ended()
     trained = Counter(one.id for one in result.trainings)
-    searched = Counter(trial.candidate for trial in ended if trial.rule is None)
+    searched = Counter(trial.candidate for trial in ended if trial.baseline is None)
     duplicated = max(0, len(ended) - study.budget.trials)
     duplicated += sum(count - 1 for counts in (trained, searched) for count in counts.values())
     return {
@@ -263,7 +263,7 @@ def _judged(folder: RunFolder, study: Study) -> dict[str, Any]:
         "duplicated": duplicated,
         "missing": study.budget.trials - len(ended) + sum(not trial.curve for trial in ended),
         "finals": len(result.finals),
-        "repeats": len(result.repeats),
+        "repeats": len(result.over_seeds),
         "still_running": sum(trial.outcome == "running" for trial in result.trials),
         "recipe": int(result.recipe is not None),
         "curve_difference": _difference(result, study),

@@ -85,7 +85,7 @@ def main() -> None:
         for one, other in itertools.combinations(searched.finals, 2):
             apart["validation"].append(one.validation_loss - other.validation_loss)
             apart["held_out"].append(one.held_out_loss - other.held_out_loss)
-            apart["test"].append(one.confirmed - other.confirmed)
+            apart["test"].append(one.tested - other.tested)
             apart["oracle"].append(oracle.excess(one.candidate) - oracle.excess(other.candidate))
         excess.append(oracle.excess(found))
         result.row(

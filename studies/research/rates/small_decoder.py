@@ -71,7 +71,7 @@ def _report(result: Result, found: SearchResult) -> None:
     for trial in found.trials:
         own: dict[str, Any] = trial.candidate.model_dump()
         own["method"] = own.pop("kind")
-        result.row("trial", **own, rule=trial.rule, outcome=trial.outcome, rungs=trial.rungs, metric=trial.metric)
+        result.row("trial", **own, rule=trial.baseline, outcome=trial.outcome, rungs=trial.rungs, metric=trial.metric)
     for score in recipe.evidence.scores:
         gain = score.gain.model_dump() if score.gain else None
         values = score.model_dump(include={"label", "validation_loss", "test_loss", "test_metric"})
