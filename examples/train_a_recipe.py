@@ -12,7 +12,7 @@ def main(recipe_file: str, out: str) -> None:
     """Train the recipe; the adapter is an ordinary PEFT adapter."""
     recipe = autolr.Recipe.load(recipe_file)
     result = autolr.train(recipe, out)
-    print("confirm:", result.metrics["test"])
+    print("test:", result.metrics["test"])
     base = AutoModelForSequenceClassification.from_pretrained(
         recipe.model, num_labels=len(recipe.classes), ignore_mismatched_sizes=True
     )
