@@ -16,6 +16,7 @@ class Candidate(Document):
     as fast as W_v.
     """
 
+    RENAMED = {"rho": "loraplus_lr_ratio"}
     REMOVED = {"guide": (("none",), NO_HEAD_RATES)}
 
     lr_v: Rate

@@ -24,6 +24,14 @@ class Data(Document):
     stays on one side. Validation and test may also be splits or files of their own.
     """
 
+    RENAMED = {
+        "select": "validation",
+        "confirm": "test",
+        "select_split": "validation_split",
+        "confirm_split": "test_split",
+        "most": "max_eval_samples",
+    }
+
     source: Place = Field(
         description="demo:rotten-tomatoes, a csv/tsv/json/jsonl/parquet/arrow file, a folder datasets saved, or a "
         "hub data set",

@@ -13,6 +13,8 @@ from autolr.schema.yaml_io import Document
 class Method(Document):
     """What is trained beside the frozen base: the matrices in space.targets or adapters of them, and the new head."""
 
+    RENAMED = {"alpha": "lora_alpha"}
+
     kind: Annotated[list[MethodKind], BeforeValidator(one_as_list)] = Field(
         ["lora"],
         min_length=1,

@@ -68,6 +68,7 @@ MOST_CHOICES = 100
 class Space(Document):
     """The dimensions of the search. A list holds choices, a single number fixes the dimension."""
 
+    RENAMED = {"rho": "loraplus_lr_ratio"}
     REMOVED = {"guide": (("none", ["none"]), NO_HEAD_RATES)}
 
     lr_v: Literal["auto"] | Annotated[Range | list[Rate], BeforeValidator(_rate_choice)] = Field(

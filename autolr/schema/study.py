@@ -65,6 +65,8 @@ _OLD_BASELINES = {"rule": "default", "winner_lr": "same_lr", "qkv": "with_k"}
 class Search(Document):
     """How trials are trained, promoted, pruned and compared."""
 
+    RENAMED = {"prune": "prune_below", "prior": "warm_start"}
+
     stages: list[StageSetting] = Field(
         _STAGES,
         min_length=1,

@@ -31,6 +31,14 @@ class Horizon(Document):
 class Training(Document):
     """Settings that every trial and the full run share."""
 
+    RENAMED = {
+        "schedule": "lr_scheduler_type",
+        "warmup": "warmup_ratio",
+        "clip_norm": "max_grad_norm",
+        "checkpointing": "gradient_checkpointing",
+        "attention": "attn_implementation",
+    }
+
     batch_size: int = Field(16, ge=1, le=2**20, description="examples per optimizer step, over all devices")
     horizon: Horizon = Horizon(epochs=3.0)
     lr_scheduler_type: Literal["linear", "constant"] = Field(

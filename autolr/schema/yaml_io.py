@@ -28,10 +28,12 @@ class Document(BaseModel):
     Attributes:
         REMOVED: keys that AutoLR no longer has: the values that meant "off", which are ignored, and the message for
             all other values.
+        RENAMED: keys that are called otherwise now, and their new names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     REMOVED: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
+    RENAMED: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -160,6 +162,8 @@ def _problems(kind: type[Document], error: ValidationError, text: str, typed: Co
             message = f"unknown key; known here: {', '.join(model.model_fields if model else ())}"
             if model is not None and path[-1] in model.REMOVED:
                 message = model.REMOVED[str(path[-1])][1]
+            elif model is not None and path[-1] in model.RENAMED:
+                message = f"is called {model.RENAMED[str(path[-1])]} now. Write that name"
         elif item["type"] == "missing":
             message = "is missing"
         else:
