@@ -61,7 +61,7 @@ def study_of(terms: Terms) -> tuple[dict[str, Any], list[str]]:
     steps = given("steps", 0)
     put("training", "horizon", {"steps": int(steps)} if steps > 0 else {"epochs": float(given("epochs", 3.0))})
     _training(terms, put, left)
-    _prior(terms, study, put, left)
+    _warm_start(terms, study, put, left)
     if "seed" in terms:
         study["seed"] = int(terms["seed"])
     return study, left
@@ -86,7 +86,7 @@ def _training(terms: Terms, put: Any, left: list[str]) -> None:
                 f"warmup of {count:g} steps: a share of a horizon in epochs is not known; set training.warmup_ratio"
             )
     if warmup:
-        put("training", "warmup", float(f"{warmup:.4g}"))
+        put("training", "warmup_ratio", float(f"{warmup:.4g}"))
     for term, key in (("weight_decay", "weight_decay"), ("eps", "eps")):
         if terms.get(term):
             put("training", key, float(terms[term]))
@@ -103,7 +103,7 @@ def _training(terms: Terms, put: Any, left: list[str]) -> None:
         put("training", "precision", precision)
 
 
-def _prior(terms: Terms, study: dict[str, Any], put: Any, left: list[str]) -> None:
+def _warm_start(terms: Terms, study: dict[str, Any], put: Any, left: list[str]) -> None:
     """Begin the search at the set-up's rate, in units of the rule of thumb for its model; or range around it."""
     lr_v = terms.get("lr_v") or terms.get("lr")
     if not lr_v:
@@ -128,7 +128,7 @@ def _prior(terms: Terms, study: dict[str, Any], put: Any, left: list[str]) -> No
         ratio=float(f"{lr_v / lr_q:.4g}"),
         rank=0 if full else int(terms.get("rank") or 8),
     )
-    put("search", "prior", [known.model_dump(mode="json")])
+    put("search", "warm_start", [known.model_dump(mode="json")])
 
 
 def rate_of_thumb(model: str, *, full: bool = False) -> float:

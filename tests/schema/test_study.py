@@ -53,7 +53,7 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(tmp_path):
         ("model: m\ndata: x\nspace: {lr_v: .nan}\n", "space.lr_v"),
         ("model: m\ndata: x\nspace: {rank: []}\n", "space.rank"),
         ("model: m\ndata: x\nbudget: {time: soon}\n", "90s, 10m or 1.5h"),
-        ("model: m\ndata: {source: x, select: 0.5, confirm: 0.4}\n", "leave less than"),
+        ("model: m\ndata: {source: x, validation: 0.5, test: 0.4}\n", "leave less than"),
         ("model: m\ndata: x\ntraining: {horizon: {steps: 5, epochs: 1}}\n", "either epochs or steps"),
     ],
 )
@@ -121,3 +121,30 @@ def test_shipped_studies_are_sound(name):
     study = resolve.resolve([name], {}, None)
     assert study.name == name
     assert to_yaml(study.model_dump(mode="json"))
+
+
+OLD_NAMES = """\
+model: m
+data: {source: d.csv, select: 0.2, confirm: 0.1, most: 10, select_split: s, confirm_split: c}
+space: {rho: [1, 2]}
+method: {alpha: 8}
+training: {schedule: constant, warmup: 0.1, clip_norm: 1, checkpointing: true, attention: sdpa}
+search: {prune: 0.1, prior: []}
+baselines: [rule, winner_lr, qkv]
+"""
+
+
+def test_every_old_name_is_answered_with_the_new_one(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(OLD_NAMES)
+    with pytest.raises(DocumentError) as caught:
+        Study.load(path)
+    text = str(caught.value)
+    for name in (
+        *("validation", "test", "max_eval_samples", "validation_split", "test_split", "loraplus_lr_ratio"),
+        *("lora_alpha", "lr_scheduler_type", "warmup_ratio", "max_grad_norm", "gradient_checkpointing"),
+        *("attn_implementation", "prune_below", "warm_start"),
+    ):
+        assert f"is called {name} now" in text, name
+    assert "rule is now called default; winner_lr is now called same_lr; qkv is now called with_k" in text
+    assert len(caught.value.problems) == 15

@@ -51,7 +51,7 @@ def search(
         int | None,
         typer.Option(help="Trials trained at once; default: as many as pay and fit into memory.", show_default=False),
     ] = None,
-    prior: Annotated[
+    warm_start: Annotated[
         list[str] | None,
         typer.Option(help="Run folder of an earlier search to start from. Repeatable.", show_default=False),
     ] = None,
@@ -100,7 +100,7 @@ def search(
         "seed": seed,
         "search.slots": slots,
         "train": full_run,
-        "search.warm_start": _priors(prior),
+        "search.warm_start": _warm_starts(warm_start),
     }
     study = resolve.resolve(words or [], options, out)
     code = {"allow_code": allow_code, "trust_remote_code": trust_remote_code}
@@ -146,7 +146,7 @@ def search(
             _report(type(result).load(folder))
 
 
-def _priors(runs: list[str] | None) -> list[dict[str, Any]] | None:
+def _warm_starts(runs: list[str] | None) -> list[dict[str, Any]] | None:
     if not runs:
         return None
     from autolr.tuner.propose.warm_start import earlier

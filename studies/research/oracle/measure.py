@@ -55,7 +55,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "sections": {
         "overrides": [
             "name=sections",
-            "data={source: sections.csv, select: 0.1, confirm: 0.15}",
+            "data={source: sections.csv, validation: 0.1, test: 0.15}",
             "training.horizon={steps: 216}",
             "search={}",
         ],

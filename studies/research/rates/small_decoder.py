@@ -29,7 +29,7 @@ STUDY = STUDIES / "sft.yaml"
 # What makes it the same study of the model with a head, and what makes either small.
 CLASSIFICATION = ["task=classification", "metric=accuracy"]
 QUICK = [
-    "data={source: demo:rotten-tomatoes, select: 0.003, confirm: 0.003, max_length: 96}",
+    "data={source: demo:rotten-tomatoes, validation: 0.003, test: 0.003, max_length: 96}",
     "training.batch_size=2",
     "training.horizon={steps: 8}",
     "search.stages=[{to: 4}]",
