@@ -32,19 +32,19 @@ def failed(base) -> dict[str, str]:
 
 
 def test_rows_taken_for_the_wrong_role_are_found_out(monkeypatch):
-    right = projections.layouts.fused
+    right = projections.families.fused
 
     def exchanged(config, total):
         parts = right(config, total)
         return {"q": parts["k"], "k": parts["q"], "v": parts["v"]}
 
-    monkeypatch.setattr(projections.layouts, "fused", exchanged)
+    monkeypatch.setattr(projections.families, "fused", exchanged)
     assert "attn.c_attn.q: 32 rows act on another place" in failed(tiny.base("gpt2", torch.float64))["roles"]
 
     def by_head(config, total):
         return {role: Rows(total, 4, 8 * i, 8 * i + 8) for i, role in enumerate("qkv")}
 
-    monkeypatch.setattr(projections.layouts, "fused", by_head)
+    monkeypatch.setattr(projections.families, "fused", by_head)
     assert "roles" in failed(tiny.base("gpt2", torch.float64))
 
 

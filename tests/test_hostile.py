@@ -425,7 +425,7 @@ def test_a_bug_shows_no_secret_either(monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError(f"server said: bad token {SECRETS['HF_TOKEN']} at mysql://me:pw@db")
 
-    monkeypatch.setattr(cli.search.studies, "resolve", broken)
+    monkeypatch.setattr(cli.verbs.search.resolve, "resolve", broken)
     with pytest.raises(SystemExit) as stop:
         cli.main(["search"])
     said = capsys.readouterr().err

@@ -84,7 +84,7 @@ def halves(dataset: Any) -> tuple[Any, Any]:
         raise AutoLRError("eval_dataset: candidates are chosen and judged on it; give one of at least 2 examples")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
     middle = len(order) // 2
-    if hasattr(dataset, "validation"):
+    if hasattr(dataset, "select"):
         return dataset.select(order[:middle]), dataset.select(order[middle:])
     return Subset(dataset, order[:middle]), Subset(dataset, order[middle:])
 

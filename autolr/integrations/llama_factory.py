@@ -57,7 +57,9 @@ def export(recipe: Recipe) -> Export:
     lost = lost_rates(recipe, loraplus_lr_ratio=True)
     wanted = recipe.rates.b.get("v", recipe.rates.b.get("q"))
     if wanted is not None and not math.isclose(wanted, terms["lr"] * terms["loraplus_lr_ratio"]):
-        lost.append(f"method.max_lr_b: B learns at {terms['lr'] * terms['rho']:.3g} here, not at {wanted:.3g}")
+        lost.append(
+            f"method.max_lr_b: B learns at {terms['lr'] * terms['loraplus_lr_ratio']:.3g} here, not at {wanted:.3g}"
+        )
     if recipe.task == "sft" and not chats:
         lost.append("the end token after a completion: the template `empty` writes none, so it is not learned")
     files = {

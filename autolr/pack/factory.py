@@ -24,7 +24,7 @@ class PackFactory:
     task: Task
     data: TokenSet
     max_rank: int
-    alpha: float
+    lora_alpha: float
     kinds: Collection[MethodKind]
     roles: Collection[Role]
 
@@ -44,7 +44,7 @@ class PackFactory:
             self.data,
             capacity=capacity,
             max_rank=self.max_rank,
-            alpha=self.alpha,
+            lora_alpha=self.lora_alpha,
             kinds=list(self.kinds),
             roles=tuple(role for role in ROLES if role in self.roles),
             passes=passes,

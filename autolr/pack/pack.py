@@ -73,7 +73,7 @@ class Pack:
         >>> base = load("demo:all-MiniLM-L6-v2", ["bad", "good"], "cpu", "fp32")
         >>> texts, labels = ["a fine film", "a dull film"] * 8, [1, 0] * 8
         >>> data = TokenSet(tokenize(base.tokenizer, texts, 16), labels, base.tokenizer.pad_token_id)
-        >>> options = {"capacity": 2, "max_rank": 8, "alpha": 16.0}
+        >>> options = {"capacity": 2, "max_rank": 8, "lora_alpha": 16.0}
         >>> with Pack(base, Training(batch_size=4), Classification(("bad", "good")), data, **options) as pack:
         ...     for lr in (1e-3, 4e-3):
         ...         slot = pack.admit(SlotConfig({"q": lr / 4, "v": lr, "head": 5e-3}, rank=8, seed=0, steps=12))
@@ -89,7 +89,7 @@ class Pack:
         data: tokenized *train* split.
         capacity: slots there is room for.
         max_rank: the largest rank of any slot.
-        alpha: LoRA's alpha.
+        lora_alpha: LoRA's alpha.
         kinds: the methods any slot may have; a pack with full has columns for whole matrices in every slot.
         roles: the roles any slot may train.
         together: slots that share a forward pass; None: all on a GPU, one on a CPU, where
@@ -114,7 +114,7 @@ class Pack:
         *,
         capacity: int,
         max_rank: int,
-        alpha: float,
+        lora_alpha: float,
         kinds: Sequence[MethodKind] = ("lora",),
         roles: tuple[Role, ...] = ("q", "k", "v", "head"),
         together: int | None = None,
@@ -130,7 +130,7 @@ class Pack:
         self.data = data
         self.capacity = capacity
         self.thrifty = thrifty
-        self.alpha = alpha
+        self.lora_alpha = lora_alpha
         self.kinds = tuple(kinds)
         self.slots: list[Slot] = []
         sites = [site for site in backbone.projections.sites if site.role in roles]
@@ -199,7 +199,7 @@ class Pack:
             self._move(first, index)
             index = first
         self.slots[index] = slot
-        self.block.start(index, values, scaling(config.kind, self.alpha, config.rank))
+        self.block.start(index, values, scaling(config.kind, self.lora_alpha, config.rank))
         return slot
 
     def _firsts(self, config: SlotConfig) -> list[int]:

@@ -198,7 +198,7 @@ class Study(Document):
         return self
 
     @model_validator(mode="after")
-    def _rho_of_adapters(self) -> Study:
+    def _ratio_of_adapters(self) -> Study:
         if self.method.full and self.space.loraplus_lr_ratio != [1.0]:
             raise ValueError(
                 "space.loraplus_lr_ratio is the ratio of B's rate to A's: method.kind full has neither, take it out"

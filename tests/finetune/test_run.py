@@ -64,7 +64,7 @@ def test_the_trainer_trains_what_a_slot_trains(recipe, tmp_path, monkeypatch, pr
         data.train,
         capacity=2,
         max_rank=8,
-        alpha=recipe.method.lora_alpha,
+        lora_alpha=recipe.method.lora_alpha,
     ) as pack:
         slot = pack.admit(SlotConfig(recipe.candidate.rates(1e-2), 4, recipe.seed, recipe.steps))
         for _ in range(recipe.steps):

@@ -26,7 +26,15 @@ def trained(base, steps: int = 6, kind: str = "lora", passes: int = 1):
     data = type(data)(data.ids, [label % 2 for label in data.labels], data.pad_id)
     rank = 0 if kind == "full" else 4
     with Pack(
-        base, Training(batch_size=4), TASK, data, capacity=2, max_rank=rank, alpha=16, kinds=[kind], passes=passes
+        base,
+        Training(batch_size=4),
+        TASK,
+        data,
+        capacity=2,
+        max_rank=rank,
+        lora_alpha=16,
+        kinds=[kind],
+        passes=passes,
     ) as pack:
         rates = {"q": 1e-3, "v": 4e-3, "head": 1e-2}
         slots = [pack.admit(SlotConfig(rates, rank, seed, steps, kind=kind)) for seed in range(2)]

@@ -102,7 +102,7 @@ def test_a_base_in_parts_trains_what_a_whole_one_does(kind):
             assert all(hasattr(layer, "_hf_hook") for layer in base.model.model.layers)
         task, rank = Classification(("a", "b", "c")), 0 if kind == "full" else 4
         with Pack(
-            base, Training(batch_size=4), task, tiny.tokens(), capacity=2, max_rank=rank, alpha=8.0, kinds=[kind]
+            base, Training(batch_size=4), task, tiny.tokens(), capacity=2, max_rank=rank, lora_alpha=8.0, kinds=[kind]
         ) as pack:
             rates = {"q": 1e-2, "k": 0.0, "v": 2e-2, "head": 1e-2}
             slots = [pack.admit(SlotConfig(rates, rank=rank, seed=seed, steps=8, kind=kind)) for seed in range(2)]

@@ -73,7 +73,7 @@ def test_a_pack_learns_nearly_the_same():
         if halved:
             precision.round_products(base.model, base.head)
         config = SlotConfig({"q": 2e-3, "v": 2e-3, "head": 1e-2}, rank=4, seed=0, steps=30)
-        with Pack(base, Training(batch_size=8), TASK, tiny.tokens(), capacity=1, max_rank=4, alpha=16) as pack:
+        with Pack(base, Training(batch_size=8), TASK, tiny.tokens(), capacity=1, max_rank=4, lora_alpha=16) as pack:
             slot = pack.admit(config)
             for _ in range(30):
                 pack.step()

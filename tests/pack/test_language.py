@@ -95,7 +95,7 @@ def test_losses_are_those_of_transformers(family):
 
 def test_scores_in_a_pack_are_those_of_the_tokens():
     base = tiny.base("llama/lm", torch.float64)
-    with Pack(base, TRAINING, TASK, DATA, capacity=1, max_rank=8, alpha=16.0) as pack:
+    with Pack(base, TRAINING, TASK, DATA, capacity=1, max_rank=8, lora_alpha=16.0) as pack:
         slot = pack.admit(SLOTS[0])
         pack.budget = replace(pack.budget, rows=5)
         losses, said = pack.evaluate([slot], DATA, averaged=False)
@@ -135,7 +135,7 @@ def test_an_own_metric_sees_the_tokens_of_each_example():
 
     task = Language((), "ours:first_right", own=first_right)
     base = tiny.base("llama/lm", torch.float64)
-    with Pack(base, TRAINING, task, DATA, capacity=1, max_rank=8, alpha=16.0) as pack:
+    with Pack(base, TRAINING, task, DATA, capacity=1, max_rank=8, lora_alpha=16.0) as pack:
         slot = pack.admit(SLOTS[0])
         _, scores = pack.evaluate([slot], DATA, averaged=False)
     learned = [[token for token in own[1:] if token != -100] for own in DATA.labels]

@@ -33,7 +33,7 @@ OUT = (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAl
 def pack_of(task: str = "classification", **options) -> Pack:
     family, what, data = TASKS[task]
     base = tiny.base(family, torch.float64)
-    return Pack(base, Training(batch_size=8), what, data, capacity=4, max_rank=8, alpha=16.0, **options)
+    return Pack(base, Training(batch_size=8), what, data, capacity=4, max_rank=8, lora_alpha=16.0, **options)
 
 
 def config(seed: int, rank: int = 4) -> SlotConfig:

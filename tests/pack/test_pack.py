@@ -45,7 +45,7 @@ def test_the_base_is_never_changed_and_gets_its_hooks_off():
     before = {name: p.clone() for name, p in base.model.named_parameters()}
     batch = {key: value for key, value in data.collate([0, 1]).items() if key != "labels"}
     clean = base.model(**batch).logits
-    with Pack(base, Training(batch_size=4), TASK, data, capacity=2, max_rank=8, alpha=16.0) as pack:
+    with Pack(base, Training(batch_size=4), TASK, data, capacity=2, max_rank=8, lora_alpha=16.0) as pack:
         pack.admit(QV)
         for _ in range(3):
             pack.step()
@@ -117,7 +117,7 @@ def test_a_full_pack_takes_no_more():
 def test_a_base_in_bf16_trains_in_float32():
     base = tiny.base("bert", torch.bfloat16)
     with Pack(
-        base, Training(batch_size=4), TASK, tiny.tokens(), capacity=2, max_rank=8, alpha=16.0, together=2
+        base, Training(batch_size=4), TASK, tiny.tokens(), capacity=2, max_rank=8, lora_alpha=16.0, together=2
     ) as pack:
         slots = [pack.admit(QV), pack.admit(V_ONLY)]
         assert pack.rows.dtype == torch.float32

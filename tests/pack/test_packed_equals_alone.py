@@ -20,7 +20,7 @@ from tests import tiny
 STEPS = 20
 ALPHA = 16.0
 TASK = Classification(("a", "b", "c"))
-TRAINING = Training(batch_size=4, weight_decay=0.1, max_grad_norm=0.5, betas=(0.9, 0.99), warmup=0.1)
+TRAINING = Training(batch_size=4, weight_decay=0.1, max_grad_norm=0.5, betas=(0.9, 0.99), warmup_ratio=0.1)
 SLOTS = [
     SlotConfig({"q": 2e-3, "k": 0.0, "v": 8e-3, "head": 1e-2}, rank=4, seed=1, steps=STEPS),
     SlotConfig({"q": 5e-2, "k": 0.0, "v": 1e-3, "head": 1e-3}, rank=8, seed=2, steps=STEPS),

@@ -60,7 +60,9 @@ def test_no_more_slots_than_trials_and_a_wish_is_kept():
 
 def make_pack(slots: int, passes: int | None = None) -> Pack:
     training = Training(batch_size=4)
-    return Pack(tiny.base("bert"), training, TASK, tiny.tokens(), capacity=slots, max_rank=8, alpha=16, passes=passes)
+    return Pack(
+        tiny.base("bert"), training, TASK, tiny.tokens(), capacity=slots, max_rank=8, lora_alpha=16, passes=passes
+    )
 
 
 def test_on_a_cpu(monkeypatch):

@@ -47,7 +47,7 @@ def test_each_figure_has_marks_or_is_none(tmp_path):
     shown = {name: figure.draw(whole) for name, figure in FIGURES.items()}
     absent = {name for name, figure in shown.items() if figure is None}
     # There are λ, one set of targets, one method and one ρ; nothing was recorded.
-    assert absent == {"rate_effect", "targets_effect", "kind_effect", "rho_effect", "memory"}
+    assert absent == {"rate_effect", "targets_effect", "kind_effect", "loraplus_lr_ratio_effect", "memory"}
     for name, figure in shown.items():
         if figure is not None:
             assert isinstance(figure, go.Figure) and any(len(trace.x) for trace in figure.data), name
@@ -208,12 +208,12 @@ def test_one_standard_error_is_what_the_verdict_chose(tmp_path):
     worse = Candidate(lr_v=1e-4, ratio=1, rank=2)
     losses = {best: (0.50, 0.52, 0.54), small: (0.49, 0.53, 0.545), worse: (0.70, 0.72, 0.75)}
     repeats = [repeat("x", c, seed, [], loss) for c, group in losses.items() for seed, loss in enumerate(group, 1)]
-    found = choice_effect.tested(result(tmp_path, trainings=repeats))
+    found = choice_effect.judged_candidates(result(tmp_path, trainings=repeats))
     assert [(one.candidate, one.as_good) for one in found] == [(best, True), (small, True), (worse, False)]
     difference = np.array(losses[small]) - np.array(losses[best])
     assert found[1].error == pytest.approx(difference.std(ddof=1) / np.sqrt(3))
     whole = made.searched(tmp_path)
-    judged = choice_effect.tested(whole)
+    judged = choice_effect.judged_candidates(whole)
     chosen = next(one for one in judged if one.chosen)
     assert chosen.candidate == whole.recipe.candidate and chosen.as_good
     assert chosen.candidate.rank == min(one.candidate.rank for one in judged if one.as_good)

@@ -23,7 +23,7 @@ VIEWS = frozenset(
         "permute",
         "t",
         "transpose",
-        "validation",
+        "select",
         "slice",
         "split",
         "split_with_sizes",

@@ -22,9 +22,9 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         functional.layer_norm(x, (6,), w[0], w[1]) * torch.linalg.vector_norm(x, dim=1, keepdim=True)
     ),
     "softmax": lambda x, w: (x @ w).softmax(1) + (x @ w).log_softmax(1),
-    "attn_implementation": lambda x, w: functional.scaled_dot_product_attention(
-        x[None, None], w[None, None], w[None, None]
-    )[0, 0],
+    "attention": lambda x, w: functional.scaled_dot_product_attention(x[None, None], w[None, None], w[None, None])[
+        0, 0
+    ],
     "pointwise": lambda x, w: functional.gelu(x) * x.sigmoid() + x.square().clamp_min(0.1).sqrt() - x.tanh(),
     "places": lambda x, w: torch.cat([x[:, :3], x.flip(1)[:, 3:]], 1).index_select(
         1, torch.arange(5, -1, -1).to(x.device)

@@ -83,7 +83,7 @@ def test_a_slot_goes_on_from_its_state_to_the_last_bit(kind):
     def pack() -> Pack:
         training = Training(batch_size=4, weight_decay=0.1)
         task = task_of("classification", ["a", "b", "c"], None, data.labels)
-        return Pack(base, training, task, data, capacity=1, max_rank=rank and 4, alpha=16, kinds=[kind])
+        return Pack(base, training, task, data, capacity=1, max_rank=rank and 4, lora_alpha=16, kinds=[kind])
 
     with pack() as alone:
         whole = alone.admit(config)
@@ -106,7 +106,7 @@ def test_a_slot_goes_on_from_its_state_to_the_last_bit(kind):
 def test_a_state_that_does_not_fit_leaves_the_slot_free():
     data = tiny.tokens()
     task = task_of("classification", ["a", "b", "c"], None, data.labels)
-    with Pack(tiny.base("bert"), Training(batch_size=4), task, data, capacity=1, max_rank=4, alpha=16) as pack:
+    with Pack(tiny.base("bert"), Training(batch_size=4), task, data, capacity=1, max_rank=4, lora_alpha=16) as pack:
         kept = pack.state(slot := pack.admit(SlotConfig(RATES, 4, seed=1, steps=9)))
         pack.evict(slot)
         with pytest.raises(RuntimeError, match="more than"):

@@ -28,7 +28,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help="Also compare the first recipe with this change, such as ratio=1 or 'targets=qkv rank=4'. Keys: "
-            "lr_v, ratio, rank, rho, targets, kind, alpha, lr_head, max_lr_b. Repeatable."
+            "lr_v, ratio, rank, loraplus_lr_ratio, targets, kind, lora_alpha, lr_head, max_lr_b. Repeatable."
         ),
     ] = None,
     data: Annotated[

@@ -47,7 +47,7 @@ class SearchSpace:
 
     Attributes:
         distributions: Optuna's, for `lr_v` and, unless matrices train whole, `rank`; for `ratio` where anything
-            has one; for `targets`, `kind` and `rho` where there is a choice.
+            has one; for `targets`, `kind` and `loraplus_lr_ratio` where there is a choice.
         fixed: what every candidate has where there is no choice.
         usual: `targets` and `kind` of baselines: the first choices.
         rate: the rule of thumb's rate for the model.

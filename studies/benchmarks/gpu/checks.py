@@ -93,7 +93,7 @@ def train(built: Backbone, kind: MethodKind = "lora", *, steps: int, graphs: boo
         data,
         capacity=4,
         max_rank=0 if full else max(RANKS),
-        alpha=16.0,
+        lora_alpha=16.0,
         kinds=(kind,),
         together=4,
         graphs=Graphs(data.pad_id) if graphs else None,
@@ -160,7 +160,7 @@ def waits(run: Run) -> None:
         built, language = small(family, DEVICE, torch.float32), family.endswith("/lm")
         task = Language(()) if language else Classification(("a", "b", "c"))
         data = tiny.tokens(learned=language)
-        with Pack(built, Training(batch_size=8), task, data, capacity=2, max_rank=8, alpha=16.0) as pack:
+        with Pack(built, Training(batch_size=8), task, data, capacity=2, max_rank=8, lora_alpha=16.0) as pack:
             for seed in range(2):
                 pack.admit(SlotConfig(RATES, 8, seed, 64))
             pack.step()
@@ -189,7 +189,7 @@ def shortage(run: Run) -> None:
                 data,
                 capacity=slots,
                 max_rank=8,
-                alpha=16.0,
+                lora_alpha=16.0,
                 roles=("q", "v", "head"),
             ) as pack,
         ):
@@ -265,7 +265,7 @@ def few_bits(run: Run) -> None:
             rows = batch_order(data.lengths(), 8, 1, seed)[0]
             batch = {name: value.to(DEVICE) for name, value in data.collate(rows).items()}
             stock.append(float(built.model(**batch).loss))
-    with Pack(built, Training(batch_size=8), Language(()), data, capacity=2, max_rank=8, alpha=16.0) as pack:
+    with Pack(built, Training(batch_size=8), Language(()), data, capacity=2, max_rank=8, lora_alpha=16.0) as pack:
         for seed in range(2):
             pack.admit(SlotConfig(RATES, 8, seed, 64))
         for _ in range(12):

@@ -92,7 +92,7 @@ class Case:
             data,
             capacity=slots,
             max_rank=RANK,
-            alpha=peers.ALPHA,
+            lora_alpha=peers.ALPHA,
             roles=self.roles,
             graphs=Graphs(data.pad_id) if graphs else None,
             thrifty=thrifty,

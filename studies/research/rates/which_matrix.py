@@ -52,7 +52,7 @@ def train(setting: Setting, steps: int, seeds: int, factors: tuple[float, ...]) 
         setting.data.train,
         capacity=len(points),
         max_rank=RANK,
-        alpha=setting.study.method.lora_alpha,
+        lora_alpha=setting.study.method.lora_alpha,
     ) as pack:
         slots = []
         for targets, factor, seed in points:
