@@ -63,8 +63,9 @@ def tune(
 
     Args:
         function: is called with a `Candidate` (`lr_q`, `lr_v`, `ratio`, `rank`, `loraplus_lr_ratio`, `targets`,
-            `kind`) and a `Report`, trains `report.steps` optimizer steps with seed `report.seed`, calls `report(step, loss)` with
-            the loss on examples it does not train on, now and then and at the last step, and returns when
+            `kind`) and a `Report`. It trains `report.steps` optimizer steps with seed `report.seed`, calls
+            `report(step, loss)` with the loss on examples it does not train on, now and then and at the last step,
+            and returns when
             `report.should_stop()` says so. At its end it returns the losses of examples that nothing is chosen by,
             one for each or their mean, at least where `report.is_tested`; None: the verdict rests on the losses
             reported, which have chosen the winner.

@@ -64,7 +64,8 @@ def parameter_groups(
     """
     if not all(math.isfinite(value) and value > 0 for value in (lr_q, ratio, loraplus_lr_ratio)):
         raise ValueError(
-            f"lr_q, ratio and loraplus_lr_ratio must be positive, finite numbers: {lr_q}, {ratio}, {loraplus_lr_ratio}"
+            "lr_q, ratio and loraplus_lr_ratio must be positive, finite numbers: "
+            f"{lr_q}, {ratio}, {loraplus_lr_ratio}"
         )
     rates: dict[Role, float] = {
         "q": lr_q,
