@@ -59,8 +59,8 @@ def bands(curves: Sequence[Curve], colours: Colours) -> list[Band]:
 def _text(result: SearchResult) -> str:
     by_ratio = data.ratio_matters(result)
     return (
-        f"Smoothed training loss of each trial, coloured by {'λ' if by_ratio else 'its rate'}; dotted: rules of "
-        "thumb. A band covers the middle half of the trials of "
+        f"Smoothed training loss of each trial, coloured by {'λ' if by_ratio else 'its rate'}; dotted: "
+        "baselines. A band covers the middle half of the trials of "
         f"{'an octave of λ' if by_ratio else 'neighbouring rates'} that still train, so it steps when trials are "
         "pruned. Diamonds: validation loss of the averaged weights at the rungs. Click a band's name to hide its "
         "trials."
