@@ -19,7 +19,7 @@ ADAPTER = "adapter_config.json"
 # What may differ between two arms with one word, and where it stands in a recipe.
 VARIED: dict[str, str] = {
     **dict.fromkeys(("lr_v", "ratio", "rank", "targets", "kind", "loraplus_lr_ratio"), "candidate"),
-    **dict.fromkeys(("alpha", "lr_head", "max_lr_b"), "method"),
+    **dict.fromkeys(("lora_alpha", "lr_head", "max_lr_b"), "method"),
 }
 
 

@@ -54,7 +54,7 @@ def _pack(bench: Bench, configs: list[SlotConfig]) -> list[Trained]:
     options: dict[str, Any] = {
         "capacity": len(configs),
         "max_rank": max(config.rank for config in configs),
-        "alpha": ALPHA,
+        "lora_alpha": ALPHA,
         "roles": ROLES,
         "kinds": list(dict.fromkeys(config.kind for config in configs)),
     }

@@ -75,14 +75,14 @@ def test_search_train_report(study_file, in_folder):
     done = apart("search", study_file, "--out", out, "--train", "budget.trials=6", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "verdict " in done.stdout and "confirm  accuracy" in done.stdout
+    assert "verdict " in done.stdout and "test     accuracy" in done.stdout
     result = SearchResult.load(out)
     assert len(result.ended()) == 6 and result.recipe is not None
     assert (out / "train" / "adapter" / "adapter_model.safetensors").is_file()
     page = (out / "report.html").read_text()
-    assert "confirm accuracy of the full run" in page
+    assert "test accuracy of the full run" in page
     again = autolr("train", out)
-    assert again.returncode == 0 and "confirm  accuracy" in again.stdout
+    assert again.returncode == 0 and "test     accuracy" in again.stdout
     compared = autolr("compare", out, "--vary", "ratio=1", "--seeds", 2, "--steps", 8, "--json", "--out", "ab")
     assert compared.returncode == 0, compared.stderr
     found = json.loads(compared.stdout)
@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_what_there_is_and_the_same_folder_goes_on(study_file, in_f
     total = before + 6  # the four that were under way go on, and count
     done = autolr("search", "--out", out, "--trials", total, "--plain")
     assert done.returncode == 0, done.stderr
-    assert f"search: {total} to do, {before} of them there from before" in done.stdout
+    assert f"trials: {total} to do, {before} of them there from before" in done.stdout
     assert len(SearchResult.load(out).ended()) == total
 
 

@@ -79,7 +79,7 @@ def test_terminals_without_greek_letters(encoding):
 def test_before_the_first_trial_and_after_the_last_there_is_no_table():
     raw = io.StringIO()
     Console(file=raw, width=80).print(View(State()), View(State(phase="trials", capacity=4, ended="finished")))
-    assert raw.getvalue().split("\n") == ["preparation", "search 0/0", ""]
+    assert raw.getvalue().split("\n") == ["preparation", "trials 0/0", ""]
 
 
 def test_a_resized_terminal_is_drawn_anew():
@@ -146,7 +146,7 @@ def test_a_search_in_another_process_is_watched_to_its_end(small_study, tmp_path
         first = watched.stdout.readline()
         while first == "preparation\n":
             first = watched.stdout.readline()
-        assert first.startswith("search ") and "/60" in first
+        assert first.startswith("trials ") and "/60" in first
         psutil.Process(process.pid).kill()
         process.wait()
         rest, errors = watched.communicate(timeout=60)

@@ -58,7 +58,7 @@ def test_the_reference_holds_every_setting(site):
             assert " ".join((field.description or "").split())[:60] in text
     study = text_of(site, "reference/study.html")
     assert "space.ratio" in study and "training.horizon.steps" in study and "search.warm_start.rate" in study
-    assert "whole number, ≥ 2, ≤ 10,000,000" in study  # limits come along
+    assert "whole number, ≥ 2, ≤ 1,000" in study  # limits come along
 
 
 def test_the_reference_holds_every_command_and_public_name(site):

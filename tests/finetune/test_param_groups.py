@@ -122,7 +122,7 @@ def test_rates_of_a_and_b_are_those_of_peft_s_loraplus(family):
     assert {group["name"] for group in groups} == {"q", "q_B", "v", "v_B"}
     capped = parameter_groups(model, lr_q=1e-4, ratio=8, loraplus_lr_ratio=16, max_lr_b=2e-3)
     assert {g["name"]: g["lr"] for g in capped} == pytest.approx({"q": 1e-4, "q_B": 1.6e-3, "v": 8e-4, "v_B": 2e-3})
-    with pytest.raises(ValueError, match="rho must be positive"):
+    with pytest.raises(ValueError, match="loraplus_lr_ratio must be positive"):
         parameter_groups(model, lr_q=1e-4, ratio=8, loraplus_lr_ratio=0)
 
 

@@ -158,7 +158,7 @@ def test_importance_is_what_the_loss_was_made_of(tmp_path):
 
 def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     whole = made.searched(tmp_path)
-    assert steps_to_target.headline(whole).startswith("λ=5 reaches the λ=1 rule's training loss in 0.")
+    assert steps_to_target.headline(whole).startswith("λ=5 reaches the default's training loss in 0.")
     scores = whole.recipe.evidence.scores
     rule, best = (next(s for s in scores if s.label == label) for label in ("default", "finalist 1"))
     swapped = [

@@ -110,8 +110,8 @@ def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
             if before.candidate == one.candidate:
                 assert one.curve[: len(before.curve)] == before.curve
     for one in finals:
-        assert f"reachs a test loss of {one.test_loss:.4f}" in evidence.verdict
-    assert "All this after 12 of 24 steps." in evidence.verdict
+        assert f"reaches a test loss of {one.test_loss:.4f}" in evidence.verdict
+    assert "These differences were measured after 12 of 24 steps." in evidence.verdict
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_finished_search_is_not_repeated_and_takes_more_trials(finished, tmp_p
 def test_a_folder_of_another_study_is_left_alone(finished, tmp_path):
     result, _ = finished
     before = (result.folder / "study.yaml").read_text()
-    with pytest.raises(RunError, match="another study .*differs in seed"):
+    with pytest.raises(RunError, match="belongs to study .*differs in: seed"):
         search(result.study.model_copy(update={"seed": 5}), result.folder)
     assert (result.folder / "study.yaml").read_text() == before
     (tmp_path / "precious.txt").write_text("mine")
@@ -257,8 +257,8 @@ def test_the_rule_of_thumb_is_tried_at_the_largest_rank_too(small_study):
             queue.enqueue(trials, study, SearchSpace.around(study, 1e-2, 1e-3, 24), Callback())
         waiting = [trial.user_attrs for trial in trials.get_trials()]
         fixed = [trial.system_attrs["fixed_params"] for trial in trials.get_trials()]
-        assert all(one["lr_v"] == 1e-2 for one, named in zip(fixed, waiting, strict=True) if named["rule"] != "paper")
-        return [(named["rule"], one.get("rank")) for one, named in zip(fixed, waiting, strict=True)]
+        assert all(one["lr_v"] == 1e-2 for one, named in zip(fixed, waiting, strict=True) if named["baseline"] != "paper")
+        return [(named["baseline"], one.get("rank")) for one, named in zip(fixed, waiting, strict=True)]
 
     rules = [("default", 8), ("paper", 8)]
     assert enqueued(rank=[4, 8, 64, 16]) == [*rules, ("default at the largest rank", 64)]

@@ -65,7 +65,7 @@ class Plan:
     surfaces: int = 0
 
     def repeats_of(self, strategy: str) -> int:
-        return min(self.slow_repeats, self.over_seeds) if strategy == "gp" else self.over_seeds
+        return min(self.slow_repeats, self.repeats) if strategy == "gp" else self.repeats
 
     def budget_of(self, strategy: str) -> float:
         # The grid is given what it costs: 36 full runs.
@@ -314,7 +314,7 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=PROCESSES)
     given = options.parse_args()
     plan = QUICK if given.quick else FULL
-    changed = {"repeats": given.over_seeds, "budget": given.budget, "packed_budget": given.packed_budget}
+    changed = {"repeats": given.repeats, "budget": given.budget, "packed_budget": given.packed_budget}
     settings = {**vars(plan), **{name: value for name, value in changed.items() if value is not None}}
     plan = Plan(**settings)
     wanted = (
