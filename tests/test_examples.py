@@ -35,7 +35,7 @@ def test_your_trainer(tmp_path):
 
 def test_tune_your_function(tmp_path):
     verdict = example("tune_your_function.py")(str(tmp_path / "run"), trials=4)
-    assert "rule of thumb" in verdict and (tmp_path / "run" / "recipe.yaml").is_file()
+    assert "the default" in verdict and (tmp_path / "run" / "recipe.yaml").is_file()
 
 
 @pytest.mark.parametrize("path", FOLDER.glob("*.py"), ids=lambda path: path.name)

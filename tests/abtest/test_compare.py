@@ -150,7 +150,7 @@ def test_a_change_changes_the_rates_and_nothing_else(recipe):
 
 @pytest.mark.parametrize(
     ("mean", "worth", "outcome"),
-    [(0.05, 0.01, "better"), (-0.05, 0.01, "worse"), (0.0, 0.02, "equal"), (0.0, 0.001, "open")],
+    [(0.05, 0.01, "better"), (-0.05, 0.01, "worse"), (0.0, 0.02, "equal"), (0.0, 0.001, "inconclusive")],
 )
 def test_the_outcome_of_a_pair(recipe, mean, worth, outcome):
     rng = np.random.default_rng(3)
@@ -184,9 +184,9 @@ def test_what_the_sentence_says():
         "B is better than A by 0.0200 of test loss (90% interval 0.0100 to 0.0300)."
     )
     assert "less than what matters" in sentence("A", [pair("better", 0.002, 0.001, 0.003)], 0.005, trained=True)
-    text = sentence("A", [pair("open", 0.01, -0.01, 0.03, 7, 4000)], 0.005, trained=True)
-    assert "is open" in text and "7 seeds or 4,000 test examples would show it" in text and "40% chance" in text
-    assert "take more of both" in sentence("A", [pair("open", 0.01, -0.01, 0.03, None)], 0.005, trained=True)
+    text = sentence("A", [pair("inconclusive", 0.01, -0.01, 0.03, 7, 4000)], 0.005, trained=True)
+    assert "is inconclusive" in text and "7 seeds or 4,000 test examples would show it" in text and "40% chance" in text
+    assert "take more of both" in sentence("A", [pair("inconclusive", 0.01, -0.01, 0.03, None)], 0.005, trained=True)
     assert "differ by nothing that matters" in sentence("A", [pair("equal", 0.0, 0.0, 0.001)], 0.005, trained=True)
 
 

@@ -208,5 +208,5 @@ def test_the_command_trains_in_two_processes_and_speaks_once(recipe, tmp_path): 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("2 processes with 4 of each batch") == 1 and done.stdout.count("confirm  accuracy") == 1
+    assert done.stdout.count("2 processes with 4 of each batch") == 1 and done.stdout.count("test     accuracy") == 1
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

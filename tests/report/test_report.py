@@ -36,7 +36,7 @@ def test_the_page_is_whole_and_loads_nothing(finished):
 
 def test_hostile_names_stay_text(finished):
     evil = "</script><img src=x onerror=alert(1)>"
-    trials = [t.model_copy(update={"rule": evil}) for t in finished.trials]
+    trials = [t.model_copy(update={"baseline": evil}) for t in finished.trials]
     recipe = finished.recipe.model_copy(update={"model": evil, "name": evil})
     page = render(SearchResult(finished.folder, finished.study, trials, finished.over_seeds, finished.phases, recipe))
     assert "<img src=x" not in page
@@ -48,7 +48,7 @@ def test_an_unfinished_search_has_a_page(finished, kept):
     part = SearchResult(finished.folder.parent, finished.study, finished.trials[:kept], [], [], None)
     page = render(part)
     assert "This search is not finished" in page
-    assert "The last stage is not through yet" in page
+    assert "The last stage is not finished yet" in page
 
 
 def test_the_verdict_comes_first_and_its_details_after(tmp_path):
@@ -79,7 +79,7 @@ def test_every_text_of_the_user_is_escaped(tmp_path):
     )
     phases = [phase.model_copy(update={"phase": evil}) for phase in whole.phases]
     repeats = [one.model_copy(update={"label": evil}) for one in whole.over_seeds]
-    trials = [one.model_copy(update={"rule": evil}) for one in whole.trials]
+    trials = [one.model_copy(update={"baseline": evil}) for one in whole.trials]
     page = render(SearchResult(whole.folder, study, trials, repeats, phases, recipe))
     assert "<img src=x" not in page and "{{ 7*7 }}" in page
     assert page.count("</script>") == render(whole).count("</script>")

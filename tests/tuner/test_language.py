@@ -77,7 +77,7 @@ def test_the_shipped_study_runs(model_folders, in_folder, capsys):
     said = capsys.readouterr()
     assert not end.value.code, said.err
     assert "note: tokens learned of a text: median " in said.out
-    assert "confirm  exact_match" in said.out  # of the full run
+    assert "test     exact_match" in said.out  # of the full run
 
 
 def test_own_metrics_run_only_where_allowed(small_study, in_folder):

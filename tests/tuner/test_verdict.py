@@ -56,8 +56,8 @@ def test_the_winner_is_chosen_on_select_and_w_k_stays_frozen():
     scores = verdict.scores(repeats, winner)
     assert scores[0].candidate == A and scores[0].gain is None
     text = verdict.sentence(scores)
-    assert "is worse than the rule" in text and "-0.2000" in text
-    assert "training W_k too (λ=1): a loss" in text
+    assert "is significantly worse than the default" in text and "-0.2000" in text
+    assert "training W_k too (λ=1): a significant loss" in text
 
 
 def test_the_smallest_rank_that_is_as_good_is_taken():
@@ -101,7 +101,7 @@ def test_the_sentence_says_no_gain_where_there_is_none():
         for r in close
     ]
     text = verdict.sentence(verdict.scores([*close, *rule], A))
-    assert text.startswith("No gain of λ=4")
+    assert text.startswith("The gain of λ=4") and "is inconclusive" in text
     alone = verdict.sentence(
         verdict.scores([r.model_copy(update={"label": "finalist 1 + default"}) for r in close], A)
     )
@@ -114,7 +114,7 @@ def test_the_sentence_says_no_gain_where_there_is_none():
     assert f"lies {where} it, 90% interval {gain.low:+.4f} to {gain.high:+.4f}" in said
     better = [record(A, s, 0.40, 0.3, "finalist 1") for s in (1, 2, 3)]
     worse = [record(B, s, 0.45, 0.4, "default") for s in (1, 2, 3)]
-    assert "beats the rule" in verdict.sentence(verdict.scores([*better, *worse], A))
+    assert "is significantly better than the default" in verdict.sentence(verdict.scores([*better, *worse], A))
 
 
 def test_a_recipe_that_diverges_is_chosen_last_however_low_its_other_losses():

@@ -146,7 +146,7 @@ class Grid(Source):
             "seed": running.job.config.seed,
             "outcome": running.outcome,
             "seconds": round(running.seconds, 2),
-            "select_examples": self.validation,
+            "validation_examples": self.validation,
             "unseen_examples": sum(len(slot.order[step]) for step in unseen),
             "unseen_loss": float(np.mean([slot.losses[step] for step in unseen])) if unseen else None,
             "rungs": self.rows.pop(running, []),

@@ -87,7 +87,7 @@ def table(runs: Sequence[Run], cooled: Sequence[Run]) -> list[dict[str, Any]]:
 
 def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a row for each rung: percent that the best of its first, or of its first three, ends above the best."""
-    everywhere, on_select = scores(runs), scores(runs, ["validation"])
+    everywhere, on_validation = scores(runs), scores(runs, ["validation"])
     last = max(step for step, _ in everywhere)
     end = everywhere[last, True]
     points = sorted(end)
@@ -97,7 +97,7 @@ def costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for step in sorted({step for step, _ in everywhere} - {last}):
         row: dict[str, Any] = {"step": step}
-        for name, by_rung in (("validation", on_select), ("both", everywhere)):
+        for name, by_rung in (("validation", on_validation), ("both", everywhere)):
             seen = np.array([by_rung[step, True].get(point, np.inf) for point in points])
             for first in (1, 3):
                 taken = [truth[drawn[seen[drawn].argsort()[:first]]].min() / truth[drawn].min() for drawn in draws]
@@ -112,14 +112,14 @@ def ends(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         if run.get("unseen_loss") is not None:
             end = max((rung for rung in run["rungs"] if rung["averaged"]), key=lambda rung: rung["step"])
-            seen, unseen = run["select_examples"], run["unseen_examples"]
+            seen, unseen = run["validation_examples"], run["unseen_examples"]
             pooled = (seen * end["validation_loss"] + unseen * run["unseen_loss"]) / (seen + unseen)
             found.append((end["validation_loss"], pooled, end["test_loss"]))
     if len(found) < TRIALS:
         return []
     better = np.array(sorted(found, key=lambda losses: sum(losses))[: len(found) // 2])
     validation, held_out = (float(spearmanr(better[:, column], better[:, 2]).statistic) for column in (0, 1))
-    return [{"select to confirm": validation, "held out to confirm": held_out, "candidates": len(better)}]
+    return [{"validation to test": validation, "held out to test": held_out, "candidates": len(better)}]
 
 
 def over_seeds(runs: Sequence[Run], rows: Callable[[list[Run]], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -59,10 +59,10 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(small_study, tmp_path, monkey
             (s, a) for s in (8, 16, 24) for a in (False, True)
         ]
         assert all(
-            {"validation_loss", "test_loss", "select_accuracy", "confirm_accuracy"} <= r.keys() for r in run["rungs"]
+            {"validation_loss", "test_loss", "validation_accuracy", "test_accuracy"} <= r.keys() for r in run["rungs"]
         )
     # The small study's run has more than an epoch: its last steps are no judges. Of one within it they are.
-    assert {(run["select_examples"], run["unseen_examples"], run["unseen_loss"]) for run in runs} == {(48, 0, None)}
+    assert {(run["validation_examples"], run["unseen_examples"], run["unseen_loss"]) for run in runs} == {(48, 0, None)}
     content = small_study.model_dump()
     content["training"]["horizon"] = {"epochs": None, "steps": 16}
     monkeypatch.setattr(measure, "read_study", lambda name, data: type(small_study).model_validate(content))
@@ -94,23 +94,23 @@ def test_correlations_of_rungs_with_the_end():
     assert found["share"] == 0.25
     assert found["candidates"] == 5
     assert (found["raw"], found["averaged"], found["cool"]) == pytest.approx((-1, 1, -1))
-    # Where select alone prefers the third of six, going on with it costs 0.42 / 0.40; both splits know better.
+    # Where validation alone prefers the third of six, going on with it costs 0.42 / 0.40; both splits know better.
     runs[2]["rungs"][1]["validation_loss"] = 0.59
     (cost,) = rung_correlation.costs(runs)
-    assert cost["best of 1 by select"] == pytest.approx(5)
-    assert cost["best of 3 by select"] == cost["best of 1 by both"] == 0
+    assert cost["best of 1 by validation"] == pytest.approx(5)
+    assert cost["best of 3 by validation"] == cost["best of 1 by both"] == 0
 
 
-def test_what_is_held_out_may_rank_the_ends_better_than_select():
+def test_what_is_held_out_may_rank_the_ends_better_than_validation():
     runs = []
     for number in range(32):
         end = 0.4 + 0.01 * number
-        # select puts neighbours in the wrong order; the last batches, of as many examples, weigh more.
+        # validation puts neighbours in the wrong order; the last batches, of as many examples, weigh more.
         seen = [end + (0.012 if number % 2 == 0 else 0.0), end]
         rung = {"step": 9, "averaged": True, "validation_loss": seen[0], "test_loss": seen[1]}
-        runs.append({"rungs": [rung], "select_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0})
+        runs.append({"rungs": [rung], "validation_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0})
     (row,) = rung_correlation.ends(runs)
-    assert row["candidates"] == 16 and row["held out to confirm"] == 1.0 > row["select to confirm"] > 0.9
+    assert row["candidates"] == 16 and row["held out to test"] == 1.0 > row["validation to test"] > 0.9
     assert (
         rung_correlation.ends(runs[:10])
         == rung_correlation.ends([{**run, "unseen_loss": None} for run in runs])
