@@ -185,7 +185,9 @@ def test_what_the_sentence_says():
     )
     assert "less than what matters" in sentence("A", [pair("better", 0.002, 0.001, 0.003)], 0.005, trained=True)
     text = sentence("A", [pair("inconclusive", 0.01, -0.01, 0.03, 7, 4000)], 0.005, trained=True)
-    assert "is inconclusive" in text and "7 seeds or 4,000 test examples would show it" in text and "40% chance" in text
+    assert (
+        "is inconclusive" in text and "7 seeds or 4,000 test examples would show it" in text and "40% chance" in text
+    )
     assert "take more of both" in sentence("A", [pair("inconclusive", 0.01, -0.01, 0.03, None)], 0.005, trained=True)
     assert "differ by nothing that matters" in sentence("A", [pair("equal", 0.0, 0.0, 0.001)], 0.005, trained=True)
 

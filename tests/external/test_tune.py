@@ -147,7 +147,9 @@ def test_stages_after_the_trials_train_from_the_start_and_choose_the_winner(in_f
     assert {(one.seed, one.steps) for one in result.over_seeds} == {(1, 40), (2, 40), (3, 40)}
     best = min(finals, key=lambda one: one.validation_loss)
     assert result.recipe.candidate == best.candidate
-    assert "These differences were measured after 40 of 160 steps. Trained to the end" in result.recipe.evidence.verdict
+    assert (
+        "These differences were measured after 40 of 160 steps. Trained to the end" in result.recipe.evidence.verdict
+    )
     steps = sum(max(trial.rungs) for trial in result.trials) + 160 * len(finals) + 40 * len(result.over_seeds)
     assert result.recipe.evidence.cost.full_run_equivalents == pytest.approx(steps / 160, abs=0.01)
     calls = len(training.calls)

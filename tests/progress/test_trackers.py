@@ -37,9 +37,9 @@ def test_tensorboard_has_every_trial_and_the_full_run(small_study, tmp_path):
     folder = RunFolder(tmp_path / "run")
     result = search(small_study, folder.path, device="cpu", callback=tracker("tensorboard", folder, "small"))
     for trial in result.trials:
-        found = scalars(folder.path / "tensorboard" / f"search-{trial.baseline or f'trial-{trial.number}'}-seed0")
+        found = scalars(folder.path / "tensorboard" / f"trials-{trial.baseline or f'trial-{trial.number}'}-seed0")
         assert [value for _, value in found["train/loss"]] == pytest.approx(trial.curve, rel=1e-3)
-        assert found["select/loss"][-1] == (max(trial.rungs), pytest.approx(trial.score, rel=1e-5))
+        assert found["validation/loss"][-1] == (max(trial.rungs), pytest.approx(trial.score, rel=1e-5))
     assert len(list((folder.path / "tensorboard").iterdir())) == trainings(result)
     recipe = Recipe.load(folder.path)
     entries: list[dict] = []
@@ -86,9 +86,9 @@ def test_trackio_has_every_trial(small_study, tmp_path):
         rows = store.execute("select run_name, metrics from metrics order by run_id, step").fetchall()
     assert len(facts) == trainings(result)
     assert {fact["lr_v"] for fact in facts} >= {trial.candidate.lr_v for trial in result.trials}
-    rule = [json.loads(metrics) for name, metrics in rows if name == "search rule seed 0"]
+    rule = [json.loads(metrics) for name, metrics in rows if name == "trials default seed 0"]
     assert [row["train/loss"] for row in rule] == pytest.approx(result.trials[0].curve, rel=1e-3)
-    assert rule[-1]["select/loss"] == pytest.approx(result.trials[0].score)
+    assert rule[-1]["validation/loss"] == pytest.approx(result.trials[0].score)
 
 
 def test_wandb_has_every_trial(small_study, tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_wandb_has_every_trial(small_study, tmp_path, monkeypatch):
     own.finish()
     found = [file.read_bytes() for file in folder.path.glob("wandb/offline-run-*/run-*.wandb")]
     assert len(found) == trainings(result)
-    assert sum(b"search rule seed 0" in content for content in found) == 1
+    assert sum(b"trials default seed 0" in content for content in found) == 1
     monkeypatch.setenv("WANDB_MODE", "online")
 
     def refused(*args, **fields):

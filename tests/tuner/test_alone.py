@@ -19,7 +19,7 @@ from autolr.tuner.propose.pruning import make_pruner, reason
 from autolr.tuner.propose.sampler import CurveSampler
 from autolr.tuner.propose.surrogate import MIN_TRIALS_FOR_SURROGATE, Surrogate, curves_of
 
-OURS = {f"autolr.search.{name}" for name in ("encoding", "surrogate", "sampler", "pruner")}
+OURS = {f"autolr.tuner.propose.{name}" for name in ("encoding", "surrogate", "sampler", "pruner")}
 
 
 def run_example(documented: type) -> dict:
@@ -56,7 +56,12 @@ def test_none_of_them_imports_more_of_autolr_or_torch():
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert {name for name in loaded if name.startswith("autolr")} == {"autolr", "autolr.search", *OURS}
+    assert {name for name in loaded if name.startswith("autolr")} == {
+        "autolr",
+        "autolr.tuner",
+        "autolr.tuner.propose",
+        *OURS,
+    }
     assert not loaded & {"torch", "transformers", "peft", "pydantic", "datasets"}
 
 

@@ -50,7 +50,9 @@ def test_completions_from_study_to_adapter(small_study, model_folders, chats, tm
     same = compare([full, full], out=tmp_path / "adapters", device="cpu")
     assert [arm.test_loss for arm in same.arms] == pytest.approx([done.test["loss"]] * 2)
     assert same.arms[0].test_metric == pytest.approx(done.test[metric])
-    varied = compare([recipe], vary=["ratio=1 loraplus_lr_ratio=4"], seeds=2, steps=4, out=tmp_path / "recipes", device="cpu")
+    varied = compare(
+        [recipe], vary=["ratio=1 loraplus_lr_ratio=4"], seeds=2, steps=4, out=tmp_path / "recipes", device="cpu"
+    )
     assert "ρ=4" in varied.arms[1].setting and varied.metric == metric
     card = (done.adapter / "README.md").read_text()
     assert "pipeline_tag: text-generation" in card and "trained to complete prompts" in card

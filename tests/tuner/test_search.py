@@ -257,7 +257,9 @@ def test_the_rule_of_thumb_is_tried_at_the_largest_rank_too(small_study):
             queue.enqueue(trials, study, SearchSpace.around(study, 1e-2, 1e-3, 24), Callback())
         waiting = [trial.user_attrs for trial in trials.get_trials()]
         fixed = [trial.system_attrs["fixed_params"] for trial in trials.get_trials()]
-        assert all(one["lr_v"] == 1e-2 for one, named in zip(fixed, waiting, strict=True) if named["baseline"] != "paper")
+        assert all(
+            one["lr_v"] == 1e-2 for one, named in zip(fixed, waiting, strict=True) if named["baseline"] != "paper"
+        )
         return [(named["baseline"], one.get("rank")) for one, named in zip(fixed, waiting, strict=True)]
 
     rules = [("default", 8), ("paper", 8)]

@@ -42,7 +42,7 @@ def test_a_regression_from_study_to_adapter(small_study, rated, tmp_path):
     assert all(-1 <= score.test_metric <= 1 for score in recipe.evidence.scores)
     done = train(recipe, tmp_path / "run" / "train", device="cpu")
     assert done.test["spearman"] > 0.5  # it did learn
-    assert "confirm spearman of the full run" in render(SearchResult.load(tmp_path / "run"))
+    assert "test spearman of the full run" in render(SearchResult.load(tmp_path / "run"))
     assert "| split | loss | spearman |" in (done.adapter / "README.md").read_text()
     stock = AutoModelForSequenceClassification.from_pretrained(
         recipe.model, num_labels=1, ignore_mismatched_sizes=True

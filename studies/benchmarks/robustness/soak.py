@@ -36,7 +36,7 @@ class Samples(Callback):
 
     def ended(self, running: Running) -> None:
         """Sample, after what nobody needs any more was given back."""
-        if self.name == "search":
+        if self.name == "trials":
             gc.collect()
             give_back()
             self.bytes.append(resident_bytes())

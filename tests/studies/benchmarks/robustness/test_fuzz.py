@@ -16,13 +16,13 @@ def test_drawn_chats_are_learned_rightly(tmp_path):
 
 
 def test_a_wrong_span_would_be_counted(tmp_path, monkeypatch):
-    learn = fuzz_chats.language.learn
+    learn = fuzz_chats.lm_labels.learn
 
     def one_less(*given):
         found = learn(*given)
         return type(found)(found.ids, [[-100, *own[1:-1], -100][: len(own)] for own in found.labels], found.notices)
 
-    monkeypatch.setattr(fuzz_chats.language, "learn", one_less)
+    monkeypatch.setattr(fuzz_chats.lm_labels, "learn", one_less)
     assert fuzz_chats.measure(20, tmp_path, 1)["figures"]["wrong_spans"] > 3
 
 

@@ -62,7 +62,9 @@ def test_a_grid_is_measured_run_by_run_and_goes_on(small_study, tmp_path, monkey
             {"validation_loss", "test_loss", "validation_accuracy", "test_accuracy"} <= r.keys() for r in run["rungs"]
         )
     # The small study's run has more than an epoch: its last steps are no judges. Of one within it they are.
-    assert {(run["validation_examples"], run["unseen_examples"], run["unseen_loss"]) for run in runs} == {(48, 0, None)}
+    assert {(run["validation_examples"], run["unseen_examples"], run["unseen_loss"]) for run in runs} == {
+        (48, 0, None)
+    }
     content = small_study.model_dump()
     content["training"]["horizon"] = {"epochs": None, "steps": 16}
     monkeypatch.setattr(measure, "read_study", lambda name, data: type(small_study).model_validate(content))
@@ -108,7 +110,9 @@ def test_what_is_held_out_may_rank_the_ends_better_than_validation():
         # validation puts neighbours in the wrong order; the last batches, of as many examples, weigh more.
         seen = [end + (0.012 if number % 2 == 0 else 0.0), end]
         rung = {"step": 9, "averaged": True, "validation_loss": seen[0], "test_loss": seen[1]}
-        runs.append({"rungs": [rung], "validation_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0})
+        runs.append(
+            {"rungs": [rung], "validation_examples": 10, "unseen_examples": 10, "unseen_loss": end, "seed": 0}
+        )
     (row,) = rung_correlation.ends(runs)
     assert row["candidates"] == 16 and row["held out to test"] == 1.0 > row["validation to test"] > 0.9
     assert (
