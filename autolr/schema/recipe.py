@@ -54,6 +54,12 @@ class Interval(Document):
 class Score(Document):
     """Scores of a candidate, the mean over seeds: lower loss is better."""
 
+    RENAMED = {
+        "select_loss": "validation_loss",
+        "confirm_loss": "test_loss",
+        "confirm_metric": "test_metric",
+    }
+
     label: str = Field(description="finalist 1, default, same_lr, paper, with_k, ...")
     candidate: Candidate
     validation_loss: float = Field(description="for choosing")
@@ -84,6 +90,8 @@ class Cost(Document):
 
 class Evidence(Document):
     """Why this recipe: the verdict, the scores behind it, and what they cost."""
+
+    RENAMED = {"repeats": "seeds"}
 
     verdict: str
     trials: dict[str, int] = Field(description="total, finished, pruned, diverged; infeasible where there are any")

@@ -189,8 +189,8 @@ def _is_key(part: int | str) -> bool:
 def _model_at(kind: type[Document], path: Sequence[int | str]) -> type[Document] | None:
     """Return the class of the document at `path` inside one of `kind`; None if there is none."""
     model: Any = kind
-    for part in path:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
+    for part in (one for one in path if isinstance(one, str)):  # an index leads to a document of the list's kind
+        field = model.model_fields.get(part)
         if field is None:
             return None
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
