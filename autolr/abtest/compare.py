@@ -46,7 +46,7 @@ def compare(
     allow_code: bool = False,
     trust_remote_code: bool = False,
 ) -> Comparison:
-    """Say which of several recipes, or trained adapters, is better, by how much, and how sure that is.
+    """Return which of several recipes, or trained adapters, is better, by how much, and how sure that is.
 
     Recipes are trained side by side with the same seeds, so the same data order and the same first values, and
     judged on *test*; adapters are judged as they are. Given again with the same `out`, trainings that are there

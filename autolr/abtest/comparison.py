@@ -93,7 +93,7 @@ class Comparison(Document):
 
 
 def sentence(first: str, pairs: Sequence[Pair], worth: float, *, trained: bool) -> str:
-    """Say what the comparison has shown, and what would settle what it has not."""
+    """Return what the comparison has shown, and what would settle what it has not."""
     return " ".join(_say(first, pair, worth, trained=trained) for pair in pairs)
 
 

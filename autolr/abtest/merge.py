@@ -179,7 +179,7 @@ def _score(found: Outcome) -> Scored:
 
 
 def _verdict(taken: Sequence[str], best: str, gain: Interval, loss: float) -> str:
-    """Say what the merge is worth; `loss` is the test loss of the best single adapter."""
+    """Return what the merge is worth; `loss` is the test loss of the best single adapter."""
     if len(taken) == 1:
         return f"No average has a lower validation loss than {best} alone: the result is {best}."
     who = f"The merge of {', '.join(taken[:-1])} and {taken[-1]}"

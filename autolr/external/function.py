@@ -72,7 +72,7 @@ def tune(
         lr: the rate you train with now: λ = 1 at this rate is the default in the comparison, and the search
             looks a factor of ten around it.
         steps: of a trial.
-        trials: a total: a search that goes on counts what it has.
+        trials: a total: a resumed search counts what it has.
         out: the run folder; None: `runs/<name>-<identity>`.
         callback: is told what happens.
         study: anything else of a study, such as `space={"rank": [8, 16], "ratio": [1, 2, 4, 8]}`,

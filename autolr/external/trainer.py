@@ -61,7 +61,7 @@ def tune_trainer(
         eval_dataset: halved: by one half candidates are chosen, by the other they are judged. A dict of data sets is
             taken together.
         peft_config: a LoraConfig; its rank, `use_dora` and `use_rslora` are the candidate's.
-        trials: a total: a search that goes on counts what it has.
+        trials: a total: a resumed search counts what it has.
         out: the run folder; None: `runs/<name>-<identity>`.
         callback: is told what happens, and what of the arguments was not taken over.
         study: sections of a study that are to be otherwise, as `autolr.tune` takes them.

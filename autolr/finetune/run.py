@@ -71,7 +71,7 @@ def train(
 
     Under `accelerate launch` each process trains its share of every batch, so the global batch stays the recipe's.
     Where a share does not fit the device's memory, it is trained in parts, which take the same steps. A run that was
-    stopped goes on from its last checkpoint; a finished one is returned as it is.
+    stopped resumes from its last checkpoint; a finished one is returned as it is.
 
     Args:
         recipe: what to train.

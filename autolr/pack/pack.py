@@ -244,7 +244,7 @@ class Pack:
     def restore(
         self, config: SlotConfig, state: Mapping[str, Tensor], step: int, losses: Sequence[float], tokens: int
     ) -> Slot:
-        """Let a trial go on in a free slot.
+        """Resume a trial in a free slot.
 
         Args:
             config: the one it was admitted with.

@@ -62,7 +62,7 @@ class State(Document):
     Attributes:
         before: jobs of the phase that were there when it began.
         started, updated: seconds since 1970, of the phase and of this state.
-        ended: how the search has ended; None: it goes on.
+        ended: how the search has ended; None: it still runs.
         host, pid, born: the process that searches, and when it was started.
     """
 
@@ -83,7 +83,7 @@ class State(Document):
     born: float = 0.0
 
     def summary(self) -> str:
-        """Say how far the phase is."""
+        """Return how far the phase is."""
         if not self.phase:
             return self.ended or "preparation"
         parts = [f"{self.phase} {self.done}/{self.total}"]

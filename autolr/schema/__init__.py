@@ -1,1 +1,1 @@
-"""The parts of the documents: sections of a study, and what their values may be."""
+"""The documents users write and read: studies, recipes, candidates, and how YAML becomes one."""

@@ -31,7 +31,7 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=
 class Budget(Document):
     """When the search stops: a total of trials, and a time after which no trial starts."""
 
-    trials: int = Field(16, ge=1, le=10**6, description="a total: a search that goes on counts what it has")
+    trials: int = Field(16, ge=1, le=10**6, description="a total: a resumed search counts what it has")
     time: Annotated[Seconds, PlainSerializer(lambda s: f"{s:g}s", return_type=str)] | None = Field(
         None, description="such as 90s, 10m, 1.5h; null: none"
     )

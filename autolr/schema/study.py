@@ -140,7 +140,7 @@ def _in_new_words(search: dict[str, Any]) -> str:
     return f"stages: [{', '.join(found)}]{seeds}"
 
 
-# What a search that goes on may change: how much it does and how fast, not what it finds.
+# What a resumed search may change: how much it does and how fast, not what it finds.
 NOT_IDENTITY: dict[str, Any] = {
     "budget": True,
     "train": True,

@@ -25,7 +25,7 @@ from autolr.tuner.setting import Setting
 
 
 class Machine(Document):
-    """Kept in the run folder as `machine.json`; a search that goes on keeps its slots.
+    """Kept in the run folder as `machine.json`; a resumed search keeps its slots.
 
     Attributes:
         peak_bytes: the most that was in use during the search, of the device that held most; not of its probes.

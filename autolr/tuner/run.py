@@ -183,7 +183,7 @@ def _join_ordered(order: Order, device: str | None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process at once when the one that started it is gone; all that is needed to go on is on the disk."""
+    """End this process at once when the one that started it is gone; all that is needed to resume is on the disk."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(EX_ORPHANED)
@@ -201,7 +201,7 @@ def work(setting: Setting, folder: RunFolder, callback: Callback, name: str) -> 
         setting: what is searched.
         folder: the run folder, which all workers see.
         callback: is told what happens.
-        name: of the worker. One that comes back under its name goes on with what it left behind.
+        name: of the worker. One that comes back under its name resumes what it left behind.
 
     Raises:
         RunError: data, model or tokens are not those of the search, no trial gave a score, or a storage does not

@@ -1,4 +1,4 @@
-"""Checkpoints of trainings: whoever has them goes on where a process ended, or where a trial did."""
+"""Checkpoints of trainings: whoever has them resumes where a process ended, or where a trial did."""
 
 from __future__ import annotations
 

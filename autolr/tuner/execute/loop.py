@@ -1,6 +1,6 @@
 """The loop that keeps a pack busy: admit, step, report at rungs, end, refill.
 
-A worker's clock counts the steps it has taken. A search whose process was killed goes on from the checkpoints of its
+A worker's clock counts the steps it has taken. A search whose process was killed resumes from the checkpoints of its
 jobs, each of which tells the clock of its time: the earliest is stepped alone until the next joins, and so on; slots
 of jobs that had ended are filled when the clock is where it was then. Between its last checkpoint and the kill
 nothing was decided on a job that goes on, or it would have a later one; so all decisions that follow fall in the

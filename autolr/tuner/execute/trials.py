@@ -174,7 +174,7 @@ class Trials(Source):
         self.trials.report(self._live[one.job.number], step, score.loss, score.metric)
 
     def _reason(self, running: Running) -> str:
-        """Say why a trial ended before its time."""
+        """Return why a trial ended before its time."""
         step = running.slot.step
         if running.slot.unfit:
             return running.slot.unfit

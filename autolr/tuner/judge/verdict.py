@@ -129,7 +129,7 @@ def final_scores(finals: Sequence[Record]) -> list[Score]:
 
 
 def at_the_end(finals: Sequence[Record], winner: Candidate, length: int, steps: int) -> str:
-    """Say where the trainings that chose the winner have ended; nothing if several seeds chose it.
+    """Return where the trainings that chose the winner have ended; nothing if several seeds chose it.
 
     Args:
         finals: of one seed each.
@@ -152,7 +152,7 @@ def at_the_end(finals: Sequence[Record], winner: Candidate, length: int, steps: 
 
 
 def sentence(found: Sequence[Score]) -> str:
-    """Say what the comparison has shown, and what it has not."""
+    """Return what the comparison has shown, and what it has not."""
     winner = next(score for score in found if score.gain is None)
     by_baseline = {one: score for score in found for one in Baseline if one.is_in(score.label)}
     default, same_rate = by_baseline.get(Baseline.DEFAULT), by_baseline.get(Baseline.SAME_LR)
@@ -194,7 +194,7 @@ def _gone_wrong(score: Score) -> str:
 
 
 def _next(found: Sequence[Score]) -> str:
-    """Say how far the best of the search's own finalists lies behind a baseline that has won."""
+    """Return how far the best of the search's own finalists lies behind a baseline that has won."""
     own = [(score, score.gain) for score in found if score.gain and score.label.startswith("finalist")]
     if not own:
         return ""

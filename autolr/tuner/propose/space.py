@@ -34,7 +34,7 @@ def rule_rate(hidden_size: int, model_type: str, *, full: bool = False) -> float
 
 
 def describe(distribution: BaseDistribution) -> str:
-    """Say in words what a dimension ranges over."""
+    """Return in words what a dimension ranges over."""
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(c if isinstance(c, str) else f"{c:g}" for c in distribution.choices)
     assert isinstance(distribution, FloatDistribution)
