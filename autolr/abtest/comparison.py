@@ -110,8 +110,8 @@ def _say(first: str, pair: Pair, worth: float, *, trained: bool) -> str:
     if pair.outcome == "equal":
         return f"{pair.label} and {first} differ by nothing that matters ({worth:.2g}): {seen}."
     text = (
-        f"Whether {pair.label} is better than {first} is inconclusive: {seen}; a difference of {worth:.2g} would be "
-        f"found with {100 * pair.power:.0f}% chance."
+        f"It is inconclusive whether {pair.label} is better than {first}: {seen}; a difference of {worth:.2g} would "
+        f"be found with {100 * pair.power:.0f}% chance."
     )
     ways = []
     if trained and pair.seeds_needed is not None:

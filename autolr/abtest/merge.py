@@ -192,9 +192,8 @@ def _verdict(taken: Sequence[str], best: str, gain: Interval, loss: float) -> st
             f"{share} {'lower' if gain.mean > 0 else 'higher'}. The gain has the {bounds}."
         )
     return (
-        f"Whether t{who[1:]} is better than {best}, the best single adapter, is inconclusive: the gain in test loss "
-        f"is "
-        f"{display.gap(gain.mean)}, {bounds}."
+        f"It is inconclusive whether t{who[1:]} is better than {best}, the best single adapter: the gain in test "
+        f"loss is {display.gap(gain.mean)}, {bounds}."
     )
 
 
