@@ -50,8 +50,8 @@ def test_splits_that_are_named_are_what_they_are(tmp_path):
         }
     )
     assert sorted(found.notices) == [
-        "select: 2 examples left out, since confirm has their texts",
-        "train: 4 examples left out, since select has their texts",
+        "train: 4 examples left out, since validation has their texts",
+        "validation: 2 examples left out, since test has their texts",
     ]
     with pytest.raises(DataError, match="no split 'dev' .data.validation_split.; it has: train, validation, test"):
         sources.load(data.model_copy(update={"validation_split": "dev"}))
@@ -65,12 +65,14 @@ def test_one_split_is_a_file_and_the_other_is_cut(tmp_path):
     (tmp_path / "b.jsonl").write_text(
         "\n".join(json.dumps({"text": f"other {n}", "label": n % 2}) for n in range(30))
     )
-    data = Data(source=str(tmp_path / "a.json"), test_split=str(tmp_path / "b.jsonl"), validation=0.2, most=10)
+    data = Data(
+        source=str(tmp_path / "a.json"), test_split=str(tmp_path / "b.jsonl"), validation=0.2, max_eval_samples=10
+    )
     examples = sources.load(data)
     found = splits.split(examples, data, 4, 0)
     assert (len(found.train), len(found.validation), len(found.test)) == (32, 8, 10)
     assert all(examples.texts[row].startswith("other") for row in found.test)
-    assert found.notices == ("confirm: 20 examples above data.max_eval_samples (10) are left out",)
+    assert found.notices == ("test: 20 examples above data.max_eval_samples (10) are left out",)
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "x"}))
     with pytest.raises(DataError, match="test_split .* lacks the columns label"):
         sources.load(data.model_copy(update={"test_split": str(tmp_path / "c.jsonl")}))

@@ -75,7 +75,7 @@ def train(model, config: SlotConfig, parts: dict[str, str], order: list[list[int
         eps=TRAINING.eps,
         weight_decay=TRAINING.weight_decay,
     )
-    schedule = get_scheduler("linear", optimizer, round(TRAINING.warmup * STEPS), STEPS)
+    schedule = get_scheduler("linear", optimizer, round(TRAINING.warmup_ratio * STEPS), STEPS)
     data, losses = tiny.tokens(), []
     for rows in order:
         batch = data.collate(rows)

@@ -174,7 +174,7 @@ def test_where_the_rule_wins_the_best_finalist_is_told_of(tmp_path):
     recipe = whole.recipe.model_copy(update={"evidence": evidence, "candidate": rule.candidate})
     found = SearchResult(whole.folder, whole.study, whole.trials, whole.over_seeds, whole.phases, recipe)
     assert best.candidate.ratio == 5.0 and steps_to_target.headline(found).startswith(
-        "λ=5 reaches the λ=1 rule's training loss"
+        "λ=5 reaches the default's training loss"
     )
     assert "its own lr_v" not in steps_to_target.headline(found)
 
