@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -44,6 +45,15 @@ CHAT = (
 def own_cache(tmp_path_factory) -> None:
     """Keep tokens of the tests out of the user's cache."""
     os.environ["AUTOLR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: matrices this small are slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tokenizer_with(**special: str) -> PreTrainedTokenizerFast:

@@ -10,14 +10,7 @@ from autolr.model import projections
 from autolr.model.families import Rows
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

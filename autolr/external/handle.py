@@ -79,7 +79,7 @@ class Report:
         self._stopped = True
 
     def should_stop(self) -> bool:
-        """Return True if to return now: the trial is pruned, has diverged, or is at its end."""
+        """Return True if the function must return now: the trial is pruned, has diverged, or is at its end."""
         return self._stopped or self._slot.done
 
 

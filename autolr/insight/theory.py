@@ -203,8 +203,8 @@ def theory(
         if measure:
             choices = _peaks(base, judge, choices, held, batch_size, tokens, seed)
         if data is not None:
-            rule = baselines.default(setting.space)
-            candidate = rule.model_copy(update={"lr_v": lr_v or rule.lr_v, "ratio": ratio, "rank": ranks[0]})
+            default = baselines.default(setting.space)
+            candidate = default.model_copy(update={"lr_v": lr_v or default.lr_v, "ratio": ratio, "rank": ranks[0]})
             found = first_steps.measure(
                 base,
                 judge,

@@ -153,7 +153,9 @@ def _problems(kind: type[Document], error: ValidationError, text: str, typed: Co
     for item in error.errors(include_url=False):
         path = tuple(part for part in item["loc"] if _is_key(part))
         key = ".".join(str(part) for part in path)
-        is_typed = any(key == one or key.startswith(f"{one}.") for one in typed)
+        # An error of a whole section, such as an old name in it, is typed if it names a key that is.
+        named = [one for one in typed if one.startswith(f"{key}.") and one.rsplit(".", 1)[1] in item["msg"]]
+        is_typed = bool(named) or any(key == one or key.startswith(f"{one}.") for one in typed)
         line = None if is_typed else _line_of(text, path)
         where = f"line {line}: {key}" if line and key else key or "document"
         where += " (from the command line)" * is_typed

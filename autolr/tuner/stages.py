@@ -90,7 +90,7 @@ def stages(study: Study, horizon: int) -> tuple[Stage, ...]:
     trials = Stage(TRIALS, trained, study.budget.trials, judged_on=Judge.RUNGS)
     ends = [steps_of(stage, horizon) for stage in later]
     halving = [
-        Stage(f"{100 * end / horizon:.3g}%", end, stage.promote or 1)
+        Stage(_name(stage, end, horizon), end, stage.promote or 1)
         for stage, end, following in zip(later, ends, [*ends[1:], horizon + 1], strict=False)
         if trained < end < following
     ]
@@ -100,6 +100,13 @@ def stages(study: Study, horizon: int) -> tuple[Stage, ...]:
     compared = 1 if halving or not later else later[-1].promote or 1
     again = Stage(SEEDS, trained, compared, study.search.seeds, Judge.SPLITS, baselines.of(study))
     return trials, *halving, again
+
+
+def _name(stage: StageSetting, end: int, horizon: int) -> str:
+    """Return a stage's name: the share of the full run that the study gives, or its last step."""
+    if end == horizon:
+        return "100%"
+    return f"step {end}" if stage.to > 1 else f"{100 * stage.to:.3g}%"
 
 
 def steps_of(stage: StageSetting, horizon: int) -> int:

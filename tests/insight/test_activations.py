@@ -13,13 +13,7 @@ from autolr.model import adapters
 from autolr.model.sparse_logits import forward
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def subject(family, dtype=torch.float32):

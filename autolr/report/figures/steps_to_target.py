@@ -54,10 +54,10 @@ def targets(result: SearchResult) -> tuple[float, list[Target]] | None:
     The target is the lowest smoothed loss of the default's trial, the unit the step it came at.
     """
     curves = data.curves(result)
-    rule = next((curve for curve in curves if curve.trial.baseline == Baseline.DEFAULT), None)
-    if rule is None:
+    default = next((curve for curve in curves if curve.trial.baseline == Baseline.DEFAULT), None)
+    if default is None:
         return None
-    target, unit = _goal(rule.losses)
+    target, unit = _goal(default.losses)
     return target, [Target(curve.trial, _fraction(curve.losses, target, unit)) for curve in curves]
 
 
@@ -107,7 +107,7 @@ def ratio_ticks(ratios: Sequence[float]) -> list[float]:
     "steps_to_target",
     "Steps to target against λ",
     20,
-    "Steps until each trial reached the best training loss of the default (λ=1), as a share of its own steps: "
+    "Steps until each trial reached the best training loss of the default (λ=1), as a share of its steps: "
     "below the line a trial was faster. Hollow: not reached within its length; pruned trials had fewer steps. "
     "Diamonds: the compared candidates against the default's trainings, median and range over seeds.",
     "The default (λ=1) has not been tried in this search.",

@@ -71,10 +71,10 @@ def enqueue(trials: optuna.Study, study: Study, space: SearchSpace, callback: Ca
             trials.enqueue_trial(space.params(warm_start.carried(found, space)), user_attrs={"warm_start": number})
 
 
-def at_the_largest_rank(rule: Candidate, distributions: Mapping[str, BaseDistribution]) -> Candidate | None:
+def at_the_largest_rank(default: Candidate, distributions: Mapping[str, BaseDistribution]) -> Candidate | None:
     """Return a candidate at the largest rank of a space; None where it has that rank already."""
     rank = max(getattr(distributions.get("rank"), "choices", (0,)))
-    return rule.model_copy(update={"rank": rank}) if rank > rule.rank else None
+    return default.model_copy(update={"rank": rank}) if rank > default.rank else None
 
 
 def propose(trials: optuna.Study, space: SearchSpace, known: Sequence[FrozenTrial]) -> optuna.Trial | None:

@@ -22,7 +22,7 @@ RULE_EXPONENTS = {"qwen": 0.0775}
 RULE_EXPONENT = 0.781
 # "LoRA Without Regret" (Schulman et al., 2025) finds LoRA's best rate ten times that of full fine-tuning.
 FULL_SHARE = 0.1
-# An automatic range reaches this factor below and above the rule's rate.
+# An automatic range reaches this factor below and above the default's rate.
 AUTO_FACTOR = 10.0
 HEAD_STEP = 2.0
 

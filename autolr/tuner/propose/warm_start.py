@@ -34,16 +34,16 @@ def earlier(run: str | Path) -> WarmStart:
     result = SearchResult.load(run)
     if result.recipe is None:
         raise RunError(f"--warm-start {run}: this search is not finished. Resume it with: autolr search --out {run}")
-    rule = next((trial.candidate for trial in result.trials if trial.baseline == Baseline.DEFAULT), None)
+    default = next((trial.candidate for trial in result.trials if trial.baseline == Baseline.DEFAULT), None)
     scores = result.recipe.evidence.scores if result.recipe.evidence else []
-    rule = rule or next((s.candidate for s in scores if Baseline.DEFAULT.is_in(s.label)), None)
-    if rule is None:
+    default = default or next((s.candidate for s in scores if Baseline.DEFAULT.is_in(s.label)), None)
+    if default is None:
         raise RunError(
             f"--warm-start {run}: it has no trial of the default, which scales its rates. Choose another run."
         )
     winner = result.recipe.candidate
     return WarmStart(
-        source=Path(run).name, rate=float(f"{winner.lr_v / rule.lr_v:.4g}"), ratio=winner.ratio, rank=winner.rank
+        source=Path(run).name, rate=float(f"{winner.lr_v / default.lr_v:.4g}"), ratio=winner.ratio, rank=winner.rank
     )
 
 
@@ -53,8 +53,8 @@ def carried(winner: WarmStart, space: SearchSpace) -> Candidate:
     point: dict[str, Any] = {
         name: _nearest(space, name, value) for name, value in values.items() if name in space.distributions and value
     }
-    rule = {**baselines.default(space).model_dump(), **space.fixed, **point}
-    return Candidate(**{**rule, "rank": int(rule["rank"])})
+    default = {**baselines.default(space).model_dump(), **space.fixed, **point}
+    return Candidate(**{**default, "rank": int(default["rank"])})
 
 
 def priors(winners: Sequence[WarmStart], space: SearchSpace) -> dict[str, Prior]:
