@@ -32,8 +32,8 @@ class Method(Document):
     )
     max_lr_b: Literal["auto"] | Rate = Field(
         "auto",
-        description="ratios multiply: whatever λ and loraplus_lr_ratio are, no B learns faster than this; auto: ten times the rule "
-        "of thumb's rate, or the highest lr_v of the space",
+        description="no B learns faster than this, whatever the ratios are; auto: ten times the rule of thumb's rate, "
+        "or the highest lr_v of the space",
     )
 
     @field_validator("kind")
