@@ -32,7 +32,7 @@ class Method(Document):
     )
     max_lr_b: Literal["auto"] | Rate = Field(
         "auto",
-        description="no B learns faster than this, whatever the ratios are; auto: ten times the rule of thumb's rate, "
+        description="no B learns faster than this, whatever the ratios are; auto: ten times the default's rate, "
         "or the highest lr_v of the space",
     )
 

@@ -157,8 +157,8 @@ def test_stages_after_the_trials_train_from_the_start_and_choose_the_winner(in_f
     assert len(training.calls) == calls
     table = {"stages": [{"to": 40}, {"to": 80, "promote": 4}, {"to": 1.0, "promote": 2}]}
     more = autolr.tune(Training(), out="more", **OPTIONS, **longer, search=table)
-    assert {name: len(stage) for name, stage in more.ladder.items()} == {"50%": 4, "100%": 3}
-    assert not any(one.losses for one in more.ladder["50%"])
+    assert {name: len(stage) for name, stage in more.ladder.items()} == {"step 80": 4, "100%": 3}
+    assert not any(one.losses for one in more.ladder["step 80"])
 
 
 def test_what_is_wrong_is_said(in_folder, capsys):

@@ -104,7 +104,7 @@ def test_finals_at_the_end_of_the_full_run_choose_the_winner(finished):
     rule = next(one for one in finals if "default" in one.label)
     assert result.recipe.candidate == (best if losses[best] <= rule.held_out_loss else rule.candidate)
     # A final is the training that the trial of the same candidate has begun, and that at half the full run resumes.
-    half = result.ladder["step 16"]
+    half = result.ladder["50%"]
     for one in (*half, *finals):
         for before in (*result.ended(), *half):
             if before.candidate == one.candidate:

@@ -107,12 +107,12 @@ def test_the_best_of_the_trials_that_finished_are_promoted(finished, setting):
     through = {trial.candidate for trial in finished.trials if trial.outcome == "finished"}
     wanted = [one for one in best_of(finished.trials, 9, setting.space, default) if one in through][:6]
     assert len(wanted) > 2 and default not in wanted
-    assert [one.candidate for one in sorted(finished.ladder["step 16"], key=lambda one: one.label)] == wanted
-    assert [phase.phase for phase in finished.phases] == ["trials", "step 16", "100%", "seeds"]
+    assert [one.candidate for one in sorted(finished.ladder["50%"], key=lambda one: one.label)] == wanted
+    assert [phase.phase for phase in finished.phases] == ["trials", "50%", "100%", "seeds"]
 
 
 def test_the_best_of_them_are_the_finalists(finished):
-    ranked = [one.candidate for one in sorted(finished.ladder["step 16"], key=lambda one: one.held_out_loss)]
+    ranked = [one.candidate for one in sorted(finished.ladder["50%"], key=lambda one: one.held_out_loss)]
     labels = {one.candidate: one.label for one in finished.finals if "finalist" in one.label}
     assert sorted(labels, key=labels.__getitem__) == ranked[:2]
     assert finished.finals == finished.ladder["100%"]
@@ -121,7 +121,7 @@ def test_the_best_of_them_are_the_finalists(finished):
 def test_they_end_at_half_and_are_scored_on_all_that_is_held_out_by_then(finished, setting, small_study):
     held_out = joined(judges(small_study, setting.data, HALF))
     assert len(held_out) > len(setting.data.validation)
-    for one in finished.ladder["step 16"][:2]:
+    for one in finished.ladder["50%"][:2]:
         candidate = one.candidate
         with setting.pack(1) as pack:
             slot = pack.admit(setting.space.slot(candidate, small_study.seed, 24))
@@ -140,7 +140,7 @@ def test_every_training_has_its_own_id_and_stands_in_one_file(finished, small_st
     assert kept == finished.trainings
     assert len({one.id for one in kept}) == len(kept)
     assert all(one.id == training_id(one.candidate, one.seed, one.steps) for one in kept)
-    assert {one.stage for one in kept} == {"step 16", "100%", "seeds"}
+    assert {one.stage for one in kept} == {"50%", "100%", "seeds"}
 
 
 def test_a_baseline_outside_the_space_trains_only_where_it_is_compared(finished):
@@ -175,7 +175,7 @@ def test_a_search_that_takes_more_trials_promotes_anew(small_study, tmp_path):
     few = small_study.model_copy(update={"budget": small_study.budget.model_copy(update={"trials": 3})})
     before = search(few, tmp_path / "run", device="cpu")
     assert list(before.ladder) == ["100%"]  # no more than two beside the default
-    assert len(search(small_study, tmp_path / "run", device="cpu").ladder["step 16"]) > 2
+    assert len(search(small_study, tmp_path / "run", device="cpu").ladder["50%"]) > 2
 
 
 def test_seeds_of_a_stage():

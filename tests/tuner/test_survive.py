@@ -239,7 +239,7 @@ def test_finals_go_on_where_their_trials_ended(undisturbed, small_study, tmp_pat
     assert [file.stem for file in (tmp_path / "few" / "slots").glob("trial-*.safetensors")] == ["trial-0"]
     assert same(search(small_study, tmp_path / "few", device="cpu"), undisturbed)
     tried = {trial.candidate: trial for trial in undisturbed.ended()}
-    half = {one.candidate: one for one in undisturbed.ladder["step 16"]}
+    half = {one.candidate: one for one in undisturbed.ladder["50%"]}
     saved = 0
     for whole, final in zip(from_the_start.finals, undisturbed.finals, strict=True):
         stages = [tried[final.candidate], *([half[final.candidate]] if final.candidate in half else [])]
