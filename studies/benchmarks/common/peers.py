@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -17,6 +18,7 @@ from autolr.data.batches import TokenSet, batch_order
 from autolr.model import adapters
 from autolr.model.backbone import Backbone
 from autolr.model.quiet import quiet
+from autolr.pack.pack import Pack
 from autolr.schema.space import Role
 
 ALPHA = 16.0
@@ -226,3 +228,22 @@ def wait() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def profiled(pack: Pack, warm_up: int, steps: int, *, on_gpu: bool) -> profile:
+    """Return the profile of a pack's steps, taken after others that warm it up.
+
+    Args:
+        pack: with its slots filled.
+        warm_up: steps before the profile begins.
+        steps: that are profiled.
+        on_gpu: record the GPU's kernels as well.
+    """
+    for _ in range(warm_up):
+        pack.step()
+    pack.flush()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        for _ in range(steps):
+            pack.step()
+        pack.flush()
+    return profiler

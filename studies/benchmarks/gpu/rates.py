@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from autolr.data.batches import CYCLE, TokenSet
 from autolr.data.tasks import Classification, Language, Task
@@ -255,16 +254,9 @@ def _compare(run: Run, case: Case, built: Backbone, data: TokenSet, rates: dict[
 
 def _profile(run: Run, case: Case, built: Backbone, data: TokenSet, slots: int, steps: int = 2) -> None:
     """Write where the GPU's time of a pack's eager steps goes."""
-    activities = [ProfilerActivity.CPU, *([] if run.simulated else [ProfilerActivity.CUDA])]
     own = "self_cpu_time_total" if run.simulated else "self_device_time_total"
     with case.filled(built, data, slots, case.block + steps) as pack:
-        for _ in range(case.block):
-            pack.step()
-        pack.flush()
-        with profile(activities=activities) as profiler:
-            for _ in range(steps):
-                pack.step()
-            pack.flush()
+        profiler = peers.profiled(pack, case.block, steps, on_gpu=not run.simulated)
     # A kernel's time counts for the operation that launched it as well: on a GPU kernels alone are taken.
     kind = DeviceType.CPU if run.simulated else DeviceType.CUDA
     events = [event for event in profiler.key_averages() if event.device_type == kind]

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from autolr.data.batches import CYCLE, TokenSet, batch_order
@@ -340,15 +339,8 @@ def profiled(result: Result, configuration: Configuration, device: torch.device,
     On a CPU the passes run one after another here, since the profiler sees the caller's thread alone.
     """
     c, on_gpu = configuration, device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with full_pack(c, base(c.shape, device), tokens(c.shape, c.length), slots, WARM_UP + steps, passes=1) as pack:
-        for _ in range(WARM_UP):
-            pack.step()
-        pack.flush()
-        with profile(activities=activities) as profiler:
-            for _ in range(steps):
-                pack.step()
-            pack.flush()
+        profiler = peers.profiled(pack, WARM_UP, steps, on_gpu=on_gpu)
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: getattr(event, own), reverse=True)
     total = sum(getattr(event, own) for event in events) or 1
