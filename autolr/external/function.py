@@ -97,13 +97,13 @@ def tune(
         work = Work(found, space, stages(found, horizon), folder, claims, callback)
         with claims.working():
             folder.mend()
-            contest = Engine(work, FunctionDriver(function)).run().read_again()
-        result, more = contest.result, ""
-        if all(record.losses == [record.validation_loss] for record in contest.over_seeds if not record.diverged):
+            selection = Engine(work, FunctionDriver(function)).run().read_again()
+        result, more = selection.result, ""
+        if all(record.losses == [record.validation_loss] for record in selection.over_seeds if not record.diverged):
             more = " Judged by the losses that also chose the winner: the function returned none of other examples."
         trained = sum(max(trial.rungs, default=0) for trial in result.ended())
         trained += sum(record.steps for record in result.trainings)
-        build_recipe(contest, trained / horizon, more=more).save(folder.recipe)
+        build_recipe(selection, trained / horizon, more=more).save(folder.recipe)
     return SearchResult.load(folder.path)
 
 

@@ -17,8 +17,8 @@ References: Jamieson and Talwalkar, "Non-stochastic best arm identification and 
 Example, with a driver that trains nothing but a formula:
 
     engine = Engine(work, driver)      # work: study, space, stages, folder, claims, callback
-    contest = engine.run()             # trials, then each stage of the table
-    contest.winner, contest.evidence(full_runs=3.9).verdict
+    selection = engine.run()             # trials, then each stage of the table
+    selection.winner, selection.evidence(full_runs=3.9).verdict
 """
 
 from __future__ import annotations
@@ -97,19 +97,19 @@ class Engine:
         """
         work = self.work
         self._try()
-        contest = Selection.read(work)
-        if not contest.tried:
+        selection = Selection.read(work)
+        if not selection.tried:
             raise RunError(
-                f"{work.folder.path}: none of the {len(contest.result.ended())} trials gave a score: all diverged or "
-                "did not fit the memory. Lower space.lr_v, method.lr_head or space.rank, leave out examples without "
-                "a finite loss, or give more trials"
+                f"{work.folder.path}: none of the {len(selection.result.ended())} trials gave a score: all diverged "
+                "or did not fit the memory. Lower space.lr_v, method.lr_head or space.rank, leave out examples "
+                "without a finite loss, or give more trials"
             )
         for stage in work.stages[1:]:
             # Who wins may add to who is compared: what is missing is asked for again.
-            while left := contest.missing(stage):
-                self._train(stage, left, contest)
-                contest = contest.read_again()
-        return contest
+            while left := selection.missing(stage):
+                self._train(stage, left, selection)
+                selection = selection.read_again()
+        return selection
 
     def _try(self) -> None:
         work, stage = self.work, self.work.stages[0]
@@ -122,9 +122,9 @@ class Engine:
             work.callback.phase(stage.name, work.study.budget.trials, done)
             self._drive(stage, room, trials)
 
-    def _train(self, stage: Stage, left: list[Job], contest: Selection) -> None:
+    def _train(self, stage: Stage, left: list[Job], selection: Selection) -> None:
         work = self.work
-        everyone = stage.seeds * len(contest.entrants(stage, contest.winner))
+        everyone = stage.seeds * len(selection.entrants(stage, selection.winner))
         with self.driver.room(work, stage, everyone) as room:
             # Checkpoints are written as often as in trials: what a kill costs is a rung's work at most.
             every = min(work.study.search.rung_steps(work.stages[0].steps), default=0)

@@ -11,16 +11,16 @@ from autolr.tuner.judge.selection import Selection
 from autolr.tuner.setting import Setting
 
 
-def build_recipe(contest: Selection, full_runs: float, setting: Setting | None = None, more: str = "") -> Recipe:
+def build_recipe(selection: Selection, full_runs: float, setting: Setting | None = None, more: str = "") -> Recipe:
     """Return the recipe of a search that is through.
 
     Args:
-        contest: says who won, and by what evidence.
+        selection: says who won, and by what evidence.
         full_runs: what was trained, in full runs.
         setting: model and data; None: they are those of a function of the user's.
         more: to be said after the verdict.
     """
-    study, space, winner = contest.work.study, contest.work.space, contest.winner
+    study, space, winner = selection.work.study, selection.work.space, selection.winner
     assert winner is not None
     method = {"lr_head": space.lr_head or "auto", "max_lr_b": space.max_lr_b, "kind": [winner.kind]}
     return Recipe(
@@ -31,12 +31,12 @@ def build_recipe(contest: Selection, full_runs: float, setting: Setting | None =
         task=study.task,
         method=study.method.model_copy(update=method),
         candidate=winner,
-        rates=_rates(contest, setting),
+        rates=_rates(selection, setting),
         training=study.training,
         steps=space.steps,
         split_seed=study.seed,
         seed=study.seed,
-        evidence=contest.evidence(full_runs, more),
+        evidence=selection.evidence(full_runs, more),
         versions=provenance.versions(),
         **(_of_the_data(setting) if setting else {"classes": [], "metric": study.metric or "loss"}),
     )
@@ -55,9 +55,9 @@ def _of_the_data(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _rates(contest: Selection, setting: Setting | None) -> Rates:
+def _rates(selection: Selection, setting: Setting | None) -> Rates:
     """Return the winner's rates, of what the model has: all-linear or not."""
-    space, winner = contest.work.space, contest.winner
+    space, winner = selection.work.space, selection.winner
     assert winner is not None
     rates, rates_b = winner.rates(space.lr_head), winner.rates_b(space.max_lr_b)
     rates = {role: rate for role, rate in rates.items() if rate > 0}

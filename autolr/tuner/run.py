@@ -219,9 +219,9 @@ def work(setting: Setting, folder: RunFolder, callback: Callback, name: str) -> 
             found = hardware.fit(setting, folder)
         callback.note(found.describe())
         part = Work(setting.study, setting.space, setting.stages, folder, claims, callback)
-        contest = Engine(part, PackDriver(setting, found)).run()
+        selection = Engine(part, PackDriver(setting, found)).run()
         with claims.lock():
             hardware.keep(hardware.used(found, devices_of(setting.backbone.model)), folder)
-            contest = contest.read_again()  # with what all workers have trained
-            trained = sum(phase.trained_tokens for phase in contest.result.phases)
-            build_recipe(contest, trained / setting.full_run_tokens, setting).save(folder.recipe)
+            selection = selection.read_again()  # with what all workers have trained
+            trained = sum(phase.trained_tokens for phase in selection.result.phases)
+            build_recipe(selection, trained / setting.full_run_tokens, setting).save(folder.recipe)

@@ -39,13 +39,13 @@ class Selection:
 
     @classmethod
     def read(cls, work: Work) -> Selection:
-        """Return the contest after the trials, from the folder of its search."""
+        """Return the selection after the trials, from the folder of its search."""
         result = SearchResult.load(work.folder.path)
         tried = best_of(result.trials, len(result.trials), work.space, baselines.default(work.space))
         return cls(work, result, tried)
 
     def read_again(self) -> Selection:
-        """Return the contest with the trainings that are there by now; its trials are over."""
+        """Return the selection with the trainings that are there by now; its trials are over."""
         folder = self.work.folder
         trainings, phases = records.parsed(folder.trainings, Record), records.parsed(folder.phases, Phase)
         return replace(self, result=replace(self.result, trainings=trainings, phases=phases))
